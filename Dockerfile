@@ -1,0 +1,24 @@
+# The image of every Airflow service and, on top of it, the stand-in facility's. DAGs, plugins and include are
+# mounted, not copied: an update of the bundle is a checkout and a restart, without a build.
+ARG AIRFLOW_IMAGE=apache/airflow:3.3.2-python3.11
+
+FROM ${AIRFLOW_IMAGE} AS airflow
+USER root
+# Where volumes are mounted. A new volume takes its owner and mode from here, so that no service needs to be
+# root to write to it, whatever the user id it runs with: the group is always 0.
+RUN mkdir -p /keys /config /facility /queue /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chown airflow:0 /keys /config /facility /queue /opt/airflow /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chmod 2770 /keys /config /facility /queue /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chmod g+rwx /opt/airflow
+USER airflow
+WORKDIR /opt/airflow
+COPY constraints.txt requirements.txt include/deployment/install-requirements /requirements/
+RUN bash /requirements/install-requirements /requirements/constraints.txt /requirements/requirements.txt
+ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
+    PYTHONDONTWRITEBYTECODE=1 \
+    AIRFLOW_CONFIG=/config/airflow.cfg
+
+FROM airflow AS standin
+COPY requirements-dev.txt /requirements/
+RUN grep -E '^(h5py|numpy|pillow)==' /requirements/requirements-dev.txt >/tmp/standin.txt \
+    && bash /requirements/install-requirements /requirements/constraints.txt /tmp/standin.txt

@@ -1,0 +1,63 @@
+# Targets work from a fresh clone: each installs what it needs into .venv, once.
+PYTHON ?= python3.11
+PORT ?= 8080
+ENGINE ?= ptychocam
+SCAN ?=
+WAIT ?= 1
+PARAMS ?=
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONPATH
+
+VENV := .venv/.installed-$(shell cat requirements.txt requirements-dev.txt constraints.txt | cksum | cut -d' ' -f1)
+CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
+CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
+RUN := PYTHONPATH=plugins:include .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench cdtools clean constraints
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
+	@$(RUN) -m demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
+
+test: $(VENV) $(CLI) ## All tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV) ## Style and types, without changing anything
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy plugins include dags
+
+bench: $(VENV) ## What the orchestration costs, as ratios in one run
+	@$(RUN) -m benchmark
+
+cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
+
+constraints: $(VENV) ## Write constraints.txt anew from what is installed
+	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt
+
+clean: ## Remove what the demonstration made, and the virtual environments
+	rm -rf .run .venv .venv-cli .venv-cdtools
+
+define need_python
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and '$(PYTHON)' is not on the PATH. Install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) must be Python 3.11 with its venv module (Debian: python3.11-venv)." >&2; exit 1; }
+endef
+
+$(VENV):
+	$(need_python)
+	@echo "Installing into .venv (about a minute, once)"
+	@$(PYTHON) -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt -c constraints.txt && touch $@
+
+$(CLI):
+	$(need_python)
+	@$(PYTHON) -m venv .venv-cli && .venv-cli/bin/pip install -q -r requirements-cli.txt && touch $@
+
+$(CDTOOLS):
+	$(need_python)
+	@echo "Installing CDTools and torch into .venv-cdtools (about a minute, once)"
+	@$(PYTHON) -m venv .venv-cdtools && .venv-cdtools/bin/pip install -q torch==2.13.0 && .venv-cdtools/bin/pip install -q -r requirements-cdtools.txt && touch $@

@@ -1,0 +1,1 @@
+"""What the orchestration itself costs: time, requests, imports. `make bench`."""

@@ -1,0 +1,1 @@
+"""Globus Auth and Globus Transfer v0.10 of the stand-in facility."""

@@ -1,0 +1,1 @@
+"""The routes of SFAPI v1.2, by topic."""

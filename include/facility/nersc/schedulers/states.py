@@ -1,0 +1,19 @@
+"""Slurm's job states."""
+
+from __future__ import annotations
+
+PENDING, CONFIGURING, RUNNING, SUSPENDED, COMPLETING = (
+    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING",
+)  # fmt: skip
+ALLOCATED = frozenset({CONFIGURING, RUNNING, SUSPENDED})
+ENDED = frozenset({
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED",
+    "DEADLINE", "REVOKED",
+})  # fmt: skip
+COMPACT = {
+    "PENDING": "PD", "CONFIGURING": "CF", "RUNNING": "R", "SUSPENDED": "S", "COMPLETING": "CG",
+    "COMPLETED": "CD", "FAILED": "F", "CANCELLED": "CA", "TIMEOUT": "TO", "OUT_OF_MEMORY": "OOM",
+    "NODE_FAIL": "NF", "BOOT_FAIL": "BF", "PREEMPTED": "PR", "DEADLINE": "DL", "REVOKED": "RV",
+    "STOPPED": "ST", "RESIZING": "RS", "SIGNALING": "SI", "STAGE_OUT": "SO", "REQUEUED": "RQ",
+    "REQUEUE_FED": "RF", "REQUEUE_HOLD": "RH", "RESV_DEL_HOLD": "RD", "SPECIAL_EXIT": "SE",
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""A complete Airflow on this machine, a process per component: for `make demo`, tests and benchmarks."""

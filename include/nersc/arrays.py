@@ -1,0 +1,13 @@
+"""Array types that the modules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Real = NDArray[np.floating[Any]]
+Complex = NDArray[np.complexfloating[Any, Any]]
+Bool = NDArray[np.bool_]
+Int = NDArray[np.integer[Any]]

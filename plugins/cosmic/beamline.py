@@ -1,0 +1,195 @@
+"""Facts of the site, read from `include/beamline.yaml` when a task runs (never when a DAG is parsed)."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from airflow.configuration import conf
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from facilities.errors import UserError
+
+Engine = Literal["ptychocam", "cdtools"]
+ENGINES: tuple[Engine, ...] = ("cdtools", "ptychocam")
+
+DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
+
+
+def _absolute_path(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/") or re.search(r"[\x00-\x1f]", text):
+        raise ValueError("must be an absolute path without '..' or control characters")
+    return text
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError("must be one word of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _time_limit(text: str) -> str:
+    if not re.fullmatch(r"(\d+-)?\d{1,2}:\d{2}:\d{2}", text):
+        raise ValueError('must be "HH:MM:SS" or "D-HH:MM:SS", in quotes')
+    return text
+
+
+def _zone_name(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("must be the name of a time zone, such as America/Los_Angeles") from error
+    return text
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
+Word = Annotated[str, AfterValidator(_word)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Connections(_Section):
+    """Ids of Airflow connections."""
+
+    globus: Word
+    superfacility: Word
+    status: Word
+
+
+class Collection(_Section):
+    """A Globus collection and the folder in it below which scans lie."""
+
+    name: Word
+    id: UUID
+    path: AbsolutePath
+
+
+class DestinationCollection(Collection):
+    """NERSC's collection; `file_system_path` is the same folder as jobs and SFAPI see it."""
+
+    file_system_path: AbsolutePath
+
+
+class Collections(_Section):
+    """Where scans come from and where they go."""
+
+    source: Collection
+    destination: DestinationCollection
+
+
+class Job(_Section):
+    """What every reconstruction job asks of Slurm."""
+
+    machine: Word
+    account: Word
+    qos: Word
+    constraint: Word
+    nodes: int
+    time_limit: Annotated[str, AfterValidator(_time_limit)]
+
+
+class EngineSettings(_Section):
+    """Where an engine's reconstruction script is installed at NERSC."""
+
+    script: AbsolutePath
+
+
+class Engines(_Section):
+    """One entry per engine."""
+
+    ptychocam: EngineSettings
+    cdtools: EngineSettings
+
+
+class Proposal(_Section):
+    """The days of a proposal's beam time, both included, and the parameters of its scans."""
+
+    first_day: date
+    last_day: date
+    parameters: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last_day < self.first_day:
+            raise ValueError("last_day is before first_day")
+        return self
+
+
+class Processing(_Section):
+    """Parameters of scans that nobody posted. A proposal's come before everyday's, a day's before both."""
+
+    parameters: dict[str, Any] = {}
+    proposals: dict[str, Proposal] = {}
+    days: dict[date, dict[str, Any]] = {}
+
+
+class WatcherSettings(_Section):
+    """Whether and how the beamline's collection is watched for new scans."""
+
+    enabled: bool = False
+    interval_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    min_age_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+
+class Beamline(_Section):
+    """The whole of `beamline.yaml`."""
+
+    connections: Connections
+    collections: Collections
+    job: Job
+    engines: Engines
+    job_script_folder: str
+    flight_check_file: str
+    time_zone: Annotated[str, AfterValidator(_zone_name)] = "America/Los_Angeles"
+    processing: Processing = Processing()
+    watcher: WatcherSettings = WatcherSettings()
+
+    def script(self, engine: Engine) -> str:
+        """Absolute path of an engine's reconstruction script at NERSC."""
+        settings: EngineSettings = getattr(self.engines, engine)
+        return settings.script
+
+
+def beamline() -> Beamline:
+    """The site's facts, from the file named by `[cosmic] beamline_file`, or from the bundle's own.
+
+    :raises UserError: the file is missing or wrong; the message names file and key.
+    """
+    path = Path(conf.get("cosmic", "beamline_file", fallback="") or DEFAULT_FILE)
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise UserError(
+            f"The beamline's settings {path} cannot be read: {error.strerror}",
+            next_step="correct [cosmic] beamline_file, or put the file there, then clear this task.",
+        ) from error
+    return _load(path, changed)
+
+
+@cache
+def _load(path: Path, _changed: int) -> Beamline:
+    try:
+        return Beamline.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise _wrong(path, str(error)) from error
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc']) or 'the file'}: {e['msg']}" for e in error.errors()
+        ]
+        raise _wrong(path, "\n".join(lines)) from error
+
+
+def _wrong(path: Path, details: str) -> UserError:
+    return UserError(
+        f"The beamline's settings {path} are wrong",
+        next_step="correct the keys named below, then clear this task.",
+        details=details,
+    )

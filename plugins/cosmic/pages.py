@@ -1,0 +1,94 @@
+"""The "Result" tab of a run: did the scan make it, and what does the reconstruction look like?
+
+The page shows what the run's tasks left in their XComs; the preview is fetched from NERSC when it is looked
+at. Paths come from the XComs only, never from the address.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from fastapi import Depends, FastAPI, HTTPException, Path
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, PackageLoader, select_autoescape
+from sqlalchemy import select
+
+from cosmic.beamline import ENGINES, beamline
+from facilities.errors import FacilityError
+from facilities.superfacility.hook import SuperfacilityHook
+
+URL_PREFIX = "/cosmic"
+
+# The page has no script, so none may run on it, whatever finds its way into a path or a warning.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "private, no-store",
+}
+
+app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
+_templates = Environment(
+    loader=PackageLoader("cosmic", "templates"), autoescape=select_autoescape(default=True), trim_blocks=True
+)
+
+DagId = Annotated[str, Path(max_length=250)]
+RunId = Annotated[str, Path(max_length=250)]
+MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
+def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLResponse:
+    """A run's transfer and reconstructions, or how far it has come."""
+    run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    if run is None:
+        raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
+    tasks = session.scalars(
+        select(TaskInstance)
+        .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+        .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
+    ).all()
+    html = _templates.get_template("result.html").render(
+        run=run,
+        scan=(run.conf or {}).get("file_path"),
+        transfer=_xcom(session, dag_id, run_id, "copy_to_nersc"),
+        reconstructions=[
+            result for e in ENGINES if (result := _xcom(session, dag_id, run_id, f"{e}.collect"))
+        ],
+        tasks=tasks,
+        prefix=f"{URL_PREFIX}/dags/{dag_id}/runs/{run_id}",
+    )
+    return HTMLResponse(html, headers=_HEADERS)
+
+
+@app.get("/dags/{dag_id}/runs/{run_id}/{engine}/preview.png", dependencies=[MayRead])
+def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> Response:
+    """The preview of one reconstruction, fetched from NERSC."""
+    result = _xcom(session, dag_id, run_id, f"{engine}.collect") if engine in ENGINES else None
+    if result is None:
+        raise HTTPException(404, f"Run {run_id} has no {engine} reconstruction.")
+    site = beamline()
+    hook = SuperfacilityHook(superfacility_conn_id=site.connections.superfacility)
+    try:
+        content = hook.download(site.job.machine, result["preview"])
+    except FacilityError as error:
+        raise HTTPException(502, f"NERSC did not give the preview: {error.what}.") from error
+    finally:
+        hook.close()
+    return Response(
+        content, media_type="image/png", headers=_HEADERS | {"Cache-Control": "private, max-age=3600"}
+    )
+
+
+def _xcom(session: SessionDep, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
+    query = XComModel.get_many(run_id=run_id, key="return_value", task_ids=task_id, dag_ids=dag_id, limit=1)
+    row = session.scalars(query).first()
+    if row is None:
+        return None
+    value = XComModel.deserialize_value(row)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None

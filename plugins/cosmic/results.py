@@ -1,0 +1,163 @@
+"""The result of a reconstruction: that it exists, how good it is, what it cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from cosmic.beamline import Engine
+from facilities.errors import NotFoundError, UserError
+from facilities.superfacility.hook import SuperfacilityHook
+
+log = logging.getLogger(__name__)
+
+RESULT_SUFFIXES = (".cxi", ".png", ".json")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class Quality(TypedDict):
+    """Figures of a reconstruction, as its program wrote them (SI units)."""
+
+    frames: int | None
+    iterations: int | None
+    final_error: float | None
+    pixel_size_m: list[float] | None  # y, x
+    object_shape: list[int] | None  # y, x
+    resolution_m: float | None
+
+
+class Reconstruction(TypedDict):
+    """The checked result of one engine."""
+
+    engine: str
+    result: str  # absolute path at NERSC, CXI
+    preview: str  # absolute path at NERSC, PNG
+    preview_size: list[int]  # width, height in pixels
+    bytes: int  # of the result
+    quality: Quality
+    warnings: list[str]
+    job_id: str
+    queue_seconds: float | None
+    run_seconds: float | None
+    node_hours: float | None
+
+
+def collect_result(
+    *, engine: Engine, output: str, job: Mapping[str, Any], hook: SuperfacilityHook, machine: str
+) -> Reconstruction:
+    """Check that a finished job left what it should have, and read its figures.
+
+    :param output: absolute prefix of the result files at NERSC.
+    :param job: what the sensor said of the job.
+    :raises UserError: a file is missing, empty or not what its name says.
+    """
+    sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}
+    figures = _figures(hook, machine, output + ".json", job)
+    preview = hook.download(machine, output + ".png")
+    result = Reconstruction(
+        engine=engine,
+        result=output + ".cxi",
+        preview=output + ".png",
+        preview_size=_png_size(preview, output + ".png"),
+        bytes=sizes[".cxi"],
+        quality=_quality(figures),
+        warnings=[str(text)[:500] for text in figures.get("warnings") or []][:20],
+        job_id=str(job["job_id"]),
+        queue_seconds=job.get("queue_seconds"),
+        run_seconds=job.get("run_seconds"),
+        node_hours=job.get("node_hours"),
+    )
+    for warning in result["warnings"]:
+        log.warning("%s says: %s", engine, warning)
+    log.info("%s: %s", engine, describe(result))
+    return result
+
+
+def describe(result: Reconstruction) -> str:
+    """One line about a reconstruction for a person."""
+    quality = result["quality"]
+    parts = [result["result"], f"{result['bytes'] / 1e6:.1f} MB"]
+    if quality["final_error"] is not None:
+        parts.append(f"error {quality['final_error']:.3g} after {quality['iterations']} iterations")
+    if quality["pixel_size_m"]:
+        parts.append(f"pixel {quality['pixel_size_m'][0] * 1e9:.2f} nm")
+    if quality["resolution_m"]:
+        parts.append(f"resolution {quality['resolution_m'] * 1e9:.1f} nm")
+    if result["node_hours"] is not None:
+        parts.append(f"{result['node_hours']:.4f} node-hours")
+    return ", ".join(parts)
+
+
+def summarise(
+    scan: str, transfer: Mapping[str, Any], results: Sequence[Reconstruction | None]
+) -> dict[str, Any]:
+    """The result of a whole run, for the last task's XCom and log."""
+    done = [result for result in results if result is not None]
+    copied = f"{scan} is at NERSC ({transfer['bytes']} bytes moved by Globus task {transfer['task_id']})"
+    if not done:
+        message = f"{copied}. Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
+    else:
+        message = f"{copied}. " + " ".join(f"{r['engine']}: {describe(r)}." for r in done)
+    log.info(message)
+    return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
+
+
+def _size(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> int:
+    try:
+        size = hook.stat(machine, path).size
+    except NotFoundError as error:
+        raise _incomplete(path, "is missing", job) from error
+    if size == 0:
+        raise _incomplete(path, "is empty", job)
+    return size
+
+
+def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        figures = json.loads(hook.download(machine, path))
+    except ValueError as error:
+        raise _incomplete(path, f"is not JSON ({error})", job) from error
+    if not isinstance(figures, dict):
+        raise _incomplete(path, "is not a JSON object", job)
+    return figures
+
+
+def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
+    return UserError(
+        f"Slurm says that the job succeeded, but its result {path} {how}",
+        remote_id=f"Slurm job {job['job_id']}",
+        state=str(job.get("state", "COMPLETED")),
+        next_step=(
+            f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
+            "clear the submit task of this engine to run the job again."
+        ),
+    )
+
+
+def _quality(figures: Mapping[str, Any]) -> Quality:
+    return Quality(
+        frames=_number(figures, "frames"),
+        iterations=_number(figures, "iterations"),
+        final_error=_number(figures, "final_error"),
+        pixel_size_m=figures.get("pixel_size_m"),
+        object_shape=figures.get("object_shape"),
+        resolution_m=_number(figures, "resolution_m"),
+    )
+
+
+def _number(figures: Mapping[str, Any], key: str) -> Any:
+    value = figures.get(key)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _png_size(content: bytes, path: str) -> list[int]:
+    """Width and height from a PNG's header."""
+    if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or len(content) < 24:
+        raise UserError(
+            f"The preview {path} is not a PNG image",
+            next_step="look at the result file itself, and tell the keeper of the reconstruction program.",
+        )
+    return list(struct.unpack(">II", content[16:24]))

@@ -1,0 +1,118 @@
+"""The runs of `transfer_auto_recon` as a task or a trigger sees them: how they ended, how many, one more.
+
+Tasks have no access to Airflow's database and no user for its REST API; what they have is a connection to
+their supervisor, which is what Airflow's own TriggerDagRunOperator uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+
+from cosmic.comparison import LIVING_RUN_STATES
+from cosmic.scans import ScanPath
+from facilities.errors import TransientError, UserError
+
+DAG_ID = "transfer_auto_recon"
+COPY_TASK = "copy_to_nersc"
+
+_BEFORE_OR_IN_COPY = [
+    "null",
+    "scheduled",
+    "queued",
+    "running",
+    "deferred",
+    "restarting",
+    "up_for_retry",
+    "up_for_reschedule",
+]
+_IDS_PER_REQUEST = 40  # ids travel in the address: 40 of the longest are 10 kB
+_GAP = 2  # a run that somebody deleted leaves a gap in the generations
+
+
+def count_living() -> int:
+    """How many runs are queued or running, whoever started them."""
+    return int(_runtime().get_dr_count(dag_id=DAG_ID, states=sorted(LIVING_RUN_STATES)))
+
+
+def count_copying() -> int:
+    """How many of them have not finished their transfer yet."""
+    return int(_runtime().get_ti_count(dag_id=DAG_ID, task_ids=[COPY_TASK], states=_BEFORE_OR_IN_COPY))
+
+
+def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, str]]:
+    """States of all runs of these scans that have an id of ours; scans without a run are left out.
+
+    :raises TransientError: Airflow's API server does not answer.
+    """
+    found: dict[ScanPath, dict[int, str]] = {}
+    looked_for, generation = list(scans), 1
+    while looked_for:
+        states = _states([scan.run_id(generation) for scan in looked_for])
+        for scan in looked_for:
+            if (state := states.get(scan.run_id(generation))) is not None:
+                found.setdefault(scan, {})[generation] = state
+        generation += 1
+        looked_for = [scan for scan in looked_for if generation - max(found.get(scan, {0: ""})) <= _GAP]
+    return found
+
+
+def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
+    """Start a run; False when there is one with this id already.
+
+    :raises UserError: Airflow refuses these parameters, or has no such DAG.
+    :raises TransientError: Airflow's API server does not answer.
+    """
+    from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun  # noqa: PLC0415 - not for parsing
+
+    message = TriggerDagRun(dag_id=DAG_ID, run_id=run_id, conf=dict(conf), note=note)
+    reply = _send(message, run_id)
+    return not (isinstance(reply, ErrorResponse) and reply.error is ErrorType.DAGRUN_ALREADY_EXISTS)
+
+
+def _states(run_ids: Sequence[str]) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for some in _chunks(run_ids):
+        there = list(_runtime().get_task_states(dag_id=DAG_ID, task_ids=[COPY_TASK], run_ids=some))
+        # In most chunks all have succeeded, and one question is enough.
+        if there and _runtime().get_dr_count(dag_id=DAG_ID, run_ids=there, states=["success"]) == len(there):
+            states |= dict.fromkeys(there, "success")
+        else:
+            states |= {run_id: _runtime().get_dagrun_state(DAG_ID, run_id) for run_id in there}
+    return states
+
+
+def _chunks(run_ids: Sequence[str]) -> Iterator[list[str]]:
+    for first in range(0, len(run_ids), _IDS_PER_REQUEST):
+        yield list(run_ids[first : first + _IDS_PER_REQUEST])
+
+
+def _runtime() -> Any:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415 - not for parsing
+
+    return RuntimeTaskInstance
+
+
+def _send(message: Any, run_id: str) -> Any:
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS  # noqa: PLC0415 - set when a task starts
+
+    try:
+        return SUPERVISOR_COMMS.send(message)
+    except AirflowRuntimeError as error:
+        detail = error.error.detail or {}
+        said = str(detail.get("detail") or detail.get("message") or error)
+        if detail.get("status_code") in (400, 404, 422):
+            raise UserError(
+                f"Airflow refuses to start a run of {DAG_ID}",
+                remote_id=run_id,
+                next_step="correct what it names (parameters: `processing` in beamline.yaml), then clear this task.",
+                details=said,
+            ) from error
+        raise TransientError(
+            f"A run of {DAG_ID} could not be started",
+            remote_id=run_id,
+            next_step="look at the API server's log; this task tries again, and starts none twice.",
+            details=said,
+        ) from error

@@ -1,0 +1,128 @@
+"""The failures of remote services, by class.
+
+Every message names what failed, the id, the last state seen and what to do next. The class of an
+exception decides whether trying again can help (see `facilities.retries`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+FailureClass = Literal["transient", "infrastructure", "resources", "user", "credentials"]
+
+
+class FacilityError(Exception):
+    """Base of all failures of a remote service.
+
+    :param what: what failed, in one sentence, without a full stop.
+    :param remote_id: id of the remote thing (Globus task, Slurm job, path), if there is one.
+    :param state: last state that the service reported.
+    :param next_step: what the reader should do, one sentence.
+    :param details: further lines (a service's own message, the tail of a log).
+    """
+
+    failure_class: ClassVar[FailureClass] = "user"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remote_id: str | None = None,
+        state: str | None = None,
+        next_step: str = "",
+        details: str = "",
+    ) -> None:
+        self.what = what
+        self.remote_id = remote_id
+        self.state = state
+        self.next_step = next_step
+        self.details = details
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        parts = [self.what]
+        if self.remote_id:
+            parts.append(f"id {self.remote_id}")
+        if self.state:
+            parts.append(f"last state {self.state}")
+        message = "; ".join(parts) + "."
+        if self.next_step:
+            message += f" What to do: {self.next_step}"
+        if self.details:
+            message += f"\n{self.details}"
+        return message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.__dict__.copy()))
+
+
+def _rebuild(cls: type[FacilityError], fields: dict[str, object]) -> FacilityError:
+    error = cls.__new__(cls)
+    error.__dict__.update(fields)
+    Exception.__init__(error, error._message())
+    return error
+
+
+class TransientError(FacilityError):
+    """The service did not answer, or said that it cannot at the moment: the same call may work later."""
+
+    failure_class = "transient"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remote_id: str | None = None,
+        state: str | None = None,
+        next_step: str = "",
+        details: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        self.retry_after = retry_after  # seconds, as the service asked
+        super().__init__(what, remote_id=remote_id, state=state, next_step=next_step, details=details)
+
+
+class LostReplyError(TransientError):
+    """A request may have been acted on, but its reply was lost: look before sending it again."""
+
+
+class InfrastructureError(FacilityError):
+    """The facility lost the work (node failure, preemption, boot failure): the same work may run again."""
+
+    failure_class = "infrastructure"
+
+
+class ResourcesError(FacilityError):
+    """The work ran out of time or memory: it needs more of it to succeed."""
+
+    failure_class = "resources"
+
+
+class TimeLimitError(ResourcesError):
+    """The task's own limit of waiting was reached."""
+
+
+class UserError(FacilityError):
+    """What was asked for cannot work (missing file, wrong account, failed program): do not try again."""
+
+    failure_class = "user"
+
+
+class NotFoundError(UserError):
+    """The service does not know the thing that was named."""
+
+
+class CredentialsError(FacilityError):
+    """Wrong, expired or unreadable credentials: somebody must renew them."""
+
+    failure_class = "credentials"
+
+
+BY_CLASS: dict[FailureClass, type[FacilityError]] = {
+    "transient": TransientError,
+    "infrastructure": InfrastructureError,
+    "resources": ResourcesError,
+    "user": UserError,
+    "credentials": CredentialsError,
+}
+"""What to raise for a class that a trigger has put into its event."""

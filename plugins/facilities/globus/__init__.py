@@ -1,0 +1,1 @@
+"""Globus Transfer: hook, operators, triggers and links."""

@@ -1,0 +1,105 @@
+"""The connection type `globus`: its form and its reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from facilities.errors import CredentialsError, UserError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+AUTH_URL = "https://auth.globus.org/"
+TRANSFER_URL = "https://transfer.api.globus.org/"
+WEB_URL = "https://app.globus.org/"
+
+
+def _url_field(label: str, default: str, description: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "description": f"{description} Empty: {default}",
+        "schema": {"type": ["string", "null"], "format": "url"},
+    }
+
+
+CONNECTION_TYPE: dict[str, Any] = {
+    "connection-type": "globus",
+    "hook-class-name": "facilities.globus.hook.GlobusHook",
+    "hook-name": "Globus",
+    "ui-field-behaviour": {
+        "hidden-fields": ["host", "schema", "port"],
+        "relabeling": {"login": "Client ID", "password": "Client secret"},
+        "placeholders": {
+            "login": "UUID of a confidential client, from https://app.globus.org/settings/developers",
+            "password": "one of its secrets",
+        },
+    },
+    "conn-fields": {
+        "transfer_base_url": _url_field(
+            "Transfer URL", TRANSFER_URL, "Only for another Globus than the real one."
+        ),
+        "auth_base_url": _url_field("Auth URL", AUTH_URL, "Only for another Globus than the real one."),
+        "web_app_url": _url_field("Web app URL", WEB_URL, "Where links to tasks point to."),
+    },
+}
+
+
+@dataclass(frozen=True)
+class GlobusSettings:
+    """What a connection of type `globus` says."""
+
+    conn_id: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    auth_url: str = AUTH_URL
+    transfer_url: str = TRANSFER_URL
+    web_url: str = WEB_URL
+
+    @property
+    def identity(self) -> str:
+        """The client's own identity: collections give permissions to this name."""
+        return f"{self.client_id}@clients.auth.globus.org"
+
+    @classmethod
+    def from_connection(cls, connection: Connection, conn_id: str) -> GlobusSettings:
+        """Read and check a connection.
+
+        :raises CredentialsError: when the client's id or secret is missing.
+        :raises UserError: when it is of another type or a URL is malformed.
+        """
+        if connection.conn_type != "globus":
+            raise UserError(
+                f"Connection '{conn_id}' is of type '{connection.conn_type}', not 'globus'",
+                next_step="choose the type Globus in the connection's form.",
+            )
+        client_id, secret = (connection.login or "").strip(), (connection.password or "").strip()
+        for value, name in ((client_id, "client id (login)"), (secret, "client secret (password)")):
+            if not value:
+                raise CredentialsError(
+                    f"Connection '{conn_id}' has no {name}",
+                    next_step="make a confidential client and a secret for it at "
+                    "https://app.globus.org/settings/developers and put both into the connection.",
+                )
+        extra = connection.extra_dejson
+        return cls(
+            conn_id=conn_id,
+            client_id=client_id,
+            client_secret=secret,
+            auth_url=_url(extra.get("auth_base_url"), AUTH_URL, conn_id, "auth_base_url"),
+            transfer_url=_url(extra.get("transfer_base_url"), TRANSFER_URL, conn_id, "transfer_base_url"),
+            web_url=_url(extra.get("web_app_url"), WEB_URL, conn_id, "web_app_url"),
+        )
+
+
+def _url(value: object, default: str, conn_id: str, key: str) -> str:
+    if value is None or value == "":
+        return default
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise UserError(
+            f"Connection '{conn_id}': {key} is not an http(s) address without user name",
+            next_step="correct it, or leave it empty for the real Globus.",
+        )
+    return f"{parts.geturl().rstrip('/')}/"

@@ -1,0 +1,414 @@
+"""The only place that talks to Globus.
+
+globus_sdk would send every request, POSTs included, up to six times over minutes, and blocks. Here it
+sends each request once with a short timeout; `GlobusHook` repeats those that may be repeated, a few
+times, so that a worker does not fail for a hiccup, and callers decide about anything longer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import globus_sdk
+from airflow.sdk import BaseHook
+
+from facilities.errors import FacilityError, TransientError, UserError
+from facilities.globus.connection import GlobusSettings
+from facilities.globus.documents import FileEntry, TaskSnapshot
+from facilities.globus.requests import DeleteRequest, Request, check_collection, check_path, check_task_id
+from facilities.globus.sdk_errors import Call, ExistsError, explain, unreadable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+# Warns about each failed request without saying which; the errors raised here say it.
+logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
+
+_IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
+_LONGEST_PAUSE = 30.0
+_REPORT_LIMIT = 2000
+
+
+class GlobusHook(BaseHook):
+    """Calls Globus Transfer as a confidential client. May be shared between threads.
+
+    :param globus_conn_id: connection of type `globus`.
+    :param attempts: how often a request is sent when Globus cannot answer at the moment.
+    :param first_pause: seconds before the second attempt; doubled each time.
+    :param http_timeout: seconds that a request may take.
+
+    Every method raises `TransientError` when Globus stays silent or busy, `CredentialsError` when it
+    refuses the client, `NotFoundError` and other `UserError`s when it refuses what was asked.
+    """
+
+    conn_name_attr = "globus_conn_id"
+    default_conn_name = "globus_default"
+    conn_type = "globus"
+    hook_name = "Globus"
+
+    def __init__(
+        self,
+        globus_conn_id: str = default_conn_name,
+        *,
+        attempts: int = 4,
+        first_pause: float = 1.0,
+        http_timeout: float = 30.0,
+        settings: GlobusSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.globus_conn_id = globus_conn_id
+        self.attempts = attempts
+        self.first_pause = first_pause
+        self.http_timeout = http_timeout
+        self._settings = settings
+        self._scopes: list[str] = []
+        self._transfer: globus_sdk.TransferClient | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def settings(self) -> GlobusSettings:
+        """What the connection says; read once."""
+        if self._settings is None:
+            connection = self.get_connection(self.globus_conn_id)
+            self._settings = GlobusSettings.from_connection(connection, self.globus_conn_id)
+        return self._settings
+
+    def forget(self) -> None:
+        """Read the connection and fetch a token anew at the next call: somebody may have renewed a secret."""
+        with self._lock:
+            self.close()
+            self._settings = None
+
+    def close(self) -> None:
+        """Release the connections to Globus; the next call opens new ones."""
+        with self._lock:
+            if self._transfer is not None:
+                self._transfer.transport.close()
+            self._transfer = None
+
+    def for_emergency(self) -> GlobusHook:
+        """A hook with the same settings that shares no lock with this one and does not repeat itself.
+
+        For signal handlers: the interrupted code may be holding this hook's lock.
+        """
+        return GlobusHook(self.globus_conn_id, attempts=1, http_timeout=5.0, settings=self.settings)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Answer the connection form's Test button."""
+        try:
+            self.ping()
+        except FacilityError as error:
+            return False, str(error)
+        return True, f"Globus accepts {self.settings.identity}, and Transfer answers."
+
+    def ping(self) -> None:
+        """Make sure that Globus Auth accepts the client and that Transfer answers."""
+        self._call("listing tasks", lambda transfer: transfer.task_list(limit=1))
+
+    def task_url(self, task_id: str) -> str:
+        """Address of a task's page in Globus's web app."""
+        return f"{self.settings.web_url}activity/{check_task_id(task_id)}"
+
+    # Tasks
+
+    def new_submission_id(self) -> str:
+        """Ask for an id under which exactly one task can be submitted."""
+        reply = self._call("asking for a submission id", lambda transfer: transfer.get_submission_id())
+        return _field(reply, "value", "asking for a submission id")
+
+    def submit(self, request: Request, submission_id: str) -> str:
+        """Submit a transfer or delete; returns the task's id. May be repeated with the same submission id.
+
+        :raises SubmissionConflictError: when a living task moves the same paths.
+        :raises SubmissionIdError: when Globus does not accept the submission id.
+        """
+        what = f"submitting the {request.kind.lower()} of {request}"
+
+        def post(transfer: globus_sdk.TransferClient) -> Any:
+            if isinstance(request, DeleteRequest):
+                return transfer.submit_delete(request.document(submission_id))
+            return transfer.submit_transfer(request.document(submission_id))
+
+        reply = self._call(what, post, remote_id=f"submission {submission_id}", changes=True)
+        return check_task_id(_field(reply, "task_id", what))
+
+    def get_task(self, task_id: str) -> TaskSnapshot:
+        """Read one task."""
+        task_id = check_task_id(task_id)
+        reply = self._call("reading a task", lambda transfer: transfer.get_task(task_id), remote_id=task_id)
+        return TaskSnapshot.from_document(reply)
+
+    def get_tasks(self, task_ids: Iterable[str]) -> dict[str, TaskSnapshot]:
+        """Read many tasks with one request per hundred. Unknown ones are left out."""
+        ids = sorted({check_task_id(task_id) for task_id in task_ids})
+        found: dict[str, TaskSnapshot] = {}
+        for start in range(0, len(ids), _IDS_PER_REQUEST):
+            some = ids[start : start + _IDS_PER_REQUEST]
+            found |= {task.task_id: task for task in self._tasks({"task_id": some})}
+        return found
+
+    def find_tasks(self, label: str, kind: str) -> list[TaskSnapshot]:
+        """Our tasks of exactly that label, newest first."""
+        found = self._tasks({"label": f"={label}"}, kinds=[kind], orderby="request_time DESC", limit=100)
+        return [task for task in found if task.label == label]
+
+    def _tasks(
+        self,
+        clauses: Mapping[str, str | list[str]],
+        *,
+        kinds: Iterable[str] = ("TRANSFER", "DELETE"),
+        orderby: str = "request_time DESC",
+        limit: int = 1000,
+    ) -> list[TaskSnapshot]:
+        # Without a type clause Globus lists transfers only.
+        wanted = cast("dict[str, str | list[str]]", {**clauses, "type": list(kinds)})
+        reply = self._call(
+            "listing tasks",
+            lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby=orderby),
+        )
+        return [TaskSnapshot.from_document(document) for document in _documents(reply, "listing tasks")]
+
+    def cancel(self, task_id: str, *, within: float = 15.0) -> TaskSnapshot:
+        """Cancel a task, wait until it has ended, and return what became of it: it may have succeeded.
+
+        :param within: seconds to wait; a task that takes longer is returned as it is.
+        """
+        task_id = check_task_id(task_id)
+        self._call(
+            "cancelling a task",
+            lambda transfer: transfer.cancel_task(task_id),
+            remote_id=task_id,
+            changes=True,
+        )
+        end = time.monotonic() + within
+        task = self.get_task(task_id)
+        while task.is_living and time.monotonic() < end:
+            time.sleep(min(self.first_pause, 1.0))
+            task = self.get_task(task_id)
+        return task
+
+    def trouble_report(self, task_id: str) -> str:
+        """What Globus says about a task in trouble: the newest error event and why it is paused, if it is."""
+        task_id = check_task_id(task_id)
+        reply = self._call(
+            "reading a task's events",
+            lambda transfer: transfer.task_event_list(
+                task_id, limit=1, query_params={"filter": "is_error:1"}
+            ),
+            remote_id=task_id,
+        )
+        said = [_event(document) for document in _documents(reply, "reading a task's events")[:1]]
+        pause = self._call(
+            "reading why a task is paused",
+            lambda transfer: transfer.task_pause_info(task_id),
+            remote_id=task_id,
+        )
+        return "\n".join([*said, *_pauses(pause)])[:_REPORT_LIMIT]
+
+    def skipped_errors(self, task_id: str) -> list[str]:
+        """The first few paths that a task left out, each with the reason."""
+        task_id = check_task_id(task_id)
+        what = "reading what a task left out"
+        reply = self._call(what, lambda transfer: transfer.task_skipped_errors(task_id), remote_id=task_id)
+        entries = [entry for entry in _documents(reply, what)[:5] if isinstance(entry, Mapping)]
+        return [f"{entry.get('source_path')}: {entry.get('error_code')}" for entry in entries]
+
+    # Files
+
+    def stat(self, collection: str, path: str) -> FileEntry:
+        """Describe a file or folder.
+
+        :raises NotFoundError: when the collection has no such path.
+        """
+        collection, path = check_collection(collection, "collection"), check_path(path, "path")
+        reply = self._call(
+            f"looking at {path}",
+            lambda transfer: transfer.operation_stat(collection, path),
+            remote_id=f"{collection}:{path}",
+        )
+        return FileEntry.from_document(reply)
+
+    def list_folder(
+        self,
+        collection: str,
+        path: str,
+        *,
+        name_filter: str | None = None,
+        page_size: int = 10_000,
+    ) -> Iterator[FileEntry]:
+        """Yield a folder's entries in order of name, page by page; hidden ones are left out.
+
+        :param name_filter: a name or pattern in Globus's form, such as `~NS_*.cxi`.
+        """
+        collection, path = check_collection(collection, "collection"), check_path(path, "path")
+        wanted = globus_sdk.MISSING if name_filter is None else f"name:{name_filter}"
+        offset = 0
+        while True:
+            start = offset  # bound for this page
+
+            def ls(transfer: globus_sdk.TransferClient, start: int = start) -> Any:
+                return transfer.operation_ls(
+                    collection,
+                    path,
+                    show_hidden=False,
+                    orderby="name",
+                    limit=page_size,
+                    offset=start,
+                    filter=wanted,
+                )
+
+            what = f"listing {path}"
+            page = _documents(self._call(what, ls, remote_id=f"{collection}:{path}"), what)
+            yield from map(FileEntry.from_document, page)
+            if len(page) < page_size:
+                return
+            offset += len(page)
+
+    def make_folder(self, collection: str, path: str) -> None:
+        """Make a folder and the folders above it; those that exist already are fine."""
+        collection, path = check_collection(collection, "collection"), check_path(path, "path")
+        parts = [part for part in path.split("/") if part and part != "~"]
+        root = "/~/" if path.startswith("/~/") else "/"
+        for depth in range(1, len(parts) + 1):
+            self._make_one_folder(collection, root + "/".join(parts[:depth]), last=depth == len(parts))
+
+    def _make_one_folder(self, collection: str, path: str, *, last: bool) -> None:
+        try:
+            self._call(
+                f"making folder {path}",
+                lambda transfer: transfer.operation_mkdir(collection, path),
+                remote_id=f"{collection}:{path}",
+                changes=True,
+            )
+        except ExistsError:
+            return
+        except UserError:
+            # A folder above may be one that we may not make (a root without write permission): what
+            # counts is whether the last can be made.
+            if last:
+                raise
+
+    # Calling
+
+    def _call(
+        self,
+        what: str,
+        act: Callable[[globus_sdk.TransferClient], T],
+        *,
+        remote_id: str | None = None,
+        changes: bool = False,
+    ) -> Any:
+        """Call Globus; returns the reply's JSON. Repeats while Globus is silent or busy."""
+        settings = self.settings
+        call = Call(what, remote_id, settings.conn_id, settings.client_id, changes)
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._send(act, call)
+            except TransientError as error:
+                pause = max(self.first_pause * 2 ** (attempt - 1), error.retry_after or 0.0)
+                if attempt == self.attempts or pause > _LONGEST_PAUSE:
+                    raise
+                log.info("%s; trying again in %.0f s.", error.what, pause)
+                time.sleep(pause)
+        raise AssertionError("attempts is less than 1")
+
+    def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
+        """Send once; twice when the first was refused for want of a fresh token or a consent."""
+        refusal: globus_sdk.TransferAPIError | None = None
+        while True:
+            try:
+                with self._lock:
+                    reply = act(self._client())
+                return _json(reply, call)
+            except globus_sdk.TransferAPIError as error:
+                if refusal is not None or not self._cure(error):
+                    raise explain(error, call) from error
+                refusal = error
+            except globus_sdk.AuthAPIError as error:
+                # A scope that a consent asks for but Auth does not give: the refusal says more.
+                asked_for_scope = refusal is not None and bool(self._scopes)
+                self._drop_scopes()
+                raise explain(refusal if refusal and asked_for_scope else error, call) from error
+            except (globus_sdk.GlobusError, ValueError, KeyError, TypeError, AttributeError) as error:
+                # The latter four: the SDK trips over a token reply that is not what it expects.
+                raise explain(error, call) from error
+
+    def _drop_scopes(self) -> None:
+        with self._lock:
+            self._scopes.clear()
+            self.close()
+
+    def _cure(self, error: globus_sdk.TransferAPIError) -> bool:
+        """Prepare for sending again what was not acted upon; tells whether that makes sense."""
+        consent = error.info.consent_required
+        if consent and consent.required_scopes:
+            new = [scope for scope in consent.required_scopes if scope not in self._scopes]
+            self._scopes += new
+            self.close()
+            return bool(new)
+        # The SDK has marked the token as expired, so the next request fetches a new one.
+        return error.http_status == 401
+
+    def _client(self) -> globus_sdk.TransferClient:
+        if self._transfer is None:
+            settings = self.settings
+            # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
+            login = globus_sdk.ConfidentialAppAuthClient(
+                settings.client_id,
+                settings.client_secret,
+                environment="production",
+                base_url=settings.auth_url,
+                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
+                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
+            )
+            scopes = [str(globus_sdk.TransferClient.scopes.all), *self._scopes]
+            self._transfer = globus_sdk.TransferClient(
+                environment="production",
+                base_url=settings.transfer_url,
+                authorizer=globus_sdk.ClientCredentialsAuthorizer(login, scopes),
+                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
+                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
+            )
+        return self._transfer
+
+
+def _json(reply: Any, call: Call) -> Any:
+    data = getattr(reply, "data", None)
+    if not isinstance(data, Mapping):
+        raise unreadable(call, f"HTTP {reply.http_status}, {reply.content_type or 'no content type'}")
+    return data
+
+
+def _field(reply: Mapping[str, Any], key: str, what: str) -> str:
+    value = reply.get(key)
+    if not isinstance(value, str) or not value:
+        raise TransientError(f"Globus: {what} was answered without a {key}")
+    return value
+
+
+def _documents(reply: Mapping[str, Any], what: str) -> list[Any]:
+    documents = reply.get("DATA")
+    if not isinstance(documents, list):
+        raise TransientError(f"Globus: {what} was answered without a list")
+    return documents
+
+
+def _pauses(pause: Mapping[str, Any]) -> list[str]:
+    """Why a task is paused: messages of its two collections' managers, and of their rules."""
+    rules = pause.get("pause_rules")
+    rules = rules if isinstance(rules, list) else []
+    messages = [rule.get("message") for rule in rules if isinstance(rule, Mapping)]
+    messages += [value for key, value in pause.items() if "pause_message" in key]
+    return [f"paused: {message}" for message in messages if isinstance(message, str) and message]
+
+
+def _event(document: object) -> str:
+    if not isinstance(document, Mapping):
+        return ""
+    details = document.get("details")
+    text = details if isinstance(details, str) else json.dumps(details)
+    return f"{document.get('code')} at {document.get('time')}: {document.get('description')}; {text}"

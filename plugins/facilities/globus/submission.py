@@ -1,0 +1,161 @@
+"""One task at Globus for one task at Airflow, whatever breaks.
+
+The submission id is saved before the submit and the task's id after it. Whoever comes later (a
+retry, a cleared task, the same task on another machine) finds one of them and takes the task up
+again: Globus answers a submission id that it has seen with the same task. Without the saved state
+the label, which is the same for the same run and work, leads to the task.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from facilities.errors import NotFoundError
+from facilities.globus.documents import TaskSnapshot
+from facilities.globus.hook import GlobusHook
+from facilities.globus.requests import Request
+from facilities.globus.sdk_errors import SubmissionConflictError, SubmissionIdError
+from facilities.globus.states import FAILED, TaskStatus
+
+STATE_KEY = "globus_task"
+
+log = logging.getLogger(__name__)
+
+
+class StateStore(Protocol):
+    """What is needed of Airflow's task state store."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Read a value."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Write a value."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is saved about a task."""
+
+    fingerprint: str
+    submission_id: str
+    task_id: str  # empty until Globus has answered the submit
+
+    @classmethod
+    def read(cls, store: StateStore) -> Record | None:
+        """Read the record; None when there is none that makes sense."""
+        value = store.get(STATE_KEY)
+        if not isinstance(value, dict):
+            return None
+        fields = {name: value.get(name) for name in ("fingerprint", "submission_id", "task_id")}
+        texts = {name: text for name, text in fields.items() if isinstance(text, str)}
+        return cls(**texts) if len(texts) == len(fields) else None
+
+    def write(self, store: StateStore | None) -> None:
+        """Save the record."""
+        if store is not None:
+            store.set(STATE_KEY, dict(vars(self)))
+
+
+@dataclass
+class Submission:
+    """Finds or makes the Globus task of one Airflow task.
+
+    :param store: the task state store; None when Airflow has none.
+    :param retried: this is not the first try of the task.
+    """
+
+    hook: GlobusHook
+    store: StateStore | None
+    request: Request
+    retried: bool
+
+    def __post_init__(self) -> None:
+        self._record = Record.read(self.store) if self.store is not None else None
+
+    def take_up(self) -> TaskSnapshot | None:
+        """The task of an earlier try that lives or has succeeded, if there is one."""
+        record = self._record
+        if record is None:
+            # On a first try with a working store there cannot be an earlier task.
+            return self._by_label() if self.retried or self.store is None else None
+        if record.fingerprint != self.request.fingerprint:
+            log.warning("The task's arguments have changed since its last try.")
+            self._stop(record)
+            self._record = None
+            return None
+        if not record.task_id:
+            return self._by_label()
+        task = self._read(record.task_id)
+        if task is not None and task.status not in FAILED:
+            log.info("Taking up Globus task %s again; it is %s.", task.task_id, task.state)
+            return task
+        log.warning(
+            "Globus task %s has %s: submitting a new one.", record.task_id, "failed" if task else "gone"
+        )
+        self._record = None
+        return None
+
+    def submit(self) -> TaskSnapshot:
+        """Submit, or submit again what may have been submitted, under one submission id.
+
+        :raises SubmissionConflictError: when a task that is not ours moves the same paths.
+        """
+        record = self._record
+        if record is None:
+            record = self._begin()
+        try:
+            task_id = self.hook.submit(self.request, record.submission_id)
+        except SubmissionConflictError:
+            task = self._by_label()
+            if task is None:
+                raise
+            return task
+        except SubmissionIdError:
+            log.warning("Globus does not accept submission id %s: taking a new one.", record.submission_id)
+            record = self._begin()
+            task_id = self.hook.submit(self.request, record.submission_id)
+        self._save(task_id, record.submission_id)
+        log.info("Globus task %s: %s of %s", task_id, self.request.kind.lower(), self.request)
+        return TaskSnapshot(task_id, TaskStatus.ACTIVE.value, TaskStatus.ACTIVE, label=self.request.label)
+
+    def forget(self) -> None:
+        """Drop the earlier task, so that `submit` makes a new one: its result is not there any more."""
+        self._record = None
+
+    def _begin(self) -> Record:
+        record = Record(self.request.fingerprint, self.hook.new_submission_id(), "")
+        record.write(self.store)
+        self._record = record
+        return record
+
+    def _save(self, task_id: str, submission_id: str) -> None:
+        self._record = Record(self.request.fingerprint, submission_id, task_id)
+        self._record.write(self.store)
+
+    def _by_label(self) -> TaskSnapshot | None:
+        """Our newest task of this label that has not failed; living ones first."""
+        found = [
+            task
+            for task in self.hook.find_tasks(self.request.label, self.request.kind)
+            if task.status not in FAILED
+        ]
+        found.sort(key=lambda task: task.is_final)  # stable: the newest of each kind stays first
+        if not found:
+            return None
+        log.info("Found Globus task %s by its label; it is %s.", found[0].task_id, found[0].state)
+        self._save(found[0].task_id, self._record.submission_id if self._record else "")
+        return found[0]
+
+    def _read(self, task_id: str) -> TaskSnapshot | None:
+        try:
+            return self.hook.get_task(task_id)
+        except NotFoundError:
+            return None
+
+    def _stop(self, record: Record) -> None:
+        task = self._read(record.task_id) if record.task_id else None
+        if task is not None and task.is_living:
+            log.warning("Cancelling Globus task %s, which was for the old arguments.", task.task_id)
+            self.hook.cancel(task.task_id)

@@ -1,0 +1,200 @@
+"""One poll for everybody: all triggers that wait on one service share one request per interval.
+
+A trigger subscribes to the poller of its service and connection with the id that it waits for. One
+background task asks the service about all ids at once, as often as the most impatient subscriber
+wants, and hands each subscriber its own answer. A failed poll is never a failed job: it is handed
+out as a `PollFailed`, and the next one comes later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from facilities.errors import TransientError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Seen(Generic[T]):
+    """The service's answer about one id; `value` is None when the service does not list the id."""
+
+    value: T | None
+
+
+@dataclass(frozen=True)
+class PollFailed:
+    """The service did not answer. `consecutive` counts failures in a row, `seconds` since the first."""
+
+    error: Exception
+    consecutive: int
+    seconds: float
+
+
+class Source(Protocol[T_co]):
+    """Where a poller gets its answers from."""
+
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, T_co]:
+        """Ask about all `ids`; ids that the service does not list are left out of the answer."""
+
+    async def aclose(self) -> None:
+        """Release connections; the poller has no subscribers left."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often to look, in seconds: never more often than `least`, never less often than `most`."""
+
+    least: float = 5.0
+    most: float = 60.0
+
+    def interval(self, elapsed: float, remaining: float | None = None) -> float:
+        """Seconds until the next look.
+
+        Quick after a submit (a tenth of the time `elapsed`) and near the expected end (a tenth of the
+        time `remaining`), slow in between.
+        """
+        wanted = elapsed / 10
+        if remaining is not None:
+            wanted = min(wanted, max(remaining, 0.0) / 10)
+        return min(max(wanted, self.least), self.most)
+
+
+@dataclass(eq=False)
+class Subscription(Generic[T]):
+    """One waiter's end of a poller."""
+
+    remote_id: str
+    due: float
+    _poller: SharedPoller[T]
+    _inbox: asyncio.Queue[Seen[T] | PollFailed] = field(default_factory=lambda: asyncio.Queue(maxsize=1))
+
+    async def next(self, within: float) -> Seen[T] | PollFailed:
+        """Wait for an answer that was asked for from now on, at most `within` seconds away (plus backoff)."""
+        while not self._inbox.empty():
+            self._inbox.get_nowait()
+        self._poller.want(self, within)
+        return await self._inbox.get()
+
+    def deliver(self, answer: Seen[T] | PollFailed) -> None:
+        """Replace an answer nobody has taken: only the newest counts."""
+        if self._inbox.full():
+            self._inbox.get_nowait()
+        self._inbox.put_nowait(answer)
+
+
+class SharedPoller(Generic[T]):
+    """Polls one source on behalf of all its subscribers. Belongs to one event loop."""
+
+    max_backoff = 300.0
+    longest_retry_after = 3600.0  # a service may ask for less patience than that, not for more
+
+    def __init__(self, source: Source[T]) -> None:
+        self._source = source
+        self._subscriptions: set[Subscription[T]] = set()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.closed = False
+        self._not_before = 0.0
+        self._failures = 0
+        self._failing_since = 0.0
+
+    @asynccontextmanager
+    async def subscribe(self, remote_id: str) -> AsyncIterator[Subscription[T]]:
+        """Join the poll for `remote_id` until the block ends."""
+        subscription: Subscription[T] = Subscription(remote_id, float("inf"), self)
+        self._subscriptions.add(subscription)
+        if self._task is None:
+            # A context of its own: what the poll logs must not end up in the first subscriber's task log.
+            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+            self._changed.set()
+
+    def want(self, subscription: Subscription[T], within: float) -> None:
+        """Ask for an answer within that many seconds."""
+        subscription.due = asyncio.get_running_loop().time() + within
+        self._changed.set()
+
+    async def _run(self) -> None:
+        try:
+            while self._subscriptions:
+                await self._sleep_until_due()
+                if self._subscriptions:
+                    await self._poll()
+        finally:
+            self.closed = True  # before the await: whoever comes now needs a new poller
+            await self._source.aclose()
+
+    async def _sleep_until_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._subscriptions:
+            due = max(min(s.due for s in self._subscriptions), self._not_before)
+            wait = due - loop.time()
+            if wait <= 0:
+                return
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), None if wait == float("inf") else wait)
+            except TimeoutError:
+                return
+
+    async def _poll(self) -> None:
+        # Only those who wait: an answer must have been asked for after `next` was called.
+        asked = [s for s in self._subscriptions if s.due < float("inf")]
+        for subscription in asked:
+            subscription.due = float("inf")
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await self._source.fetch(frozenset(s.remote_id for s in asked))
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is handed to every subscriber
+            self._deliver_failure(asked, error, loop.time())
+        else:
+            self._failures = 0
+            self._not_before = 0.0
+            for subscription in asked:
+                subscription.deliver(Seen(answers.get(subscription.remote_id)))
+
+    def _deliver_failure(self, asked: list[Subscription[T]], error: Exception, now: float) -> None:
+        if self._failures == 0:
+            self._failing_since = now
+        self._failures += 1
+        backoff = min(2.0 ** min(self._failures - 1, 10), self.max_backoff) * random.uniform(0.75, 1.25)  # noqa: S311
+        if isinstance(error, TransientError) and error.retry_after:
+            backoff = max(backoff, min(error.retry_after, self.longest_retry_after))
+        self._not_before = now + backoff
+        failed = PollFailed(error, self._failures, now - self._failing_since)
+        for subscription in asked:
+            subscription.deliver(failed)
+
+
+_pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], SharedPoller[Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def shared_poller(key: tuple[str, ...], make_source: Callable[[], Source[T]]) -> SharedPoller[T]:
+    """The poller of this event loop for `key`, such as ("superfacility", conn_id, machine).
+
+    A poller whose last subscriber left is replaced, so that an edited connection is read again.
+    """
+    pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
+    poller: SharedPoller[T] | None = pollers.get(key)
+    if poller is None or poller.closed:
+        poller = pollers[key] = SharedPoller(make_source())
+    return poller
+
+
+async def jittered_sleep(seconds: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    """Sleep for about `seconds` (within a tenth), so that waiters do not march in step."""
+    await sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311

@@ -1,0 +1,69 @@
+"""Which failures are worth another try, and when: Airflow's retry policy for everything in `facilities`.
+
+A policy cannot go beyond a task's own `retries`. Airflow hands it the exception of `execute` or of
+the resumed method; one that was raised inside a trigger arrives as `TaskDeferralError`, without its
+type, which is why triggers yield events instead.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+
+from facilities.errors import FacilityError, FailureClass, TransientError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_WORTH_ANOTHER_TRY: frozenset[FailureClass] = frozenset({"transient", "infrastructure"})
+
+
+class FacilityRetryPolicy(RetryPolicy):
+    """Tries again what may pass by itself, and fails at once what somebody must correct.
+
+    :param first_delay: before the second try; doubled for each further one.
+    :param longest_delay: the most that the doubling leads to; a service's own Retry-After may be longer.
+    """
+
+    def __init__(self, *, first_delay: timedelta, longest_delay: timedelta) -> None:
+        self.first_delay = first_delay
+        self.longest_delay = longest_delay
+
+    def evaluate(
+        self,
+        exception: BaseException,
+        try_number: int,
+        max_tries: int,  # noqa: ARG002 - Airflow's signature; Airflow itself counts the tries
+        context: Context | None = None,  # noqa: ARG002 - the same
+    ) -> RetryDecision:
+        """Decide by the class of a facility's failure; anything else is left to the task's `retries`."""
+        if isinstance(exception, FacilityError):
+            return self._evaluate_failure(exception, try_number)
+        if isinstance(exception, (TaskDeferralError, TaskDeferralTimeout)):
+            return RetryDecision.retry(
+                self._delay(try_number), "the wait was broken off; it is taken up again"
+            )
+        return RetryDecision.default()
+
+    def _evaluate_failure(self, error: FacilityError, try_number: int) -> RetryDecision:
+        reason = f"{error.failure_class}: {error.what}"
+        if error.failure_class not in _WORTH_ANOTHER_TRY:
+            return RetryDecision.fail(reason)
+        delay = self._delay(try_number)
+        if isinstance(error, TransientError) and error.retry_after:
+            delay = max(delay, timedelta(seconds=min(error.retry_after, 86_400.0)))
+        return RetryDecision.retry(delay, reason)
+
+    def _delay(self, try_number: int) -> timedelta:
+        doublings = min(max(try_number - 1, 0), 20)
+        return min(self.first_delay * float(2**doublings), self.longest_delay)
+
+
+def facility_retry_policy(
+    *, first_delay: timedelta = timedelta(seconds=30), longest_delay: timedelta = timedelta(minutes=10)
+) -> FacilityRetryPolicy:
+    """The policy for tasks that use Globus or NERSC; goes with a number of `retries`."""
+    return FacilityRetryPolicy(first_delay=first_delay, longest_delay=longest_delay)

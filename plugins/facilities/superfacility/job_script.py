@@ -1,0 +1,238 @@
+"""Slurm job scripts: typed resources to #SBATCH lines, a template to the body, every value quoted.
+
+A body template is Jinja in which everything that `{{ ... }}` prints is quoted for bash, so that an
+argument arrives at the program unchanged whatever is in it; `| quote` says so explicitly and changes
+nothing. A name without a value is an error, and so is None.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+
+from facilities.errors import UserError
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CONSTRAINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.&|,()\[\]*-]{0,127}")
+_PATH = re.compile(r"[A-Za-z0-9_./%@+=:,-]{1,1000}")
+_TIME = re.compile(r"(\d{1,3}-)?\d{1,3}:[0-5]\d:[0-5]\d")
+_MEMORY = re.compile(r"\d{1,6}[KMGT]?")
+JOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+"""Names that Slurm's own look-up finds again; others break `sacct -P` or `--name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmResources:
+    """What a job asks Slurm for; each field is one #SBATCH directive.
+
+    :param account: project that is charged, such as als_g.
+    :param constraint: gpu or cpu; Perlmutter refuses jobs without one.
+    :param time_limit: [days-]hours:minutes:seconds.
+    :param gpus: GPUs of the whole job.
+    :param output: absolute path of the log; %j is the job id, %x the job name. Its folder must exist.
+    :param error: the same for stderr; left out, stderr goes to `output`.
+    :param chdir: working directory of the job.
+    :param requeue: whether Slurm may start the job again after a node failure; None leaves it to the site.
+    :raises UserError: a value that cannot be right; its text never reaches a script.
+    """
+
+    account: str
+    qos: str
+    constraint: str
+    time_limit: str
+    nodes: int = 1
+    gpus: int | None = None
+    cpus_per_task: int | None = None
+    memory: str | None = None
+    output: str | None = None
+    error: str | None = None
+    chdir: str | None = None
+    reservation: str | None = None
+    licenses: str | None = None
+    requeue: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if value is not None:
+                _check(name, value)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SlurmResources:
+        """Read resources whose values may be text, as templates render them.
+
+        :raises UserError: an unknown or missing name, or a value that cannot be right.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            _refuse(
+                f"Unknown Slurm resources: {', '.join(unknown)}", f"known are {', '.join(sorted(known))}."
+            )
+        given = {name: _typed(name, value) for name, value in values.items() if value not in (None, "")}
+        if missing := [name for name in ("account", "qos", "constraint", "time_limit") if name not in given]:
+            _refuse(f"Missing Slurm resources: {', '.join(missing)}", "set them in resources.")
+        return cls(**given)
+
+    def directives(self, job_name: str) -> list[str]:
+        """The #SBATCH lines.
+
+        :raises UserError: the name holds characters that Slurm's look-up by name does not survive.
+        """
+        if not JOB_NAME.fullmatch(job_name):
+            _refuse(f"Not a safe job name: {job_name!r}", "use letters, digits, dot, dash and underscore.")
+        options = {"job-name": job_name, **{_option(field.name): field.name for field in fields(self)}}
+        lines = []
+        for option, source in options.items():
+            value = job_name if option == "job-name" else getattr(self, source)
+            if option == "requeue":
+                lines += [] if value is None else [f"#SBATCH --{'requeue' if value else 'no-requeue'}"]
+            elif value is not None:
+                lines.append(f"#SBATCH --{option}={value}")
+        return lines
+
+
+def _option(name: str) -> str:
+    return {"time_limit": "time", "memory": "mem"}.get(name, name.replace("_", "-"))
+
+
+_INTEGERS = {"nodes": 4096, "gpus": 16384, "cpus_per_task": 1024}
+_PATTERNS = {
+    "constraint": _CONSTRAINT,
+    "time_limit": _TIME,
+    "memory": _MEMORY,
+    "output": _PATH,
+    "error": _PATH,
+    "chdir": _PATH,
+}
+
+
+def _check(name: str, value: Any) -> None:
+    if name in _INTEGERS:
+        right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _INTEGERS[name]
+        rule = f"a whole number from 1 to {_INTEGERS[name]}"
+    elif name == "requeue":
+        right, rule = isinstance(value, bool), "true or false"
+    else:
+        pattern = _PATTERNS.get(name, _WORD)
+        right, rule = (
+            isinstance(value, str) and bool(pattern.fullmatch(value)),
+            f"text like {pattern.pattern}",
+        )
+    if right and name in ("output", "error", "chdir"):
+        right, rule = value.startswith("/") and ".." not in value.split("/"), "an absolute path without .."
+    if not right:
+        _refuse(f"Slurm resource {name} is {value!r}", f"give {rule}.")
+
+
+def _typed(name: str, value: Any) -> Any:
+    text = value.strip() if isinstance(value, str) else None
+    if name in _INTEGERS and text is not None and text.isdecimal():
+        return int(text)
+    if name == "requeue" and text is not None and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return value if text is None else text
+
+
+def quote(value: object) -> str:
+    """Quote text for bash, on one line: the program gets exactly these characters.
+
+    :raises UserError: a NUL character, or text that is not Unicode; no program can get those.
+    """
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse(f"An argument of the job is not text: {text[:80]!r}", "correct the parameter.")
+    if "\0" in text:
+        _refuse(f"An argument of the job holds a NUL character: {text[:80]!r}", "correct the parameter.")
+    if not any(ord(char) < 32 or ord(char) == 127 for char in text):
+        return shlex.quote(text)
+    return "$'" + "".join(_escape(char) for char in text) + "'"
+
+
+def _escape(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    return f"\\{ord(char):03o}" if ord(char) < 32 or ord(char) == 127 else char
+
+
+class _Quoted(str):
+    """Text that is quoted already."""
+
+    __slots__ = ()
+
+
+def _quoted(value: Any) -> _Quoted:
+    if value is None or isinstance(value, Mapping):
+        _refuse(
+            f"A value printed in the job script is {value!r}", "give it a value, or leave it out with if."
+        )
+    if isinstance(value, _Quoted):
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return _Quoted(" ".join(_quoted(item) for item in value))
+    return _Quoted(quote(value))
+
+
+def render_template(template: str, context: Mapping[str, Any], *, name: str = "job script") -> str:
+    """Fill in a body template.
+
+    :param name: what the template is called in errors, such as its path.
+    :raises UserError: wrong syntax, or a name without a value.
+    """
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        finalize=_quoted,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - bash, not HTML: `finalize` quotes
+    )
+    environment.filters["quote"] = _quoted
+    try:
+        return environment.from_string(template).render(**context)
+    except jinja2.UndefinedError as error:
+        _refuse(f"{name}: {error}", "add it to template_context.")
+    except jinja2.TemplateError as error:
+        _refuse(f"{name}: {error}", "correct the template.")
+
+
+def render_file(path: Path, context: Mapping[str, Any]) -> str:
+    """Fill in a body template from a file.
+
+    :raises UserError: the file cannot be read, or see `render_template`.
+    """
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        _refuse(f"The job script template {path} cannot be read ({reason})", "check its path.")
+    return render_template(template, context, name=f"Job script template {path.name}")
+
+
+def job_script(resources: SlurmResources, job_name: str, body: str) -> str:
+    """Put directives and body together.
+
+    Directives come first: sbatch reads none after the first command. The body's own shebang is kept.
+
+    :raises UserError: the body is empty, brings directives of its own, or has DOS line ends.
+    """
+    first, _, rest = body.lstrip("\n").partition("\n")
+    shebang, commands = (first, rest) if first.startswith("#!") else ("#!/bin/bash", body)
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in commands.splitlines()):
+        _refuse("The job script has no command", "give a script or a template with one.")
+    if re.search(r"^\s*#SBATCH", commands, re.MULTILINE):
+        _refuse("The job script brings #SBATCH lines of its own", "give them as resources.")
+    if "\r\n" in body:
+        _refuse("The job script has DOS line ends", "save it with Unix line ends.")
+    lines = [shebang, *resources.directives(job_name), "", commands.strip("\n"), ""]
+    return "\n".join(lines)
+
+
+def _refuse(what: str, next_step: str) -> NoReturn:
+    raise UserError(what, next_step=next_step) from None

@@ -1,0 +1,91 @@
+"""The jobs of one task instance, found by their name.
+
+Uses what the Superfacility API surely offers: the user's jobs from squeue (held and waiting ones are
+only there), and those of today from sacct. A submit of an earlier day is looked for with the sacct
+command, because the API's list begins at midnight.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from facilities.errors import TransientError
+from facilities.superfacility.hook import SuperfacilityHook
+from facilities.superfacility.identity import JobIdentity
+from facilities.superfacility.job import JobSnapshot, read_rows
+from facilities.superfacility.states import FAILED
+
+log = logging.getLogger(__name__)
+
+CLOCK_SKEW = 120.0
+"""Seconds by which the facility's clock may differ from ours."""
+
+_NAMELESS_FOR = 600.0  # seconds; Slurm needs four to give a job its name
+_COLUMNS = ("JobID", "State", "Submit", "Start", "End", "ElapsedRaw", "ExitCode", "NodeList", "JobName")
+_FURTHEST = timedelta(days=30)  # sacct refuses ranges of more than about 60 days
+
+
+class OwnJobs:
+    """Looks for the jobs of a task instance on a machine."""
+
+    def __init__(self, hook: SuperfacilityHook, identity: JobIdentity, machine: str) -> None:
+        self._hook = hook
+        self._identity = identity
+        self._machine = machine
+        self._rows: list[JobSnapshot] = []
+
+    def living(self) -> tuple[int, JobSnapshot] | None:
+        """The waiting or running job, with its generation."""
+        jobs = self._hook.jobs_of_user(self._machine, "squeue")
+        return self._newest(job for job in jobs if not job.final)
+
+    def ended(self, since: float | None, now: float) -> tuple[int, JobSnapshot] | None:
+        """The newest job in accounting, which may also be one that still runs, with its generation.
+
+        :param since: when the first doubtful submit was sent, in seconds since the epoch.
+        """
+        self._rows = self._hook.jobs_of_user(self._machine, "sacct")
+        if since is not None and since > 0:
+            zone = self._hook.config.zone
+            first = datetime.fromtimestamp(max(since - CLOCK_SKEW, now - _FURTHEST.total_seconds()), zone)
+            if first.date() < datetime.fromtimestamp(now, zone).date():
+                self._rows += self._of_earlier_days(first)
+        return self._newest(self._rows)
+
+    def nameless(self, since: float, now: float) -> list[str]:
+        """Ids of jobs that `ended` met and that accounting has no name for yet."""
+        after = max(since, now - _NAMELESS_FOR) - CLOCK_SKEW
+        return [job.job_id for job in self._rows if job.name is None and _submitted_after(job, after)]
+
+    def _newest(self, jobs: Iterable[JobSnapshot]) -> tuple[int, JobSnapshot] | None:
+        """The own job of the highest generation; one that lives or succeeded before one that failed."""
+        numbered = ((self._identity.generation_of(job.name), job) for job in jobs)
+        own = [(generation, job) for generation, job in numbered if generation is not None]
+        return max(own, key=lambda pair: (pair[0], pair[1].state not in FAILED), default=None)
+
+    def _of_earlier_days(self, first: datetime) -> list[JobSnapshot]:
+        command = ["sacct", "-X", "-n", "-P", "--delimiter=|", f"--user={self._hook.user}"]
+        command += [f"--starttime={first:%Y-%m-%dT%H:%M:%S}", f"--format={','.join(_COLUMNS)}"]
+        result = self._hook.command(self._machine, command)
+        if result.exit_code == 127 or "No such file" in result.error:
+            log.warning("No sacct command on %s: jobs of before midnight are not seen.", self._machine)
+            return []
+        if result.exit_code:
+            raise TransientError(
+                "Looking up the jobs of earlier days",
+                next_step="wait; it is tried again.",
+                details=result.error,
+            )
+        keys = [column.lower() for column in _COLUMNS]
+        rows = [line.split("|", len(keys) - 1) for line in result.output.splitlines() if line.strip()]
+        return read_rows(
+            [dict(zip(keys, row, strict=False)) for row in rows], "sacct", self._hook.config.zone
+        )
+
+
+def _submitted_after(job: JobSnapshot, moment: float) -> bool:
+    if job.submitted is None:
+        return True
+    return datetime.fromisoformat(job.submitted).timestamp() > moment

@@ -1,0 +1,221 @@
+"""HTTP with the Superfacility API: a token from sfapi_client, requests by httpx.
+
+sfapi_client 0.6.0 gets the token, and nothing else: each of its verbs, POST too, is sent again on a
+timeout or a 502, so that one submit can become two jobs; its job monitor hangs for ever after one
+failed fetch; its check for status "ERROR" is never true.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from facilities.errors import CredentialsError, FacilityError, LostReplyError, TransientError
+from facilities.superfacility.connection import SuperfacilityConfig
+from facilities.superfacility.credentials import RENEW, ClientKey
+from facilities.superfacility.replies import failure_of_network, failure_of_status, read_object
+
+log = logging.getLogger(__name__)
+
+_REFUSED_CLIENT = frozenset(
+    {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied", "invalid_request"}
+)
+_FIRST_WAIT = 0.5  # seconds before a GET is sent again; doubled each time
+_LONGEST_WAIT = 10.0
+
+
+class SfapiSession:
+    """A connection to the API. May be shared by threads.
+
+    :param attempts: how often a GET is sent at most, when the service does not answer.
+    :param timeout: seconds to wait for a connection, and for each part of a reply.
+    """
+
+    def __init__(
+        self,
+        config: SuperfacilityConfig,
+        load_key: Callable[[], ClientKey],
+        *,
+        attempts: int = 4,
+        timeout: float = 20.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.config = config
+        self.attempts = attempts
+        self._load_key = load_key
+        self._key: ClientKey | None = None
+        self._oauth: Any = None
+        self._last_token = ""
+        self._lock = threading.Lock()
+        self._sleep = sleep
+        self._http = httpx.Client(
+            timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
+        )
+
+    def __enter__(self) -> SfapiSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._http.close()
+        self._forget_token(None)
+
+    @property
+    def client_id(self) -> str:
+        """The id of the API client; reads the key first."""
+        return self._client_key().client_id
+
+    def get(self, path: str, what: str, *, params: Any = None, public: bool = False) -> Any:
+        """Read something; sent again a few times when the service does not answer.
+
+        :param what: what is being done, for the error.
+        :param public: needs no token.
+        :raises TransientError: no answer, or none that can be read.
+        """
+        return self._repeat("GET", path, what, public=public, params=params)
+
+    def delete(self, path: str, what: str) -> Any:
+        """Remove something; sent again a few times, since removing twice does no harm.
+
+        :raises TransientError: no answer, or none that can be read.
+        """
+        return self._repeat("DELETE", path, what)
+
+    def _repeat(self, method: str, path: str, what: str, **content: Any) -> Any:
+        wait = _FIRST_WAIT
+        attempt = 1
+        while True:
+            try:
+                response = self._request(method, path, what, **content)
+                return read_object(response, what, sent=method != "GET")
+            except TransientError as error:
+                pause = max(wait * random.uniform(0.8, 1.2), error.retry_after or 0.0)  # noqa: S311 - no secret
+                if attempt >= self.attempts or pause > _LONGEST_WAIT:
+                    raise
+                log.info("%s. Trying again in %.1f s.", error.what, pause)
+                self._sleep(pause)
+                wait *= 2
+                attempt += 1
+
+    def send_once(self, method: str, path: str, what: str, **content: Any) -> Any:
+        """Ask for an action; sent once. (Again only if the token was refused: then nothing was done.)
+
+        :raises LostReplyError: the action may or may not have been taken.
+        :raises TransientError: it was not taken; it may be later.
+        """
+        response = self._request(method, path, what, **content)
+        return read_object(response, what, sent=True)
+
+    def _request(
+        self, method: str, path: str, what: str, *, public: bool = False, **content: Any
+    ) -> httpx.Response:
+        token = None if public else self._token()
+        response = self._exchange(method, path, what, token, content)
+        if response.status_code in (401, 403) and token is not None:
+            self._forget_token(token)
+            response = self._exchange(method, path, what, self._token(), content)
+        if response.is_success:
+            return response
+        failure: FacilityError = self._failure(response, what)
+        if method != "GET" and response.status_code >= 500:
+            failure = LostReplyError(
+                what, state=failure.state, next_step=failure.next_step, details=failure.details
+            )
+        raise failure
+
+    def _exchange(
+        self, method: str, path: str, what: str, token: str | None, content: Mapping[str, Any]
+    ) -> httpx.Response:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        try:
+            return self._http.request(method, f"{self.config.api_url}/{path}", headers=headers, **content)
+        except httpx.HTTPError as error:
+            raise failure_of_network(error, what, sent=method != "GET") from error
+
+    def _failure(self, response: httpx.Response, what: str) -> FacilityError:
+        client_id = self._key.client_id if self._key else ""
+        return failure_of_status(response, what, client_id=client_id, conn_id=self.config.conn_id)
+
+    def _client_key(self) -> ClientKey:
+        if self._key is None:
+            self._key = self._load_key()
+        return self._key
+
+    def _token(self) -> str:
+        """The bearer token, renewed shortly before it expires."""
+        with self._lock:
+            key = self._client_key()
+            if self._oauth is None:
+                self._oauth = _oauth_client(key, self.config)
+            try:
+                self._last_token = str(self._oauth.token)
+            except Exception as error:
+                self._drop_oauth()
+                raise self._token_failure(error, key) from error
+            return self._last_token
+
+    def _forget_token(self, refused: str | None) -> None:
+        """Get a new token next time, unless another thread has done so already."""
+        with self._lock:
+            if refused is None or refused == self._last_token:
+                self._drop_oauth()
+
+    def _drop_oauth(self) -> None:
+        if self._oauth is not None:
+            self._oauth.close()
+            self._oauth = None
+
+    def _token_failure(self, error: Exception, key: ClientKey) -> FacilityError:
+        what = f"NERSC gives no token to the client of connection {self.config.conn_id}"
+        refusal = str(getattr(error, "error", ""))  # of authlib's OAuthError
+        if refusal in _REFUSED_CLIENT:
+            return CredentialsError(
+                what,
+                remote_id=key.client_id,
+                state=refusal,
+                next_step=f"the client has expired, or the key is not its own: "
+                f"{RENEW.format(conn_id=self.config.conn_id)}",
+                details=str(getattr(error, "description", None) or ""),
+            )
+        if isinstance(error, httpx.HTTPStatusError):
+            return self._failure(error.response, what)
+        details = f"{type(error).__name__}: {error}"
+        return TransientError(what, next_step="wait; it is tried again.", details=details)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The trusted certificates; read once in a process, since that takes a while."""
+    return httpx.create_ssl_context()
+
+
+def _oauth_client(key: ClientKey, config: SuperfacilityConfig) -> Any:
+    """A client of sfapi_client, for its tokens."""
+    import authlib.deprecate  # type: ignore[import-untyped]  # noqa: F401, PLC0415 - sets a filter of its own
+
+    with warnings.catch_warnings():
+        # Authlib would rather have httpx2, which sfapi_client does not know.
+        warnings.filterwarnings("ignore", message="The httpx module is deprecated")
+        from sfapi_client import Client  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to import
+
+    return Client(
+        client_id=key.client_id,
+        secret=key.secret,
+        api_base_url=config.api_url,
+        token_url=config.token_url,
+    )

@@ -1,0 +1,265 @@
+"""One task, one job: submit exactly once, in every window in which something can break.
+
+A job's name is the task instance's own: readable part, hash of the task instance, generation. What is
+about to be sent is written down before (the intent), the job id after. Whoever comes next (a retry, a
+cleared task, another worker) takes up what is written down; on any doubt it looks the name up, squeue
+first, then sacct, twice and far enough apart that a job on its way would have been seen, before it
+submits again. Without a store the names alone do. A new generation begins only after a failed job.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
+from facilities.superfacility.files import looks
+from facilities.superfacility.hook import SuperfacilityHook
+from facilities.superfacility.identity import Intent, JobIdentity, NotYet, Store, Submitted
+from facilities.superfacility.job import JobSnapshot
+from facilities.superfacility.lookup import CLOCK_SKEW, OwnJobs
+from facilities.superfacility.states import CONFIRM, FAILED
+
+log = logging.getLogger(__name__)
+
+JOB_KEY = "slurm_job"
+INTENT_KEY = "slurm_intent"
+CONFIRM_KEY = "slurm_confirm"
+
+_REPLY_WAIT = 30.0  # seconds in the worker for the API to run sbatch; longer waits are deferred
+_SOON = 10.0  # seconds until the next step when a reply was lost
+_FORGOTTEN_AFTER = 86_400.0  # seconds after which a job that nothing lists is not looked for any more
+
+
+class Submission:
+    """Brings a task instance to its job, step by step; a step never waits long.
+
+    :param script_for: makes the script of the job of that name; called right before the submit.
+    :param store: None when there is no task state store.
+    :param doubtful_since: when an earlier try may have submitted something that is not written down
+        (seconds since the epoch; 0 for long ago); None when there was no earlier try.
+    :param settle: seconds between two looks that do not find a job, for it not to be there.
+    :param confirm: seconds between two looks that see a node failure or a preemption, to believe it.
+    :param proceed: called right before the submit; raises when the task was killed meanwhile.
+    """
+
+    def __init__(
+        self,
+        hook: SuperfacilityHook,
+        identity: JobIdentity,
+        *,
+        machine: str,
+        script_for: Callable[[str], str],
+        store: Store | None,
+        doubtful_since: float | None = None,
+        settle: float = 60.0,
+        confirm: float = 30.0,
+        proceed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.hook = hook
+        self.identity = identity
+        self.machine = machine
+        self.settle = settle
+        self.confirm = confirm
+        self.doubtful_since = doubtful_since
+        self._own = OwnJobs(hook, identity, machine)
+        self._script_for = script_for
+        self._store = store
+        self._proceed = proceed
+        self._clock = clock
+        self._sleep = sleep
+
+    def step(self) -> Submitted | NotYet:
+        """Find the job, or submit it.
+
+        :raises TransientError: the service does not answer; this step has submitted nothing.
+        :raises UserError: the job is refused.
+        """
+        generation = 0
+        known = self._known_job()
+        if known is not None:
+            verdict = self._judge_known(known)
+            if not isinstance(verdict, int):
+                return verdict
+            generation = verdict
+        return self._search(generation)
+
+    # A job that is written down
+
+    def _known_job(self) -> Submitted | None:
+        kept = self._get(JOB_KEY)
+        try:
+            return Submitted(str(kept["job_id"]), str(kept["name"]), int(kept["generation"]), new=False)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _judge_known(self, known: Submitted) -> Submitted | NotYet | int:
+        """The job, if it lives or has succeeded; otherwise the generation to submit next."""
+        ids = [known.job_id]
+        queued = self.hook.jobs(self.machine, ids, "squeue").get(known.job_id)
+        if queued is not None and not queued.final:
+            return known
+        accounted = self.hook.jobs(self.machine, ids, "sacct").get(known.job_id)
+        if accounted is None:
+            return self._judge_missing(known)
+        if accounted.state in CONFIRM and (wait := self._unconfirmed(accounted)):
+            return wait
+        if accounted.state not in FAILED:
+            return known
+        log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
+        return known.generation + 1
+
+    def _judge_missing(self, known: Submitted) -> Submitted | int:
+        age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
+        if age < _FORGOTTEN_AFTER:
+            return known  # whoever waits for it gives it time to appear
+        log.warning("Slurm does not know job %s any more: a new one is submitted.", known.job_id)
+        return known.generation + 1
+
+    def _unconfirmed(self, job: JobSnapshot) -> NotYet | None:
+        """Wait until a state that a requeue may undo was seen twice, far enough apart."""
+        now = self._clock()
+        kept = self._get(CONFIRM_KEY)
+        if self._store is None:  # then the end by Slurm's clock has to do
+            ended = datetime.fromisoformat(job.ended).timestamp() if job.ended else 0.0
+            left = ended + CLOCK_SKEW + self.confirm - now
+        elif isinstance(kept, dict) and kept.get("job_id") == job.job_id:
+            left = float(kept["since"]) + self.confirm - now
+        else:
+            left = self.confirm
+            self._set(CONFIRM_KEY, {"job_id": job.job_id, "since": now})
+        if left <= 0:
+            return None
+        return NotYet(left, f"Slurm may start job {job.job_id} ({job.state_text}) again")
+
+    # A job that may be there
+
+    def _search(self, generation: int) -> Submitted | NotYet:
+        intent = Intent.read(self._get(INTENT_KEY))
+        if intent is not None and intent.generation < generation:
+            intent = None
+        if intent is not None and intent.task_id and (answer := self._from_task(intent, intent.task_id)):
+            return answer
+        living = self._own.living()
+        if living is not None and living[0] >= generation:
+            return self._take_up(*living)
+        if intent is None and self.doubtful_since is None and generation == 0:
+            return self._submit(0)
+        return self._search_ended(intent, generation)
+
+    def _search_ended(self, intent: Intent | None, generation: int) -> Submitted | NotYet:
+        since = intent.attempted_at if intent else self.doubtful_since
+        ended = self._own.ended(since, self._clock())
+        if ended is not None and ended[0] >= generation:
+            found, job = ended
+            if job.state in CONFIRM and (wait := self._unconfirmed(job)):
+                return wait
+            if job.state not in FAILED:
+                return self._take_up(found, job)
+            generation = found + 1
+            if intent is None or intent.generation <= found:
+                return self._submit(generation)
+        if since is not None and (wait := self._unsettled(intent, since)):
+            return wait
+        return self._submit(max(generation, intent.generation if intent else 0))
+
+    def _unsettled(self, intent: Intent | None, since: float) -> NotYet | None:
+        """Wait while a job that was sent may not be listed yet, or not yet under its name."""
+        now = self._clock()
+        if intent is not None and intent.missed_at is None:
+            intent = replace(intent, missed_at=now)
+            self._set(INTENT_KEY, asdict(intent))
+        missed_at = intent.missed_at if intent is not None else since
+        left = (now if missed_at is None else missed_at) + self.settle - now
+        if left > 0:
+            return NotYet(min(left, 30.0), "a submit may be on its way, though no job of its name is listed")
+        if nameless := self._own.nameless(since, now):
+            return NotYet(5.0, f"accounting has no name yet for job {', '.join(nameless)}")
+        return None
+
+    def _take_up(self, generation: int, job: JobSnapshot) -> Submitted:
+        taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation, new=False)
+        log.info("Job %s (%s) is this task's: %s.", job.job_id, job.name, job.state_text)
+        self._write_down(taken)
+        return taken
+
+    # Submitting
+
+    def _submit(self, generation: int) -> Submitted | NotYet:
+        name = self.identity.name(generation)
+        script = self._script_for(name)
+        self._proceed()
+        intent = Intent(generation, name, self._clock())
+        if self._store is not None:
+            self._store.set(INTENT_KEY, asdict(intent))  # not sent if it cannot be written down
+        try:
+            task_id = self.hook.submit(script, machine=self.machine)
+        except LostReplyError as error:
+            self.doubtful_since = self._clock()
+            log.warning("It is not known whether job %s was submitted: %s", name, error)
+            return NotYet(_SOON, "the reply to the submit was lost")
+        except FacilityError:
+            self._forget_intent()  # nothing was submitted
+            raise
+        intent = replace(intent, task_id=task_id)
+        self._set(INTENT_KEY, asdict(intent))
+        return self._from_task(intent, task_id) or NotYet(_SOON, "the result of the submit is gone")
+
+    def _from_task(self, intent: Intent, task_id: str) -> Submitted | NotYet | None:
+        """Job id from the API's task that runs sbatch; None when only the job's name can tell."""
+        deadline = self._clock() + _REPLY_WAIT
+        try:
+            for pause in looks():
+                job_id = self.hook.submitted_job(task_id)
+                if job_id is not None:
+                    return self._submitted(job_id, intent)
+                if self._clock() + pause > deadline:
+                    break
+                self._sleep(pause)
+        except (LostReplyError, NotFoundError) as error:
+            log.warning("It is not known whether job %s was submitted: %s", intent.name, error)
+            self.doubtful_since = self._clock()
+            self._set(INTENT_KEY, asdict(replace(intent, task_id=None)))
+            return None
+        except TransientError as error:
+            log.warning("It is not known yet whether job %s was submitted: %s", intent.name, error)
+        except FacilityError:
+            self._forget_intent()  # sbatch refused it
+            raise
+        self.doubtful_since = self._clock()
+        return NotYet(_SOON, "NERSC has the job script and has not told the job id yet")
+
+    def _submitted(self, job_id: str, intent: Intent) -> Submitted:
+        submitted = Submitted(job_id, intent.name, intent.generation, new=True)
+        self._write_down(submitted)
+        return submitted
+
+    # Writing down
+
+    def _write_down(self, job: Submitted) -> None:
+        kept = {"job_id": job.job_id, "name": job.name, "generation": job.generation}
+        self._set(JOB_KEY, {**kept, "submitted_at": self._clock()})
+        self._forget_intent()
+
+    def _forget_intent(self) -> None:
+        self.doubtful_since = None
+        if self._store is not None:
+            self._store.delete(INTENT_KEY)
+
+    def _get(self, key: str) -> Any:
+        return None if self._store is None else self._store.get(key)
+
+    def _set(self, key: str, value: Any) -> None:
+        """Keep a value. When that fails the job's name at Slurm tells the same, so the job goes on."""
+        if self._store is None:
+            return
+        try:
+            self._store.set(key, value)
+        except Exception:
+            log.exception("Could not keep %s in the task state store; the job's name at Slurm stays.", key)

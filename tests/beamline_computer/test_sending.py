@@ -1,0 +1,501 @@
+"""The spool and what is sent from it: nothing lost, nothing twice, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beamline_computer import submit_scan
+from beamline_computer.submit_scan import (
+    BusyError,
+    Client,
+    InputError,
+    Outcome,
+    Settings,
+    Spool,
+    SpoolError,
+    scan_run_id,
+)
+from support.airflow_api import DAG_RUNS, AirflowApi
+
+
+def scan(number: int) -> str:
+    return f"2023/02/230216/NS_230216{number:03}_ccdframes_0_0.cxi"
+
+
+def codes(outcomes: list[Outcome]) -> list[tuple[str, int]]:
+    return [(outcome.outcome, outcome.exit_code) for outcome in outcomes]
+
+
+def offline(settings: Settings) -> Client:
+    """A client of the same spool that cannot reach Airflow."""
+    away = Settings(**{**settings.__dict__, "url": "http://127.0.0.1:1", "timeout": 0.05})
+    return Client(away, say=lambda _: None)
+
+
+def test_a_scan_is_accepted_once_however_often_it_is_sent(api: AirflowApi, client: Client) -> None:
+    (first,) = client.submit([scan(1)], {"do_ptychocam": True, "n_gpu": 4})
+    (again,) = client.submit(["/" + scan(1)], {"do_ptychocam": True, "n_gpu": 4})
+    assert codes([first, again]) == [("accepted", 0), ("already accepted", 0)]
+    assert again.state == "queued"
+    assert again.since[:2] == "20"
+    assert again.message == ""
+    assert api.created == [first.run_id] == [scan_run_id(scan(1))]
+    assert api.runs[first.run_id]["conf"] == {"file_path": scan(1), "do_ptychocam": True, "n_gpu": 4}
+    assert "submit_scan on" in api.runs[first.run_id]["note"]
+    assert client.spool.names() == []
+
+
+def test_five_at_once_are_one_run(api: AirflowApi, settings: Settings) -> None:
+    def send(_: int) -> str:
+        return Client(settings, say=lambda _: None).submit([scan(1)])[0].outcome
+
+    with ThreadPoolExecutor(5) as pool:
+        outcomes = sorted(pool.map(send, range(5)))
+    assert set(outcomes) <= {"accepted", "already accepted"}
+    assert len(api.created) == 1
+
+
+def test_a_second_request_with_other_parameters_says_so(api: AirflowApi, client: Client) -> None:
+    client.submit([scan(1)], {"n_gpu": 1})
+    (again,) = client.submit([scan(1)], {"n_gpu": 4, "do_cdtools": True})
+    assert again.exit_code == 0
+    assert again.message.startswith(
+        "It has other parameters than were asked for now (n_gpu=1, do_cdtools=null)"
+    )
+    assert "reprocess" in again.message
+
+
+def test_without_an_engine_it_says_that_nothing_is_reconstructed(client: Client) -> None:
+    assert "copied, not reconstructed" in client.submit([scan(1)])[0].message
+    assert client.submit([scan(2)], {"do_cdtools": True})[0].message == ""
+
+
+def test_an_outage_keeps_requests_and_a_flush_sends_them_in_order(
+    api: AirflowApi, settings: Settings
+) -> None:
+    away = offline(settings)
+    for number in (3, 1, 2):
+        (outcome,) = away.submit([scan(number)], {"n_iter": number})
+        assert (outcome.outcome, outcome.exit_code) == ("kept", 3)
+        assert "gave no usable answer" in outcome.message
+        assert str(settings.spool) in outcome.message
+    assert len(Client(settings).sender.flush()) == 3
+    assert api.created == [scan_run_id(scan(number)) for number in (3, 1, 2)]
+    assert [run["conf"]["n_iter"] for run in api.runs.values()] == [3, 1, 2]
+    assert Spool(settings.spool).names() == []
+
+
+def test_a_scan_that_waits_already_is_not_kept_twice(api: AirflowApi, settings: Settings) -> None:
+    away = offline(settings)
+    away.submit([scan(1), scan(1)], {"n_gpu": 1})
+    (again,) = away.submit([scan(1)], {"n_gpu": 4})
+    assert again.outcome == "kept"
+    assert "It has other parameters than were asked for now (n_gpu=1)" in again.message
+    assert len(away.spool.names()) == 1
+
+
+def test_a_submit_sends_what_waits_before_its_own(
+    api: AirflowApi, settings: Settings, client: Client, said: list[str]
+) -> None:
+    offline(settings).submit([scan(1)])
+    (outcome,) = client.submit([scan(2)])
+    assert outcome.path == scan(2)
+    assert api.created == [scan_run_id(scan(1)), scan_run_id(scan(2))]
+    assert any(scan(1) in line and "accepted" in line for line in said)
+
+
+def test_order_holds_when_the_clock_goes_back(
+    api: AirflowApi, settings: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = offline(settings)
+    away.submit([scan(1)])
+    monkeypatch.setattr(submit_scan.time, "time_ns", lambda: 1)
+    away.submit([scan(2)])
+    client.sender.flush()
+    assert api.created == [scan_run_id(scan(1)), scan_run_id(scan(2))]
+
+
+def test_a_request_that_airflow_finds_wrong_does_not_hold_up_the_others(
+    api: AirflowApi, settings: Settings, client: Client
+) -> None:
+    offline(settings).submit([scan(1)])
+    offline(settings).submit([scan(2)], {"n_gpu": 3})  # the test's DAG refuses 3
+    offline(settings).submit([scan(3)])
+    done = list(client.sender.flush().values())
+    assert [outcome.outcome for outcome in done] == ["accepted", "rejected", "accepted"]
+    assert done[1].exit_code == 4
+    assert "400" in done[1].message
+    assert "n_gpu: 3 is refused by this DAG" in done[1].message
+    (rejected,) = client.spool.rejected()
+    assert (rejected.path, rejected.conf["n_gpu"]) == (scan(2), 3)
+    assert "n_gpu: 3 is refused" in rejected.message
+    assert client.spool.names() == []
+
+
+def test_a_422_is_rejected_too(api: AirflowApi, client: Client) -> None:
+    api.fault("status", method="POST", path=DAG_RUNS, status=422, detail=[{"msg": "Field required"}])
+    (outcome,) = client.submit([scan(1)])
+    assert codes([outcome]) == [("rejected", 4)]
+    assert "Field required" in outcome.message
+
+
+@pytest.mark.parametrize("problem", ["missing", "import errors"])
+def test_a_dag_that_is_not_there_costs_no_request(api: AirflowApi, client: Client, problem: str) -> None:
+    api.dag_problem = problem
+    outcomes = client.submit([scan(1), scan(2)])
+    assert codes(outcomes) == [("kept", 3), ("kept", 3)]
+    assert "cannot start transfer_auto_recon at the moment" in outcomes[0].message
+    api.dag_problem = ""
+    client.sender.flush()
+    assert len(api.created) == 2
+
+
+def test_a_page_of_a_proxy_is_no_verdict_on_the_request(api: AirflowApi, client: Client) -> None:
+    api.fault("html", method="POST", path=DAG_RUNS, status=400)
+    assert codes(client.submit([scan(1)])) == [("kept", 3)]
+    assert codes(client.submit([scan(1)])) == [("accepted", 0)]
+
+
+@pytest.mark.parametrize("trouble", ["password", "role"])
+def test_refused_credentials_stop_everything_and_keep_everything(
+    api: AirflowApi, client: Client, trouble: str
+) -> None:
+    if trouble == "password":
+        api.users["beamline"] = "changed"
+    else:
+        api.forbidden.add(("POST", "any"))
+    outcomes = client.submit([scan(number) for number in range(1, 6)])
+    assert codes(outcomes) == [("kept", 4)] * 5
+    assert "Renew" in outcomes[4].message
+    assert api.count("POST", "/auth/token") <= 2
+    assert api.count("POST", DAG_RUNS) <= 2
+    api.users["beamline"] = "secret"
+    api.forbidden.clear()
+    client.sender.flush()
+    assert api.created == [scan_run_id(scan(number)) for number in range(1, 6)]
+
+
+def test_one_request_on_which_the_server_fails_is_passed_over(api: AirflowApi, client: Client) -> None:
+    api.fault("status", method="POST", path=DAG_RUNS, status=500, times=4)
+    assert codes(client.submit([scan(1), scan(2)])) == [("kept", 3), ("accepted", 0)]
+    assert codes(client.submit([scan(1)])) == [("accepted", 0)]
+
+
+def test_a_server_that_fails_on_everything_is_left_alone(api: AirflowApi, client: Client) -> None:
+    api.fault("status", method="POST", path=DAG_RUNS, status=500, times=999)
+    outcomes = client.submit([scan(number) for number in range(1, 10)])
+    assert codes(outcomes) == [("kept", 3)] * 9
+    assert api.count("POST", DAG_RUNS) == 3 * 4
+
+
+def test_a_run_that_vanishes_between_two_answers_is_started_again(api: AirflowApi, client: Client) -> None:
+    run_id = scan_run_id(scan(1))
+    api.add_run(run_id)
+    seen: list[str] = []
+
+    def delete(method: str, path: str) -> None:
+        if method == "POST" and path == DAG_RUNS and not seen:
+            seen.append(path)
+            del api.runs[run_id]
+
+    api.on_request = delete
+    assert codes(client.submit([scan(1)])) == [("accepted", 0)]
+
+
+def test_two_flushes_at_once_do_not_double(api: AirflowApi, settings: Settings) -> None:
+    for number in range(20):
+        offline(settings).spool.add(offline(settings).requests("submit", [scan(number)]))
+    clients = [Client(settings, say=lambda _: None) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda client: client.sender.flush(), clients))
+    assert api.created == [scan_run_id(scan(number)) for number in range(20)]
+    assert api.count("POST", DAG_RUNS) == 20
+
+
+def test_a_submit_that_another_process_sends_for_it_tells_its_outcome(
+    api: AirflowApi, settings: Settings, client: Client
+) -> None:
+    other = Client(settings, say=lambda _: None)
+    with other.spool.lock("sending", 1.0):
+        thread_outcomes: list[Outcome] = []
+        thread = threading.Thread(
+            target=lambda: thread_outcomes.extend(client.submit([scan(1), scan(2)], None))
+        )
+        thread.start()
+        _until(lambda: len(other.spool.names()) == 2)
+        first, second = other.spool.pending()
+        other.runs.start(first.run_id, first.conf, "")
+        other.spool.finish(first, other.spool.sent_folder, "accepted")
+        other.spool.finish(second, other.spool.rejected_folder, "no good")
+        thread.join()
+    assert codes(thread_outcomes) == [("already accepted", 0), ("rejected", 4)]
+    assert thread_outcomes[1].message == "no good"
+
+
+def test_a_submit_that_cannot_get_the_turn_is_kept(settings: Settings) -> None:
+    away = offline(settings)
+    with Spool(settings.spool).lock("sending", 1.0):
+        (outcome,) = away.submit([scan(1)])
+    assert codes([outcome]) == [("kept", 3)]
+    assert "Another submit_scan is sending" in outcome.message
+
+
+def test_a_lock_of_a_dead_process_is_free(settings: Settings) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from beamline_computer.submit_scan import Spool\n"
+        "with Spool(Path(sys.argv[1])).lock('sending', 1.0): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(settings.spool)], check=False, env=_environment())
+    with Spool(settings.spool).lock("sending", 1.0), pytest.raises(BusyError):
+        Spool(settings.spool).lock("sending", 0.1).__enter__()
+
+
+def test_reprocessing_is_a_new_run_with_the_last_parameters_changed(api: AirflowApi, client: Client) -> None:
+    client.submit([scan(1)], {"do_ptychocam": True, "n_iter": 100})
+    (second,) = client.reprocess([scan(1)], {"n_iter": 900})
+    (third,) = client.reprocess([scan(1)], {"n_gpu": 4})
+    assert [second.run_id, third.run_id] == [scan_run_id(scan(1), 2), scan_run_id(scan(1), 3)]
+    assert api.runs[third.run_id]["conf"] == {
+        "file_path": scan(1),
+        "do_ptychocam": True,
+        "n_iter": 900,
+        "n_gpu": 4,
+    }
+    assert codes([second, third]) == [("accepted", 0), ("accepted", 0)]
+
+
+def test_the_same_reprocessing_asked_for_twice_is_two_runs(api: AirflowApi, client: Client) -> None:
+    client.submit([scan(1)])
+    client.reprocess([scan(1)], {"n_iter": 9})
+    client.reprocess([scan(1)], {"n_iter": 9})
+    assert api.created == [scan_run_id(scan(1), n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", ["drop_reply", "truncate", "reset_reply"])
+def test_a_reprocessing_whose_reply_is_lost_is_one_run(api: AirflowApi, client: Client, kind: str) -> None:
+    client.submit([scan(1)])
+    api.fault(kind, method="POST", path=DAG_RUNS)
+    (outcome,) = client.reprocess([scan(1)], {"n_iter": 9})
+    assert outcome.exit_code == 0
+    assert api.created == [scan_run_id(scan(1), n) for n in (1, 2)]
+
+
+def test_a_reprocessing_number_that_somebody_else_took_is_left_to_them(
+    api: AirflowApi, client: Client
+) -> None:
+    client.submit([scan(1)])
+    theirs = scan_run_id(scan(1), 2)
+
+    def take(method: str, path: str) -> None:
+        if method == "GET" and path == DAG_RUNS and theirs not in api.runs:
+            api.add_run(theirs, conf={"file_path": scan(1), "n_iter": 1})
+
+    api.on_request = take
+    (outcome,) = client.reprocess([scan(1)], {"n_iter": 9})
+    assert outcome.run_id == scan_run_id(scan(1), 3)
+    assert api.runs[theirs]["conf"]["n_iter"] == 1
+    assert api.runs[outcome.run_id]["conf"]["n_iter"] == 9
+
+
+def test_reprocessing_during_an_outage_takes_the_parameters_of_the_time_of_sending(
+    api: AirflowApi, client: Client, settings: Settings
+) -> None:
+    offline(settings).submit([scan(1)], {"n_iter": 5})
+    offline(settings).reprocess([scan(1)], {"n_gpu": 2})
+    client.sender.flush()
+    assert api.runs[scan_run_id(scan(1), 2)]["conf"] == {"file_path": scan(1), "n_iter": 5, "n_gpu": 2}
+
+
+def test_reprocessing_what_never_ran_is_rejected(api: AirflowApi, client: Client) -> None:
+    (outcome,) = client.reprocess([scan(1)])
+    assert codes([outcome]) == [("rejected", 4)]
+    assert "no run of" in outcome.message
+    assert "Submit it" in outcome.message
+
+
+def test_reprocessing_while_the_first_run_goes_on_is_noticed(
+    api: AirflowApi, client: Client, said: list[str]
+) -> None:
+    api.add_run(scan_run_id(scan(1)), "running", {"file_path": scan(1)})
+    client.reprocess([scan(1)])
+    assert any("is still going on" in line for line in said)
+
+
+def test_bad_input_among_good_keeps_and_sends_nothing(api: AirflowApi, client: Client) -> None:
+    for files, given in (([scan(1), "../x.cxi"], {}), ([scan(1)], {"n_gpu": 9}), ([scan(1), "odd.cxi"], {})):
+        with pytest.raises(InputError):
+            client.submit(files, given)  # type: ignore[arg-type]
+    assert api.requests == []
+    assert client.spool.names() == []
+
+
+def test_unusual_names_are_taken_when_asked_for(api: AirflowApi, client: Client, said: list[str]) -> None:
+    with pytest.raises(InputError, match=r"Is odd.cxi a scan\? It is not named like .* --any-name"):
+        client.submit(["odd.cxi"])
+    client.submit(["odd.cxi"], any_name=True)
+    assert len(api.created) == 1
+    assert any("odd.cxi: it is not named like" in line for line in said)
+
+
+def test_files_are_named_from_the_data_root_or_from_where_one_is(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    root = tmp_path / "data"
+    file = root / scan(1)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    client = Client(Settings(**{**settings.__dict__, "data_root": root}), say=said.append)
+    assert client.scan_path(str(file)) == scan(1)
+    assert client.scan_path("/" + scan(2)) == scan(2)
+    monkeypatch.chdir(file.parent)
+    assert client.scan_path(file.name) == scan(1)
+    with pytest.raises(InputError):
+        client.scan_path(str(tmp_path / "other.cxi" / ".." / ".." / "x.cxi"))
+    client.requests("submit", [str(file)])
+    assert said == []
+    client.requests("submit", [scan(2)])
+    assert "there is no file" in said[0]
+
+
+def test_a_damaged_request_is_set_aside_and_said(api: AirflowApi, client: Client, said: list[str]) -> None:
+    offline(client.settings).submit([scan(1)])
+    for number, content in enumerate(["", "{}", "[1]", "null", '{"kind": "submit"', "\0\0\0"]):
+        (client.spool.pending_folder / f"{number:020}-00000000.json").write_text(content)
+    client.sender.flush()
+    assert api.created == [scan_run_id(scan(1))]
+    assert client.spool.names() == []
+    assert sum("damaged" in line for line in said) == 6
+    assert len(list(client.spool.rejected_folder.glob("*.damaged"))) == 6
+
+
+def test_records_of_what_was_sent_are_limited(
+    api: AirflowApi, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_scan, "SENT_KEPT", 3)
+    for number in range(6):
+        client.submit([scan(number)])
+    client.sender.flush()
+    assert len(list(client.spool.sent_folder.iterdir())) == 3
+
+
+def test_leftovers_of_a_crash_are_cleared(api: AirflowApi, client: Client) -> None:
+    client.submit([scan(1)])
+    leftovers = [client.spool.pending_folder / "a.json.tmp", client.spool.sent_folder / "b.json.tmp"]
+    for leftover in leftovers:
+        leftover.write_text("{")
+    client.submit([scan(2)])
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert len(api.created) == 2
+
+
+@pytest.fixture
+def no_spool(settings: Settings, tmp_path: Path) -> Settings:
+    (tmp_path / "file").touch()
+    return Settings(**{**settings.__dict__, "spool": tmp_path / "file" / "spool"})
+
+
+def test_without_a_spool_a_scan_is_sent_all_the_same(
+    api: AirflowApi, no_spool: Settings, said: list[str]
+) -> None:
+    client = Client(no_spool, say=said.append)
+    assert codes(client.submit([scan(1)])) == [("accepted", 0)]
+    assert any("without keeping it first" in line for line in said)
+
+
+def test_without_a_spool_and_without_airflow_it_says_that_it_is_lost(no_spool: Settings) -> None:
+    (outcome,) = offline(no_spool).submit([scan(1)])
+    assert codes([outcome]) == [("lost", 7)]
+    assert "NOT kept" in outcome.message
+    (outcome,) = offline(no_spool).reprocess([scan(1)])
+    assert codes([outcome]) == [("refused", 2)]
+
+
+def test_a_full_disk_is_said_and_the_scan_is_sent(api: AirflowApi, config: Path) -> None:
+    """No file may grow beyond 0 bytes: what a full disk does to writes."""
+    code = (
+        "import resource, sys; from beamline_computer.submit_scan import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, scan(1), "--config", str(config), "--json"]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["outcome"] == "accepted"
+    assert "File too large" in done.stderr
+
+
+def test_a_disk_that_fills_up_after_the_acceptance_holds_up_nothing(
+    api: AirflowApi, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = submit_scan._write_durably
+
+    def full(path: Path, data: Any) -> None:
+        if path.parent.name == "sent":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(submit_scan, "_write_durably", full)
+    assert codes(client.submit([scan(1)])) == [("accepted", 0)]
+    assert client.spool.names() == []
+
+
+def test_a_request_is_on_disk_before_it_is_sent(
+    api: AirflowApi, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Content synced, then renamed, then the folder synced, then sent; gone only after the answer."""
+    events: list[str] = []
+
+    def spy(owner: Any, name: str, label: Callable[..., str]) -> None:
+        real = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            events.append(label(*args))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    spy(os, "fsync", lambda fd: "sync " + Path(f"/proc/self/fd/{fd}").readlink().name.split("-")[-1][8:])
+    spy(Path, "replace", lambda _, target: f"rename into {target.parent.name}")
+    spy(Path, "unlink", lambda path, *_: f"remove from {path.parent.name}")
+    spy(submit_scan.Airflow, "_send", lambda _, method, address, *__: f"{method} {address.rsplit('/', 1)[1]}")
+    client.spool.add([])  # makes the folders
+    events.clear()
+    client.submit([scan(1)])
+    assert events == [
+        "sync .json.tmp",
+        "rename into pending",
+        "sync ",
+        "POST token",
+        "POST dagRuns",
+        "sync .json.tmp",
+        "rename into sent",
+        "sync ",
+        "remove from pending",
+        "sync ",
+    ]
+
+
+def test_an_unreadable_spool_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpoolError, match=r"The spool folder .* cannot be used"):
+        Spool(tmp_path / "file").names()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(submit_scan.__file__).parents[1])}
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    from local_airflow.stack import wait_until
+
+    assert wait_until(condition, 5, 0.01)

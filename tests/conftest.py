@@ -1,0 +1,76 @@
+"""Fixtures for all tests: an Airflow that belongs to the session, the stand-in facility, no outside network.
+
+Airflow reads its settings when it is imported, so they are in the environment before anything else happens.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+for _folder in ("plugins", "include"):
+    sys.path.insert(0, str(REPOSITORY / _folder))
+
+from local_airflow.settings import local_environment  # noqa: E402
+
+SESSION = Path(tempfile.mkdtemp(prefix="cosmic-tests-"))
+HOME = SESSION / "airflow"
+BEAMLINE_FILE = SESSION / "beamline.yaml"
+atexit.register(shutil.rmtree, SESSION, ignore_errors=True)
+
+for _key in [key for key in os.environ if key.startswith(("AIRFLOW", "GLOBUS_", "COSMIC_"))]:
+    del os.environ[_key]
+# Port 9 (discard): in-process tests must not reach any API server.
+os.environ |= local_environment(HOME, 9, {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(BEAMLINE_FILE)})
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a connection to anywhere but this machine an error."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise AssertionError(f"A test tried to connect to {address}.")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """The session's database, for tests that need connections, pools or `dag.test()` in this process."""
+    import json
+
+    from local_airflow.prepare import prepare
+
+    prepare({"pools": json.loads((REPOSITORY / "include" / "pools.json").read_text())})
+
+
+@pytest.fixture
+def facility(tmp_path: Path) -> Iterator[Any]:
+    """A stand-in facility of the test's own, in a thread, control on."""
+    from facility.testing import running
+
+    with running(tmp_path / "facility") as standin:
+        yield standin
+
+
+@pytest.fixture(scope="session")
+def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The session's running Airflow and stand-in, shared by all `live` tests; leave it healthy."""
+    from support.live import start_live
+
+    yield from start_live(tmp_path_factory.mktemp("live"))

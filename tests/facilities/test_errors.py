@@ -1,0 +1,80 @@
+"""Failures: their message, their class, and that they survive pickling."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facilities.errors import (
+    BY_CLASS,
+    CredentialsError,
+    FacilityError,
+    InfrastructureError,
+    LostReplyError,
+    NotFoundError,
+    ResourcesError,
+    TimeLimitError,
+    TransientError,
+    UserError,
+)
+
+ALL = [
+    CredentialsError,
+    InfrastructureError,
+    LostReplyError,
+    NotFoundError,
+    ResourcesError,
+    TimeLimitError,
+    TransientError,
+    UserError,
+]
+
+
+def test_message_has_what_id_state_and_next_step() -> None:
+    error = UserError(
+        "The job failed", remote_id="42", state="FAILED", next_step="read its log.", details="exit 1"
+    )
+    assert str(error) == "The job failed; id 42; last state FAILED. What to do: read its log.\nexit 1"
+
+
+def test_message_leaves_out_what_is_not_known() -> None:
+    assert str(UserError("The job failed")) == "The job failed."
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_survives_pickling(kind: type[FacilityError]) -> None:
+    error = kind("It failed", remote_id="42", state="S", next_step="wait.", details="more")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_retry_after_survives_pickling() -> None:
+    again = pickle.loads(pickle.dumps(LostReplyError("No answer", retry_after=7.5)))
+    assert again.retry_after == 7.5
+
+
+def test_every_class_leads_to_an_error_of_that_class() -> None:
+    for name, kind in BY_CLASS.items():
+        assert kind.failure_class == name
+        assert kind("It failed").what == "It failed"
+
+
+def test_specialised_errors_keep_their_class() -> None:
+    assert LostReplyError.failure_class == "transient"
+    assert NotFoundError.failure_class == "user"
+    assert TimeLimitError.failure_class == "resources"
+
+
+@settings(deadline=None)
+@given(st.text(), st.none() | st.text(), st.none() | st.text(), st.text(), st.text())
+def test_nothing_that_was_given_is_missing_from_the_message(
+    what: str, remote_id: str | None, state: str | None, next_step: str, details: str
+) -> None:
+    message = str(UserError(what, remote_id=remote_id, state=state, next_step=next_step, details=details))
+    for part in (what, remote_id, state, next_step, details):
+        assert (part or "") in message

@@ -1,0 +1,274 @@
+"""The shared poller: one request for everybody, backoff, and who gets which answer.
+
+The loop's clock is turned by hand, so that hours pass at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facilities.errors import TransientError
+from facilities.polling import Pace, PollFailed, Seen, SharedPoller, jittered_sleep, shared_poller
+
+
+class FastLoop(asyncio.SelectorEventLoop):
+    """An event loop that does not wait: with nothing to do its clock jumps to the next timer."""
+
+    offset = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.offset
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            first = heapq.nsmallest(1, self._scheduled)[0].when()  # type: ignore[attr-defined]
+            self.offset += max(first - self.time(), 0.0)
+        super()._run_once()  # type: ignore[misc]
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    with asyncio.Runner(loop_factory=FastLoop) as runner:
+        return runner.run(asyncio.wait_for(_awaited(main), 100_000))
+
+
+async def _awaited(main: Callable[[], Awaitable[Any]]) -> Any:
+    return await main()
+
+
+class Book:
+    """A source that answers with how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, frozenset[str]]] = []
+        self.failures: list[Exception] = []
+        self.unknown: set[str] = set()
+        self.begun = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.gate: asyncio.Event | None = None
+
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, int]:
+        self.asked.append((asyncio.get_running_loop().time(), ids))
+        self.begun.set()
+        number = len(self.asked)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        return dict.fromkeys(ids - self.unknown, number)
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+def test_many_waiters_share_one_request() -> None:
+    async def main() -> None:
+        book = Book()
+        poller: SharedPoller[int] = SharedPoller(book)
+
+        async def wait(name: str) -> object:
+            async with poller.subscribe(name) as subscription:
+                return await subscription.next(5.0)
+
+        answers = await asyncio.gather(*(wait(f"t{number}") for number in range(200)))
+        assert answers == [Seen(1)] * 200
+        assert [len(ids) for _, ids in book.asked] == [200]
+
+    run(main)
+
+
+def test_the_most_impatient_waiter_sets_the_time() -> None:
+    async def main() -> None:
+        book = Book()
+        poller: SharedPoller[int] = SharedPoller(book)
+        begin = asyncio.get_running_loop().time()
+        async with poller.subscribe("slow") as slow, poller.subscribe("quick") as quick:
+            await asyncio.gather(slow.next(100.0), quick.next(3.0))
+        assert len(book.asked) == 1
+        assert book.asked[0][0] - begin == pytest.approx(3.0, abs=0.1)
+
+    run(main)
+
+
+def test_an_answer_was_asked_for_after_the_question() -> None:
+    async def main() -> None:
+        book = Book()
+        book.gate = asyncio.Event()
+        poller: SharedPoller[int] = SharedPoller(book)
+        async with poller.subscribe("early") as early, poller.subscribe("late") as late:
+            first = asyncio.create_task(early.next(0.0))
+            await book.begun.wait()
+            second = asyncio.create_task(late.next(0.0))  # while the first request is under way
+            await asyncio.sleep(0.1)
+            book.gate.set()
+            assert await first == Seen(1)
+            assert await second == Seen(2)
+
+    run(main)
+
+
+def test_an_id_that_is_not_listed_is_none() -> None:
+    async def main() -> None:
+        book = Book()
+        book.unknown = {"gone"}
+        poller: SharedPoller[int] = SharedPoller(book)
+        async with poller.subscribe("gone") as subscription:
+            assert await subscription.next(0.0) == Seen(None)
+
+    run(main)
+
+
+def test_failures_are_handed_out_and_back_off() -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = [TransientError("down") for _ in range(8)]
+        poller: SharedPoller[int] = SharedPoller(book)
+        seen: list[Seen[int] | PollFailed] = []
+        async with poller.subscribe("t") as subscription:
+            while not seen or not isinstance(seen[-1], Seen):
+                seen.append(await subscription.next(0.0))
+        failures = [answer for answer in seen if isinstance(answer, PollFailed)]
+        assert [failed.consecutive for failed in failures] == list(range(1, 9))
+        assert failures[-1].seconds > failures[0].seconds == 0.0
+        pauses = [later[0] - sooner[0] for sooner, later in zip(book.asked, book.asked[1:], strict=False)]
+        for number, pause in enumerate(pauses):
+            assert 0.74 * 2**number <= pause <= 1.26 * 2**number + 0.1
+
+    run(main)
+
+
+def test_backoff_is_bounded_and_ends_with_success() -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = [TransientError("down") for _ in range(30)]
+        poller: SharedPoller[int] = SharedPoller(book)
+        async with poller.subscribe("t") as subscription:
+            for _ in range(30):
+                assert isinstance(await subscription.next(0.0), PollFailed)
+            assert isinstance(await subscription.next(0.0), Seen)
+            before = asyncio.get_running_loop().time()
+            await subscription.next(1.0)
+            assert asyncio.get_running_loop().time() - before < 1.1
+        pauses = [later[0] - sooner[0] for sooner, later in zip(book.asked, book.asked[1:], strict=False)]
+        assert max(pauses) <= SharedPoller.max_backoff * 1.26
+
+    run(main)
+
+
+@pytest.mark.parametrize(("asked_for", "least", "most"), [(40.0, 40.0, 41.0), (1e9, 3600.0, 3601.0)])
+def test_retry_after_is_honoured_within_reason(asked_for: float, least: float, most: float) -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = [TransientError("busy", retry_after=asked_for)]
+        poller: SharedPoller[int] = SharedPoller(book)
+        async with poller.subscribe("t") as subscription:
+            await subscription.next(0.0)
+            await subscription.next(0.0)
+        assert least <= book.asked[1][0] - book.asked[0][0] <= most
+
+    run(main)
+
+
+def test_any_exception_is_a_failed_poll() -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = [ZeroDivisionError("bug")]
+        poller: SharedPoller[int] = SharedPoller(book)
+        async with poller.subscribe("t") as subscription:
+            failed = await subscription.next(0.0)
+            assert isinstance(failed, PollFailed)
+            assert isinstance(failed.error, ZeroDivisionError)
+
+    run(main)
+
+
+def test_the_source_is_closed_with_the_last_waiter_and_replaced_for_the_next() -> None:
+    async def main() -> None:
+        books: list[Book] = []
+
+        def make() -> Book:
+            books.append(Book())
+            return books[-1]
+
+        first: SharedPoller[int] = shared_poller(("s", "conn"), make)
+        async with first.subscribe("a") as a:
+            await a.next(0.0)
+            assert shared_poller(("s", "conn"), make) is first
+            assert shared_poller(("s", "other"), make) is not first
+        await books[0].closed.wait()
+        second: SharedPoller[int] = shared_poller(("s", "conn"), make)
+        assert second is not first
+        async with second.subscribe("b") as b:
+            assert await b.next(0.0) == Seen(1)
+
+    run(main)
+
+
+def test_a_cancelled_waiter_leaves_the_others_alone() -> None:
+    async def main() -> None:
+        book = Book()
+        poller: SharedPoller[int] = SharedPoller(book)
+
+        async def wait(name: str, within: float) -> object:
+            async with poller.subscribe(name) as subscription:
+                return await subscription.next(within)
+
+        leaver, stayer = asyncio.create_task(wait("l", 1.0)), asyncio.create_task(wait("s", 5.0))
+        await asyncio.sleep(0.5)
+        leaver.cancel()
+        assert await stayer == Seen(1)
+        assert book.asked[0][1] == frozenset({"s"})
+
+    run(main)
+
+
+def test_a_waiter_that_comes_back_while_the_poller_ends_is_served() -> None:
+    async def main() -> None:
+        poller: SharedPoller[int] = SharedPoller(Book())
+        for _ in range(3):
+            async with poller.subscribe("t") as subscription:
+                assert isinstance(await subscription.next(0.0), Seen)
+
+    run(main)
+
+
+@settings(deadline=None)
+@given(
+    st.floats(min_value=0, max_value=1e7),
+    st.none() | st.floats(min_value=-1e7, max_value=1e7),
+    st.floats(min_value=0.01, max_value=10),
+    st.floats(min_value=10, max_value=1000),
+)
+def test_pace_stays_within_its_bounds(
+    elapsed: float, remaining: float | None, least: float, most: float
+) -> None:
+    assert least <= Pace(least, most).interval(elapsed, remaining) <= most
+
+
+def test_pace_is_quick_at_both_ends_and_slow_between() -> None:
+    pace = Pace(least=2.0, most=60.0)
+    assert pace.interval(0.0) == 2.0
+    assert pace.interval(300.0) == 30.0
+    assert pace.interval(36_000.0) == 60.0
+    assert pace.interval(36_000.0, remaining=50.0) == 5.0
+    assert pace.interval(36_000.0, remaining=0.0) == 2.0
+
+
+def test_jitter_is_within_a_tenth() -> None:
+    slept: list[float] = []
+
+    async def record(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def main() -> None:
+        for _ in range(100):
+            await jittered_sleep(10.0, record)
+
+    run(main)
+    assert 9.0 <= min(slept) < max(slept) <= 11.0

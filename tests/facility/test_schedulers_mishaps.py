@@ -1,0 +1,225 @@
+"""Failures of nodes, preemption, holds and odd states, on request, as squeue and sacct show them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.nersc import Nersc, nersc_running, script, until
+
+ENDLESS = 'echo "run ${SLURM_RESTART_COUNT:-0}" >> log-$SLURM_JOB_ID; sleep 60'
+
+
+@pytest.fixture(scope="module")
+def nersc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nersc]:
+    """One facility for the module; a requeued job may begin after 0.5 s, and sacct shows why for 0.3 s."""
+    options = {"requeue_delay": 50.0, "requeue_shown": 30.0}
+    with nersc_running(tmp_path_factory.mktemp("mishaps"), {"slots": 4}, **options) as made:
+        yield made
+
+
+def started(nersc: Nersc, directives: str = "", run: int = 0) -> str:
+    """A job whose script has begun."""
+    job_id = nersc.submit(script(ENDLESS, directives=f"-t 40 {directives}"))
+    until(lambda: f"run {run}\n" in nersc.output(job_id, "log-%j"))
+    return job_id
+
+
+def cancel(nersc: Nersc, job_id: str) -> None:
+    """Cancel, and wait until nothing is left."""
+    nersc.call("DELETE", f"compute/jobs/perlmutter/{job_id}")
+    nersc.ended(job_id)
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "reason"),
+    [
+        ("node_failure", "NODE_FAIL", "NodeDown"),
+        ("preempt", "PREEMPTED", "None"),
+        ("boot_fail", "BOOT_FAIL", "NodeDown"),
+    ],
+)
+def test_lost_for_good_without_requeue(nersc: Nersc, verb: str, state: str, reason: str) -> None:
+    job_id = started(nersc, "--no-requeue")
+    assert nersc.control(verb, job_id=job_id) == {"job_id": job_id, "state": state, "done": True}
+    row = nersc.ended(job_id)
+    assert (row["state"], row["exitcode"], row["reason"]) == (state, "0:0", reason)
+    assert nersc.book(job_id)["runs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "shown"), [("node_failure", "NODE_FAIL"), ("preempt", "PREEMPTED"), ("requeue", "REQUEUED")]
+)
+def test_requeued_jobs_run_again_under_their_id(nersc: Nersc, verb: str, shown: str) -> None:
+    job_id = started(nersc, "--requeue")
+    nersc.control(verb, job_id=job_id)
+    row = nersc.row("squeue", job_id)
+    assert (row["state"], row["reason"]) == ("PENDING", "BeginTime")
+    row = nersc.row("sacct", job_id)
+    assert (row["state"], row["end"] != "Unknown") == (shown, True)  # believed too early, it is a failed job
+    row = nersc.wait_for(job_id, "PENDING")
+    assert (row["start"], row["end"]) == ("Unknown", "Unknown")
+    nersc.wait_for(job_id, "RUNNING")
+    until(lambda: nersc.output(job_id, "log-%j") == "run 0\nrun 1\n")
+    assert nersc.book(job_id)["runs"] == 2
+    cancel(nersc, job_id)
+
+
+def test_a_requeued_job_can_be_cancelled_before_it_runs_again(nersc: Nersc) -> None:
+    job_id = started(nersc, "--requeue")
+    nersc.control("node_failure", job_id=job_id)
+    cancel(nersc, job_id)
+    assert nersc.state(job_id) == f"CANCELLED by {os.getuid()}"
+    until(lambda: nersc.row("squeue", job_id) == {})
+    assert nersc.book(job_id)["runs"] == 1
+
+
+def test_control_decides_over_the_jobs_wish(nersc: Nersc) -> None:
+    job_id = started(nersc, "--requeue")
+    nersc.control("node_failure", job_id=job_id, requeue=False)
+    assert nersc.ended(job_id)["state"] == "NODE_FAIL"
+
+
+def test_requeue_and_hold(nersc: Nersc) -> None:
+    job_id = started(nersc)
+    nersc.control("requeue", job_id=job_id, hold=True)
+    until(lambda: nersc.row("squeue", job_id)["state"] == "REQUEUE_HOLD")
+    assert nersc.row("squeue", job_id)["reason"] == "JobHeldAdmin"
+    nersc.control("release", job_id=job_id)
+    nersc.wait_for(job_id, "RUNNING")
+    cancel(nersc, job_id)
+
+
+def test_held_jobs_hide_from_sacct_by_user_and_name(nersc: Nersc) -> None:
+    job_id = nersc.submit(script(ENDLESS, directives="-H -J heldjob"))
+    assert nersc.row("squeue", job_id)["reason"] == "JobHeldUser"
+    assert nersc.row("squeue", job_id)["priority"] == "0"
+    assert nersc.row("sacct", job_id)["eligible"] == "Unknown"
+    user = nersc.described["user"]
+    assert nersc.list("sacct", user=user, name="heldjob")["output"] == []
+    assert [r["jobid"] for r in nersc.list("squeue", user=user, name="heldjob")["output"]] == [job_id]
+    nersc.control("release", job_id=job_id)
+    nersc.wait_for(job_id, "RUNNING")
+    assert nersc.list("sacct", user=user, name="heldjob")["output"]
+    cancel(nersc, job_id)
+    later = nersc.submit(script("true", directives="-H -J heldagain"))
+    cancel(nersc, later)
+    assert nersc.list("sacct", user=user, name="heldagain")["output"] == []
+    assert nersc.state(later).startswith("CANCELLED by")
+
+
+def test_hold_needs_a_pending_job(nersc: Nersc) -> None:
+    job_id = started(nersc)
+    with pytest.raises(RuntimeError, match=f"Job {job_id} is RUNNING; this needs PENDING"):
+        nersc.control("hold", job_id=job_id)
+    with pytest.raises(RuntimeError, match="There is no unfinished job 12"):
+        nersc.control("hold", job_id="12")
+    cancel(nersc, job_id)
+
+
+def test_suspend_and_resume(nersc: Nersc) -> None:
+    body = "for i in $(seq 40); do echo $i; sleep 0.05; done"
+    job_id = nersc.submit(script(body, directives="-t 20"))
+    until(lambda: "2\n" in nersc.output(job_id))
+    nersc.control("suspend", job_id=job_id)
+    assert nersc.row("squeue", job_id)["st"] == "S"
+    quiet = until(lambda: (a := nersc.output(job_id)) == (time.sleep(0.15) or nersc.output(job_id)) and a)
+    assert nersc.output(job_id) == quiet
+    nersc.control("resume", job_id=job_id)
+    assert nersc.wait_for(job_id, "COMPLETED")["suspended"] != "00:00:00"
+    assert nersc.output(job_id).endswith("40\n")
+
+
+@pytest.mark.parametrize(
+    "state", ["DEADLINE", "REVOKED", "OUT_OF_MEMORY", "BOOT_FAIL", "FAILED", "COMPLETED"]
+)
+def test_any_final_state_can_be_had(nersc: Nersc, state: str) -> None:
+    job_id = started(nersc)
+    nersc.control("end_job", job_id=job_id, state=state)
+    row = nersc.ended(job_id)
+    assert (row["state"], row["exitcode"]) == (state, "0:125" if state == "OUT_OF_MEMORY" else "0:0")
+
+
+@pytest.mark.parametrize(
+    "state", ["STAGE_OUT", "SPECIAL_EXIT", "LAUNCH_FAILED", "CANCELLED+", "", "RESIZING"]
+)
+def test_any_string_can_be_shown(nersc: Nersc, state: str) -> None:
+    job_id = started(nersc)
+    nersc.control("force_state", job_id=job_id, state=state)
+    assert (nersc.row("sacct", job_id)["state"], nersc.row("squeue", job_id)["state"]) == (state, state)
+    nersc.control("force_state", job_id=job_id, state=None, view="squeue")
+    assert (nersc.row("sacct", job_id)["state"], nersc.row("squeue", job_id)["state"]) == (state, "RUNNING")
+    nersc.control("force_state", job_id=job_id, state=None)
+    cancel(nersc, job_id)
+    assert nersc.state(job_id).startswith("CANCELLED")
+
+
+def test_signal(nersc: Nersc) -> None:
+    job_id = started(nersc)
+    nersc.control("signal", job_id=job_id, number=int(signal.SIGKILL))
+    assert nersc.wait_for(job_id, "FAILED")["exitcode"] == "0:9"
+
+
+def test_a_runner_that_dies_is_a_node_that_fails(nersc: Nersc) -> None:
+    job_id = nersc.submit(script("setsid sleep 61 & echo $! > child-$SLURM_JOB_ID; wait", directives="-t 40"))
+    child = int(until(lambda: nersc.output(job_id, "child-%j").strip()))
+    runner = next(
+        int(p.name) for p in Path("/proc").iterdir()
+        if p.name.isdigit() and f"jobs/{job_id}/run-1" in (p / "cmdline").read_text(errors="replace")
+    )  # fmt: skip
+    os.kill(runner, signal.SIGKILL)
+    assert nersc.wait_for(job_id, "NODE_FAIL")["exitcode"] == "0:0"
+    nersc.ended(job_id)
+    until(lambda: not alive(child))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_nodes_that_have_to_boot_first(nersc: Nersc) -> None:
+    nersc.control("set", configure_seconds=50.0)
+    job_id = nersc.submit(script("true"))
+    assert (nersc.row("squeue", job_id)["state"], nersc.book(job_id)["runs"]) == ("CONFIGURING", 0)
+    nersc.wait_for(job_id, "COMPLETED")
+    failing = nersc.submit(script("true"))
+    nersc.control("boot_fail", job_id=failing)
+    assert nersc.ended(failing)["state"] == "BOOT_FAIL"
+    assert nersc.book(failing)["runs"] == 0
+    nersc.control("set", configure_seconds=0.0)
+
+
+def test_jobs_do_not_outlive_their_scheduler_for_ever(nersc: Nersc) -> None:
+    nersc.control("set", orphan_seconds=0.0)  # as if no server had looked for long
+    try:
+        job_id = nersc.submit(script(ENDLESS, directives="-t 40"))
+        assert nersc.wait_for(job_id, "NODE_FAIL")
+    finally:
+        nersc.control("set", orphan_seconds=600.0)
+
+
+def test_wrong_controls_are_refused(nersc: Nersc) -> None:
+    for verb, body, words in (
+        ("set", {"slots": "many"}, "slots = 'many' is not an option"),
+        ("set", {"colour": 1}, "colour = 1 is not an option"),
+        ("set", {"time_scale": 0}, "must be more than 0"),
+        ("set", {"timezone": "Mars/North"}, "there is no such zone"),
+        ("set", {"sacct_lag": -1}, "must be from 0"),
+        ("api_down", {"status": 200}, "must be from 500 to 599"),
+        ("maintenance", {"resource": "cori9"}, "resource is 'cori9'"),
+        ("maintenance", {"seconds": "long"}, "must be a number"),
+        ("extend_maintenance", {}, "There is no outage to extend"),
+        ("force_state", {"job_id": "1", "state": "X"}, "There is no job 1"),
+        ("nonsense", {}, "No such verb"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            nersc.control(verb, **body)

@@ -1,0 +1,23 @@
+#!/bin/bash
+# A reconstruction that does at once what the first line of its scan says. For tests of the orchestration;
+# the real programs are in include/nersc and have tests of their own.
+#   ok           write the three results
+#   hold         the same, once FILE.go exists
+#   fail N       complain and end with code N
+#   nothing      succeed without results
+#   empty        succeed with an empty result
+#   text         succeed with a preview that is no image
+set -euo pipefail
+for file; do case $file in *.cxi) break ;; esac; done
+read -r what code < "$file" || true
+echo "reconstructing $file: $what"
+case $what in
+    hold) until [ -e "$file.go" ]; do sleep 0.1; done ;;
+    fail) echo "cannot allocate the probe: see line 17" >&2; exit "$code" ;;
+    nothing) exit 0 ;;
+esac
+cp "$(dirname "$0")/preview.png" "$COSMIC_OUTPUT.png"
+[ "$what" != text ] || echo "not an image" > "$COSMIC_OUTPUT.png"
+printf '%s\n' "$@" > "$COSMIC_OUTPUT.cxi"
+[ "$what" != empty ] || : > "$COSMIC_OUTPUT.cxi"
+printf '{"frames": 4, "iterations": 10, "final_error": 0.25, "pixel_size_m": [1e-8, 1e-8], "warnings": ["<b>bold</b>"]}' > "$COSMIC_OUTPUT.json"

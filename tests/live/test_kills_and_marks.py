@@ -1,0 +1,85 @@
+"""What happens to the remote work when Airflow dies, when a person marks a task, when one is cleared."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.live import DAG_ID, FINISHED_JOBS, Pipeline
+
+pytestmark = pytest.mark.live
+
+
+@pytest.mark.parametrize("component", ["triggerer", "scheduler"])
+def test_a_component_killed_in_mid_wait_changes_nothing(pipeline: Pipeline, component: str) -> None:
+    scan = pipeline.new_scan("hold")
+    run_id = pipeline.start(scan)
+    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "RUNNING", "the job runs")
+
+    pipeline.airflow.kill(component)
+    pipeline.let_go(scan)
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "COMPLETED", "the job ends meanwhile")
+    pipeline.airflow.start(component)
+    pipeline.airflow.wait_ready()
+
+    assert pipeline.finish(run_id, 180) == "success"
+    assert len(pipeline.jobs_of(scan)) == 1
+    assert len(pipeline.transfers_of(run_id)) == 1
+    assert pipeline.jobs_of(scan)[0]["state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_marking_a_waiting_job_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
+    scan = pipeline.new_scan("hold")
+    run_id = pipeline.start(scan)
+    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "RUNNING", "the job runs")
+    pipeline.rest.set_task_state(DAG_ID, run_id, "ptychocam.wait", state)
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "CANCELLED", "the job is cancelled")
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_marking_a_waiting_transfer_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
+    scan = pipeline.new_scan()
+    pipeline.facility.control("globus", "bandwidth", bytes_per_second=1)
+    try:
+        run_id = pipeline.start(scan)
+        pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
+        pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
+        pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
+        pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
+    finally:
+        pipeline.facility.control("globus", "bandwidth", bytes_per_second=None)
+    assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"
+
+
+def test_clearing_a_waiting_job_takes_up_the_living_one(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan("hold")
+    run_id = pipeline.start(scan)
+    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "RUNNING", "the job runs")
+    tries = pipeline.rest.task_instances(DAG_ID, run_id)["ptychocam.wait"]["try_number"]
+
+    pipeline.rest.clear(DAG_ID, run_id, ["ptychocam.submit"])
+    pipeline.wait_for(
+        lambda: (
+            pipeline.rest.task_instances(DAG_ID, run_id)["ptychocam.wait"]["try_number"] > tries
+            and pipeline.state(run_id, "ptychocam.wait") == "deferred"
+        ),
+        "the cleared task waits again",
+    )
+    pipeline.let_go(scan)
+    assert pipeline.finish(run_id) == "success"
+    (job,) = pipeline.jobs_of(scan)
+    assert job["state"] == "COMPLETED"
+
+
+def test_clearing_a_failed_job_submits_a_new_one(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan("fail 1")
+    run_id = pipeline.start(scan)
+    assert pipeline.finish(run_id) == "failed"
+    pipeline.live.scan(scan, b"ok\n")
+    pipeline.rest.clear(DAG_ID, run_id, ["copy_to_nersc"])
+    assert pipeline.finish(run_id) == "success"
+    assert sorted(job["state"] for job in pipeline.jobs_of(scan)) == ["COMPLETED", "FAILED"]
+    assert all(job["state"] in FINISHED_JOBS for job in pipeline.jobs_of(scan))

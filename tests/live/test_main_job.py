@@ -1,0 +1,180 @@
+"""A scan from its post to its result, through a running Airflow and the stand-in facility."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+from typing import Any
+
+import pytest
+import requests
+
+from local_airflow.rest import RestError
+from support.live import DAG_ID, Pipeline
+
+pytestmark = pytest.mark.live
+
+
+def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan()
+    run_id = pipeline.start(scan, n_iter=7, use_illu_mask=True, n_gpu=2)
+    assert pipeline.finish(run_id) == "success"
+
+    report = pipeline.rest.xcom(DAG_ID, run_id, "report")
+    assert report["scan"] == scan
+    at_nersc = pipeline.facility.collection("nersc7012") / scan
+    at_beamline = pipeline.facility.collection("data7012") / scan
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in (at_nersc, at_beamline)]
+    assert digests[0] == digests[1]
+    assert report["transfer"]["bytes"] == at_beamline.stat().st_size
+
+    (result,) = report["reconstructions"]
+    (job,) = pipeline.jobs_of(scan)
+    assert result["engine"] == "ptychocam"
+    assert result["job_id"] == str(job["job_id"])
+    assert result["quality"]["final_error"] == 0.25
+    assert result["preview_size"] == [32, 16]
+    assert result["result"] == str(at_nersc).removesuffix(".cxi") + "_ptychocam.cxi"
+    arguments = (at_nersc.parent / f"{at_nersc.stem}_ptychocam.cxi").read_text().splitlines()
+    assert arguments == ["-i", "7", "-M", str(at_nersc)]
+    assert len(pipeline.transfers_of(run_id)) == 1
+
+
+def test_both_engines_run_side_by_side(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan()
+    run_id = pipeline.start(scan, do_cdtools=True)
+    assert pipeline.finish(run_id) == "success"
+    report = pipeline.rest.xcom(DAG_ID, run_id, "report")
+    assert {r["engine"] for r in report["reconstructions"]} == {"ptychocam", "cdtools"}
+    assert len(pipeline.jobs_of(scan)) == 2
+
+
+def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan()
+    run_id = pipeline.start(scan, do_ptychocam=False)
+    assert pipeline.finish(run_id) == "success"
+    assert "no reconstruction was asked for" in pipeline.rest.xcom(DAG_ID, run_id, "report")["message"]
+    assert "No engine was chosen" in pipeline.rest.log(DAG_ID, run_id, "transfer_only")
+    assert pipeline.state(run_id, "ptychocam.submit") == "skipped"
+    assert pipeline.jobs_of(scan) == []
+
+
+def test_the_same_scan_posted_five_times_at_once_is_one_run_one_transfer_one_job(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan()
+    run_id = "scan__" + scan.rsplit("/", 1)[1].removesuffix(".cxi")
+
+    def post(_: int) -> int:
+        try:
+            pipeline.rest.trigger(DAG_ID, {"file_path": scan, "do_ptychocam": True}, run_id)
+        except RestError as error:
+            return error.status
+        return 200
+
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        answers = sorted(pool.map(post, range(5)))
+    assert answers == [200, 409, 409, 409, 409]
+    assert pipeline.finish(run_id) == "success"
+    assert len(pipeline.transfers_of(run_id)) == 1
+    assert len(pipeline.jobs_of(scan)) == 1
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {},
+        {"file_path": "2023/../../etc/x.cxi"},
+        {"file_path": "x.cxi\n"},
+        {"file_path": "$(touch /tmp/pwned).cxi"},
+        {"file_path": "a'b.cxi"},
+        {"file_path": "x.cxi", "n_gpu": "8"},
+        {"file_path": "x.cxi", "n_gpu": 400},
+        {"file_path": "x.cxi", "qos": "regular\n#SBATCH -A other"},
+    ],
+)
+def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf: dict[str, Any]) -> None:
+    with pytest.raises(RestError) as refused:
+        pipeline.rest.trigger(DAG_ID, conf, "scan__bad")
+    assert refused.value.status == 400
+    assert next(iter(set(conf) - {"file_path"}), "file_path") in refused.value.detail
+    with pytest.raises(RestError, match="404"):
+        pipeline.rest.run(DAG_ID, "scan__bad")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "task", "said"),
+    [
+        ("fail 3", "ptychocam.wait", ("FAILED", "3:0", "cannot allocate the probe: see line 17", ".err")),
+        ("nothing", "ptychocam.collect", ("_ptychocam.cxi is missing", "clear the submit task")),
+        ("empty", "ptychocam.collect", ("_ptychocam.cxi is empty", "clear the submit task")),
+        ("text", "ptychocam.collect", ("is not a PNG image",)),
+    ],
+)
+def test_a_failed_reconstruction_says_what_and_why_and_is_not_run_again(
+    pipeline: Pipeline, behaviour: str, task: str, said: tuple[str, ...]
+) -> None:
+    scan = pipeline.new_scan(behaviour)
+    run_id = pipeline.start(scan)
+    assert pipeline.finish(run_id) == "failed"
+    assert pipeline.state(run_id, task) == "failed"
+    log = pipeline.rest.log(DAG_ID, run_id, task)
+    for words in said:
+        assert words in log
+    assert len(pipeline.jobs_of(scan)) == 1
+
+
+def test_a_scan_that_is_not_there_fails_with_its_path_and_moves_nothing(pipeline: Pipeline) -> None:
+    run_id = pipeline.start("2023/02/230216/NS_230216999_ccdframes_0_0.cxi")
+    assert pipeline.finish(run_id) == "failed"
+    log = pipeline.rest.log(DAG_ID, run_id, "copy_to_nersc")
+    assert "2023/02/230216/NS_230216999_ccdframes_0_0.cxi" in log
+    assert "What to do:" in log
+    assert pipeline.transfers_of(run_id) == []
+
+
+def test_a_folder_is_copied_by_the_transfer_dag(pipeline: Pipeline) -> None:
+    scans = [pipeline.live.scan(f"2024/folder/{name}", b"x" * 1000) for name in ("a.cxi", "sub/b.txt")]
+    dag_id = "process_newfile_7012_ptycho4"
+    run_id = pipeline.rest.trigger(dag_id, {"file_path": "2024/folder"})
+    assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
+    for scan in scans:
+        assert (pipeline.facility.collection("nersc7012") / scan).read_bytes() == b"x" * 1000
+
+
+def test_the_flight_check_copies_compares_and_tidies_up(pipeline: Pipeline) -> None:
+    dag_id = "test_cosmicDTN_transfers"
+    run_id = pipeline.rest.trigger(dag_id)
+    assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
+    folder = pipeline.facility.collection("nersc7012") / "datamovement_test"
+    assert [path.name for path in folder.iterdir()] == ["test.txt"]
+    assert "expires in" in pipeline.rest.log(dag_id, run_id, "check_nersc")
+
+
+def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(pipeline: Pipeline) -> None:
+    scan = pipeline.new_scan()
+    run_id = pipeline.start(scan)
+    assert pipeline.finish(run_id) == "success"
+    page = f"{pipeline.airflow.url}/cosmic/dags/{DAG_ID}/runs/{run_id}"
+    assert requests.get(page, timeout=30).status_code == 401
+    assert requests.get(f"{page}/ptychocam/preview.png", timeout=30).status_code == 401
+
+    token = {"Authorization": f"Bearer {pipeline.rest.token}"}
+    html = requests.get(page, headers=token, timeout=30)
+    assert html.status_code == 200
+    assert scan in html.text
+    assert "The scan is at NERSC." in html.text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html.text
+    assert "<b>" not in html.text
+    assert "default-src 'none'" in html.headers["Content-Security-Policy"]
+
+    image = requests.get(f"{page}/ptychocam/preview.png", headers=token, timeout=30)
+    assert image.headers["Content-Type"] == "image/png"
+    assert image.content.startswith(b"\x89PNG")
+    assert requests.get(f"{page}/cdtools/preview.png", headers=token, timeout=30).status_code == 404
+    assert requests.get(f"{page}/..%2fx/preview.png", headers=token, timeout=30).status_code == 404
+    pipeline.facility.fault(service="nersc", path="/utilities/download", kind="status", status=500, times=8)
+    try:
+        outage = requests.get(f"{page}/ptychocam/preview.png", headers=token, timeout=60)
+    finally:
+        pipeline.facility.clear_faults()
+    assert outage.status_code == 502
+    assert "NERSC did not give the preview" in outage.text

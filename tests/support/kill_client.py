@@ -1,0 +1,172 @@
+"""Kill the beamline's client at every point: `python kill_client.py SCENARIO SPEC`, SPEC being JSON.
+
+For n = 1, 2, ... a forked process does the scenario with a spool of its own and sends itself SIGKILL at its
+n-th point; a second one then does what a person or the next start would do. A point is a line of the client's
+code that runs for the first time ("lines"), or a call into the operating system that the interpreter audits
+("calls"). Ends when the scenario runs to its end unharmed, and prints one JSON object for each n.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from beamline_computer import submit_scan
+from beamline_computer.submit_scan import Client, Settings, Watch, WatchLoop, WatchMemory
+
+CALLS = ("open", "os.", "fcntl.", "socket.", "http.client.", "urllib.")
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def no_sync(_: int) -> None:
+    """SIGKILL loses nothing that was written: syncs cost seconds here; another test looks at their order."""
+
+
+def client_of(spec: dict[str, Any], n: int) -> Client:
+    """The client of try `n`: a spool of its own, a quick first retry."""
+    submit_scan.Airflow.first_pause = 0.01
+    os.fsync = no_sync
+    settings = Settings(
+        url=spec["url"],
+        user="beamline",
+        password_file=Path(spec["password_file"]),
+        spool=Path(spec["folder"]) / str(n) / "spool",
+        timeout=10.0,
+    )
+    return Client(settings, say=quiet)
+
+
+def scan(n: int) -> str:
+    """The scan of try `n`."""
+    return f"2023/02/230216/NS_230216{n:05}_ccdframes_0_0.cxi"
+
+
+def submit(spec: dict[str, Any], n: int) -> None:
+    """Submit a scan."""
+    client_of(spec, n).submit([scan(n)], {"n_iter": 7})
+
+
+def reprocess(spec: dict[str, Any], n: int) -> None:
+    """Reprocess a scan that has run."""
+    client_of(spec, n).reprocess([scan(n)], {"n_iter": 7})
+
+
+def flush(spec: dict[str, Any], n: int) -> None:
+    """What the next use of the client does."""
+    client_of(spec, n).sender.flush()
+
+
+def watch(spec: dict[str, Any], n: int) -> None:
+    """Two looks at a folder: a scan is seen, then found settled and submitted."""
+    client = client_of(spec, n)
+    folder = Path(spec["folder"]) / str(n) / "data"
+    with client.spool.lock("watch", 1.0):
+        memory = WatchMemory(client.spool.folder / "watch.jsonl")
+        look = Watch(folder, memory, prefix="", settle=1e-9, done_suffix="", any_name=False, say=quiet)
+        if memory.is_new:
+            memory.begin({})
+        loop = WatchLoop(client, look, {"n_iter": 7})
+        loop.look()
+        loop.look()
+
+
+SCENARIOS: dict[str, tuple[Callable[[dict[str, Any], int], None], Callable[[dict[str, Any], int], None]]] = {
+    "submit": (submit, flush),
+    "reprocess": (reprocess, flush),
+    "watch": (watch, watch),
+}
+
+
+def die() -> None:
+    """What `kill -9` and a power cut do."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_line(n: int) -> None:
+    """Die before the n-th line of the client that runs for the first time."""
+    seen: set[int] = set()
+
+    def on_line(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != submit_scan.__file__:
+            return None
+        if event == "line":
+            seen.add(frame.f_lineno)
+            if len(seen) == n:
+                die()
+        return on_line
+
+    sys.settrace(on_line)
+
+
+def die_at_call(n: int) -> None:
+    """Die before the n-th audited call into the operating system."""
+    left = n
+
+    def on_call(event: str, _: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event.startswith(CALLS):
+            left -= 1
+            if left == 0:
+                die()
+
+    sys.addaudithook(on_call)
+
+
+def in_child(do: Callable[[], None]) -> int:
+    """Do something in a forked process; returns its wait status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            do()
+            code = 0
+        finally:
+            sys.settrace(None)
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def main(scenario: str, points: str, spec: dict[str, Any]) -> None:
+    """Kill at each point, recover, report."""
+    act, recover = SCENARIOS[scenario]
+    arm = {"lines": die_at_line, "calls": die_at_call}[points]
+    n = spec["first"]
+    killed = True
+    while killed:
+        n += 1
+        if scenario == "watch":
+            file = Path(spec["folder"]) / str(n) / "data" / scan(n)
+            file.parent.mkdir(parents=True)
+            file.write_bytes(bytes.fromhex(spec["hdf5"]))
+
+        def doomed(n: int = n) -> None:
+            arm(n - spec["first"])
+            act(spec, n)
+
+        status = in_child(doomed)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        waited = len(client_of(spec, n).spool.names())
+        recovered = in_child(lambda n=n: recover(spec, n))  # type: ignore[misc]
+        left = len(client_of(spec, n).spool.names())
+        report = {
+            "n": n,
+            "killed": killed,
+            "status": status,
+            "waited": waited,
+            "recovered": recovered,
+            "left": left,
+        }
+        print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

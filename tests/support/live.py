@@ -1,0 +1,116 @@
+"""A whole running Airflow with a stand-in facility, and what tests do with it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from facility.testing import SpawnedFacility, spawn
+from local_airflow.rest import Rest
+from local_airflow.seed import standin_beamline, standin_seed
+from local_airflow.stack import LocalAirflow, running, wait_until
+
+ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
+DAG_ID = "transfer_auto_recon"
+FINISHED_JOBS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
+
+
+def install_engines(facility: Any) -> None:
+    """Put `engine.sh` in place of both reconstruction scripts."""
+    software: Path = facility.nersc / "software"
+    software.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (32, 16), 128).save(software / "preview.png")
+    for engine in ("ptychocam", "cdtools"):
+        shutil.copy(ENGINE, software / f"{engine}_reconstruction.sh")
+
+
+class Pipeline:
+    """What a test does with the running system."""
+
+    def __init__(self, live: Live) -> None:
+        self.airflow = live.airflow
+        self.facility = live.facility
+        self.rest = live.rest
+        self.live = live
+
+    def new_scan(self, behaviour: str = "ok") -> str:
+        """A scan of its own at the beamline; the engine does what `behaviour` says."""
+        number = uuid.uuid4().int % 10**9
+        return self.live.scan(
+            f"2023/02/230216/NS_230216{number:09}_ccdframes_0_0.cxi", behaviour.encode() + b"\n"
+        )
+
+    def start(self, scan: str, **conf: Any) -> str:
+        """Start a run for the scan; ptychocam unless the keywords say otherwise."""
+        run_id = f"scan__{uuid.uuid4().hex[:12]}"
+        parameters = {"file_path": scan, **({"do_ptychocam": True} | conf)}
+        return str(self.rest.trigger(DAG_ID, parameters, run_id))
+
+    def finish(self, run_id: str, timeout: float = 120.0) -> str:
+        """Wait for the run's end; returns its state."""
+        return str(self.rest.wait_for_run(DAG_ID, run_id, timeout)["state"])
+
+    def state(self, run_id: str, task_id: str) -> str | None:
+        """State of a task."""
+        state: str | None = self.rest.task_instances(DAG_ID, run_id)[task_id]["state"]
+        return state
+
+    def wait_for_task(self, run_id: str, task_id: str, *states: str, timeout: float = 90.0) -> None:
+        """Wait until a task is in one of these states."""
+        if not wait_until(lambda: self.state(run_id, task_id) in states, timeout):
+            seen = {t: i["state"] for t, i in self.rest.task_instances(DAG_ID, run_id).items()}
+            raise AssertionError(f"{task_id} is not {' or '.join(states)} after {timeout} s: {seen}")
+
+    def jobs_of(self, scan: str) -> list[dict[str, Any]]:
+        """Every job that was ever submitted for a scan, from the facility's books."""
+        stem = Path(scan).stem
+        return [job for job in self.facility.jobs() if stem in job["name"]]
+
+    def transfers_of(self, run_id: str) -> list[dict[str, Any]]:
+        """Every transfer that was ever submitted for a run, from the facility's books."""
+        return [task for task in self.facility.transfers() if task["label"].startswith(run_id)]
+
+    def let_go(self, scan: str) -> None:
+        """Let a job that holds go on."""
+        path = self.facility.collection("nersc7012") / f"{scan}.go"
+        path.touch()
+
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
+        """Wait until a condition holds."""
+        assert wait_until(condition, timeout), f"not within {timeout} s: {what}"
+
+
+@dataclass
+class Live:
+    """A whole Airflow (four processes) that talks to a stand-in facility."""
+
+    airflow: LocalAirflow
+    facility: SpawnedFacility
+    rest: Rest  # as admin
+
+    def scan(self, name: str, content: bytes = b"frames") -> str:
+        """Put a file into the beamline's collection; returns its `file_path`."""
+        path = self.facility.collection("data7012") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return name
+
+
+def start_live(
+    folder: Path, *, extra: dict[str, str] | None = None, **facility_settings: Any
+) -> Iterator[Live]:
+    """Start an Airflow and a stand-in below `folder`; a generator for fixtures."""
+    with spawn(folder / "facility", **facility_settings) as standin:
+        beamline = standin_beamline(standin.description, folder / "beamline.yaml", folder / "scripts")
+        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), "AIRFLOW__CORE__PARALLELISM": "4"}
+        airflow = LocalAirflow(folder / "airflow", extra=settings | (extra or {}))
+        with running(airflow, standin_seed(standin.description)):
+            rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
+            rest.wait_for_dag("transfer_auto_recon")
+            yield Live(airflow, standin, rest)

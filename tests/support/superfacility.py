@@ -1,0 +1,142 @@
+"""Stands in for Airflow around Superfacility operators: connections, a task state store, jobs to submit."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facilities.superfacility.identity import JobIdentity
+from facilities.superfacility.operators import SfapiSubmitJobOperator
+from facilities.superfacility.sensors import SlurmJobSensor
+from facility.testing import Facility
+from support.globus import Run
+
+CONN_ID = "nersc_test"
+STATUS_CONN_ID = "nersc_status_test"
+
+RESOURCES: dict[str, Any] = {
+    "account": "als_g",
+    "qos": "regular",
+    "constraint": "gpu",
+    "time_limit": "01:00:00",
+    "gpus": 1,
+}
+"""What the stand-in's Slurm accepts."""
+
+
+def connection_to(facility: Facility, **extra: Any) -> dict[str, Any]:
+    """The connection to a stand-in."""
+    nersc = facility.description["nersc"]
+    return {
+        "conn_type": "superfacility",
+        "host": nersc["api_url"],
+        "extra": {
+            "token_url": nersc["token_url"],
+            "client_id_file": nersc["client_id_path"],
+            "key_file": nersc["key_path"],
+            **extra,
+        },
+    }
+
+
+def use_connection(monkeypatch: pytest.MonkeyPatch, conn_id: str, connection: dict[str, Any]) -> None:
+    """Put a connection where Airflow finds it."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+
+
+class Store(dict[str, Any]):
+    """A task state store; can be told to fail, as one whose database is away."""
+
+    failing: frozenset[str] = frozenset()
+
+    def set(self, key: str, value: Any) -> None:
+        if key in self.failing:
+            raise ConnectionError("the database is away")
+        self[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
+
+class Task(Run):
+    """A task instance that submits or waits, and what it leaves at the stand-in."""
+
+    def __init__(self, facility: Facility, task_id: str = "submit") -> None:
+        super().__init__()
+        self.facility = facility
+        self.store: Any = Store()
+        self.ti.task_id = task_id
+        self.pulled: dict[str, Any] = {}
+        self.ti.xcom_pull = self._pull  # type: ignore[attr-defined]
+        self.log = facility.nersc / f"{uuid.uuid4().hex}.out"
+
+    def _pull(self, *, key: str, **_: Any) -> Any:
+        return self.pulled.get(key)
+
+    @property
+    def identity(self) -> JobIdentity:
+        return JobIdentity(self.ti.dag_id, self.ti.run_id, self.ti.task_id, self.ti.map_index)
+
+    def submit(
+        self, script: str = "echo reconstructed", **changes: Any
+    ) -> Callable[[], SfapiSubmitJobOperator]:
+        """Makes the submit operator, as each worker does."""
+        resources = {**RESOURCES, "output": str(self.log), **changes.pop("resources", {})}
+        arguments: dict[str, Any] = {"task_id": self.ti.task_id, "superfacility_conn_id": CONN_ID}
+        arguments |= {"settle": 0.5, **changes}
+        if "template" not in arguments:
+            arguments["script"] = script
+        return lambda: SfapiSubmitJobOperator(resources=resources, confirm=0.2, **arguments)
+
+    def wait(self, job_id: str, **changes: Any) -> Callable[[], SlurmJobSensor]:
+        """Makes the sensor."""
+        arguments: dict[str, Any] = {
+            "task_id": "wait",
+            "job_id": job_id,
+            "superfacility_conn_id": CONN_ID,
+            "poll_least": 0.05,
+            "poll_most": 0.2,
+            "confirm": 0.3,
+            "grace": 0.5,
+            "stdout": str(self.log),
+            "timeout": 60.0,
+        }
+        return lambda: SlurmJobSensor(**arguments | changes)
+
+    def books(self) -> list[dict[str, Any]]:
+        """Every job ever of this task instance."""
+        return [job for job in self.facility.jobs() if self.identity.digest in (job["name"] or "")]
+
+
+def wait_until(condition: Callable[[], Any], within: float = 20.0) -> Any:
+    """Wait for a condition; its value."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Nothing within {within} s.")
+        time.sleep(0.02)
+    return value
+
+
+def job_of(facility: Facility, job_id: str) -> dict[str, Any]:
+    """A job's line in the books."""
+    return next(job for job in facility.jobs() if job["job_id"] == job_id)
+
+
+def submits(facility: Facility) -> list[dict[str, Any]]:
+    """The submits that the stand-in has been sent."""
+    sent = facility.requests("nersc")
+    return [one for one in sent if one["method"] == "POST" and "/compute/jobs/" in one["path"]]
+
+
+def private(path: Path, text: str, mode: int = 0o600) -> Path:
+    """Write a file of that mode."""
+    path.write_text(text)
+    path.chmod(mode)
+    return path

@@ -1,0 +1,84 @@
+"""Rules that every DAG of the bundle keeps."""
+
+from __future__ import annotations
+
+import ast
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FILES = sorted((REPOSITORY / "dags").glob("*.py"))
+POOLS = set(json.loads((REPOSITORY / "include" / "pools.json").read_text()))
+EXPECTED = {"transfer_auto_recon", "process_newfile_7012_ptycho4", "test_cosmicDTN_transfers"}
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_database: None) -> dict[str, Any]:
+    """All DAGs by id, parsed as the DAG processor does, with every connection refused."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"Parsing a DAG connected to {address}.")
+
+    connect, socket.socket.connect = socket.socket.connect, refuse  # type: ignore[method-assign, assignment]
+    try:
+        bag = DagBag(dag_folder=REPOSITORY / "dags")
+    finally:
+        socket.socket.connect = connect  # type: ignore[method-assign]
+    assert bag.import_errors == {}
+    return dict(bag.dags)
+
+
+def test_the_three_dags_are_there(dags: dict[str, Any]) -> None:
+    assert set(dags) >= EXPECTED
+
+
+def test_every_dag_explains_itself(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        for words in ("**When it fails.**", "**Owner.**"):
+            assert words in (dag.doc_md or ""), f"{dag_id} lacks {words}"
+        assert "bl7012" in dag.tags, dag_id
+        assert dag.catchup is False, dag_id
+
+
+def test_every_task_is_retried_by_what_failed(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        for task in dag.tasks:
+            assert task.owner == "bl7012", f"{dag_id}.{task.task_id}"
+            assert task.retries >= 1, f"{dag_id}.{task.task_id}"
+            assert task.retry_policy is not None, f"{dag_id}.{task.task_id}"
+
+
+def test_tasks_that_talk_to_a_facility_are_in_its_pool(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        for task in dag.tasks:
+            assert task.pool in POOLS | {"default_pool"}, f"{dag_id}.{task.task_id}"
+            kind = type(task).__name__
+            if kind.startswith("Globus"):
+                assert task.pool == "globus", f"{dag_id}.{task.task_id}"
+            if kind in ("SfapiSubmitJobOperator", "SlurmJobSensor"):
+                assert task.pool == "nersc", f"{dag_id}.{task.task_id}"
+
+
+def test_nothing_waits_in_a_worker_or_without_an_end(dags: dict[str, Any]) -> None:
+    waiting = ("GlobusTransferOperator", "GlobusDeleteOperator", "SlurmJobSensor", "SystemStatusSensor")
+    for dag_id, dag in dags.items():
+        for task in dag.tasks:
+            if type(task).__name__ in waiting:
+                assert task.deferrable, f"{dag_id}.{task.task_id}"
+                assert task.timeout, f"{dag_id}.{task.task_id}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_dag_files_are_short_and_hold_no_logic(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 130
+    tree = ast.parse(text)
+    forbidden = (ast.FunctionDef, ast.ClassDef, ast.If, ast.While, ast.Try, ast.Lambda)
+    found = [type(node).__name__ for node in ast.walk(tree) if isinstance(node, forbidden)]
+    assert found == []
+    assert path.stem in text.split("schedule=")[0]
