@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -32,6 +33,9 @@ for _key in [key for key in os.environ if key.startswith(("AIRFLOW", "GLOBUS_", 
     del os.environ[_key]
 # Port 9 (discard): in-process tests must not reach any API server.
 os.environ |= local_environment(HOME, 9, {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(BEAMLINE_FILE)})
+
+# A test run that is told to stop stops its servers first.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 

@@ -48,7 +48,7 @@ def compare_with_truth(reconstruction: Path, truth: Path) -> Comparison:
     region = _largest_box(scanned)
     true_view = _resampled(true_obj, true_pixel, origin_of=(region, origin, pixel), true_origin=true_origin)
     aligned, shift = align(obj[region], true_view)
-    inside = _inner(aligned.shape)
+    inside = _inner(aligned.shape, shift)
     rings = ring_correlation(aligned[inside], true_view[inside], pixel)
     resolution = rings.resolution(0.5)
     return Comparison(
@@ -75,9 +75,10 @@ def _largest_box(scanned: Bool) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
-def _inner(shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Without the edges, which an alignment in Fourier space wraps around."""
-    rows, columns = (max(2, n // 20) for n in shape)
+def _inner(shape: tuple[int, ...], shift: Real) -> tuple[slice, slice]:
+    """Without the edges, which an alignment in Fourier space wraps around; a quarter of a side at most."""
+    moved = np.ceil(np.abs(shift)).astype(int) + 1
+    rows, columns = (max(2, n // 20, min(n // 4, int(k))) for n, k in zip(shape, moved, strict=True))
     return slice(rows, -rows), slice(columns, -columns)
 
 

@@ -23,6 +23,7 @@ from facility.store import write_atomically
 
 log = logging.getLogger(__name__)
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_BODY = 64 * 1024 * 1024  # a transfer document may list a great many files
 
 
@@ -54,8 +55,13 @@ class Server:
 
         :raises StartError: when the root is in use by another server, or the port by another program.
         """
-        self.settings.make_folders()
-        self._take_lock()
+        try:
+            self.settings.make_folders()
+            self._take_lock()
+        except OSError as error:
+            raise StartError(
+                f"Cannot use {self.settings.root} ({error.strerror}). Give a --root that can be written to."
+            ) from error
         try:
             await self._start()
         except BaseException:
@@ -69,6 +75,8 @@ class Server:
         for service in self._services:
             service.add_routes(app)
         if self.settings.control:
+            if self.settings.host not in _LOOPBACK:
+                log.warning("/control needs no login and is served on %s", self.settings.host)
             ControlRoutes(self._services, self.faults, self.requests).add_routes(app)
         for service in self._services:
             self._started.append(service)

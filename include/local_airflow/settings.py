@@ -45,7 +45,11 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
     }
     environment |= _keys(home)
-    return environment | (extra or {})
+    environment |= extra or {}
+    if environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite:"):
+        for key in ("SQL_ALCHEMY_CONNECT_ARGS", "SQL_ALCHEMY_CONNECT_ARGS_ASYNC"):
+            environment.setdefault(f"AIRFLOW__DATABASE__{key}", "local_airflow.sqlite.CONNECT_ARGS")
+    return environment
 
 
 def passwords(home: Path) -> dict[str, str]:

@@ -15,4 +15,6 @@ if [[ -z "$COSMIC_CDTOOLS_PYTHON" ]]; then
 fi
 
 export PYTHONPATH="$here/lib" PYTHONDONTWRITEBYTECODE=1
+# Threads that wait give their CPU to others: jobs that share a node slow each other down less.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 exec "$COSMIC_CDTOOLS_PYTHON" -P -m nersc.cdtools_engine "$@"

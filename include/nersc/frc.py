@@ -53,7 +53,7 @@ def ring_correlation(first: Complex, second: Complex, pixel: Real) -> RingCorrel
     radius = np.hypot(rows[:, None], columns[None, :])
     width = 1.0 / (min(first.shape) * float(max(pixel)))
     ring = np.round(radius / width).astype(int).ravel()
-    count = min(first.shape) // 2
+    count = min(first.shape) // 2 + 1
     # A Hann window makes neighbouring Fourier pixels depend on each other; this many are independent.
     pixels = np.bincount(ring, minlength=count)[:count] / 2.25
 

@@ -9,7 +9,7 @@ from datetime import date
 
 from cosmic.beamline import Collection
 from cosmic.comparison import DayAtNersc, ScanFile, scans_in
-from cosmic.scans import ScanPath, day_folder, parse_scan_path, parse_safe_path
+from cosmic.scans import ScanPath, day_folder, parse_safe_path, parse_scan_path
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.documents import FileEntry
 from facilities.globus.hook import GlobusHook

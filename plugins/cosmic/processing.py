@@ -30,7 +30,7 @@ def parameters_of(site: Beamline, day: date) -> dict[str, Any]:
 
 def engines_of(parameters: dict[str, Any]) -> list[Engine]:
     """The engines that these parameters ask for."""
-    return chosen_engines({name: param.value for name, param in _params(parameters).items()})
+    return chosen_engines(_params(parameters).validate())
 
 
 def _params(parameters: dict[str, Any]) -> ParamsDict:

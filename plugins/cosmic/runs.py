@@ -59,6 +59,12 @@ def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, 
     return found
 
 
+def with_a_run(scans: Sequence[ScanPath]) -> set[ScanPath]:
+    """Those of the scans that have a run, whatever became of it."""
+    by_id = {scan.run_id(): scan for scan in scans}
+    return {by_id[run_id] for some in _chunks(list(by_id)) for run_id in _existing(some)}
+
+
 def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
     """Start a run; False when there is one with this id already.
 
@@ -75,13 +81,17 @@ def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
 def _states(run_ids: Sequence[str]) -> dict[str, str]:
     states: dict[str, str] = {}
     for some in _chunks(run_ids):
-        there = list(_runtime().get_task_states(dag_id=DAG_ID, task_ids=[COPY_TASK], run_ids=some))
+        there = _existing(some)
         # In most chunks all have succeeded, and one question is enough.
         if there and _runtime().get_dr_count(dag_id=DAG_ID, run_ids=there, states=["success"]) == len(there):
             states |= dict.fromkeys(there, "success")
         else:
             states |= {run_id: _runtime().get_dagrun_state(DAG_ID, run_id) for run_id in there}
     return states
+
+
+def _existing(run_ids: list[str]) -> list[str]:
+    return list(_runtime().get_task_states(dag_id=DAG_ID, task_ids=[COPY_TASK], run_ids=run_ids))
 
 
 def _chunks(run_ids: Sequence[str]) -> Iterator[list[str]]:
@@ -107,7 +117,7 @@ def _send(message: Any, run_id: str) -> Any:
             raise UserError(
                 f"Airflow refuses to start a run of {DAG_ID}",
                 remote_id=run_id,
-                next_step="correct what it names (parameters: `processing` in beamline.yaml), then clear this task.",
+                next_step="correct what it names (`processing` in beamline.yaml), then clear this task.",
                 details=said,
             ) from error
         raise TransientError(

@@ -118,7 +118,7 @@ class StartRunsOperator(BaseOperator):
             limits.at_once,
             limits.copies_at_once,
         )
-        self._wait(limits, position, len(starts) - position, deadline)
+        return self._wait(limits, position, len(starts) - position, deadline)
 
     def _wait(self, limits: Limits, position: int, left: int, deadline: float) -> NoReturn:
         trigger = RoomTrigger(

@@ -122,8 +122,9 @@ class SharedPoller(Generic[T]):
             self._changed.set()
 
     def want(self, subscription: Subscription[T], within: float) -> None:
-        """Ask for an answer within that many seconds."""
-        subscription.due = asyncio.get_running_loop().time() + within
+        """Ask for an answer within that many seconds, or up to a tenth earlier: no marching in step."""
+        sooner = random.uniform(0.9, 1.0)  # noqa: S311 - no secret depends on it
+        subscription.due = asyncio.get_running_loop().time() + within * sooner
         self._changed.set()
 
     async def _run(self) -> None:

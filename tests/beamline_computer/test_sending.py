@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,7 +121,8 @@ def test_order_holds_when_the_clock_goes_back(
 ) -> None:
     away = offline(settings)
     away.submit([scan(1)])
-    monkeypatch.setattr(submit_scan.time, "time_ns", lambda: 1)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, time_ns=lambda: 1)
+    monkeypatch.setattr(submit_scan, "time", clock)
     away.submit([scan(2)])
     client.sender.flush()
     assert api.created == [scan_run_id(scan(1)), scan_run_id(scan(2))]
@@ -140,6 +143,13 @@ def test_a_request_that_airflow_finds_wrong_does_not_hold_up_the_others(
     assert (rejected.path, rejected.conf["n_gpu"]) == (scan(2), 3)
     assert "n_gpu: 3 is refused" in rejected.message
     assert client.spool.names() == []
+
+
+def test_a_refusal_that_breaks_off_is_asked_for_again(api: AirflowApi, client: Client) -> None:
+    api.fault("truncate", method="POST", path=DAG_RUNS)
+    (outcome,) = client.submit([scan(1)], {"n_gpu": 3})
+    assert codes([outcome]) == [("rejected", 4)]
+    assert "n_gpu: 3 is refused" in outcome.message
 
 
 def test_a_422_is_rejected_too(api: AirflowApi, client: Client) -> None:

@@ -18,6 +18,8 @@ from facility.testing import Facility, spawn, until
 
 LS = "/globus/transfer/v0.10/operation/endpoint/df82346e-9a15-11ea-b3c4-0ae144191ee3"
 
+IMPATIENT = httpx.Timeout(10, read=0.05)
+
 
 class Raw:
     """A plain HTTP client with a token, that retries nothing."""
@@ -156,7 +158,7 @@ def test_a_client_that_gives_up_does_not_undo(facility: Facility, raw: Raw) -> N
     facility.fault(path="/mkdir$", kind="delay", delay=0.3, times=1)
     body = {"DATA_TYPE": "mkdir", "path": "a"}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{facility.base_url}{LS}/mkdir", json=body, headers=raw.headers, timeout=0.05)
+        httpx.post(f"{facility.base_url}{LS}/mkdir", json=body, headers=raw.headers, timeout=IMPATIENT)
     until(lambda: made(facility, "a"))
 
 
@@ -172,7 +174,7 @@ def test_delay_and_another_kind_add_up(facility: Facility, raw: Raw) -> None:
 def test_a_delayed_request_holds_up_nobody(facility: Facility, raw: Raw) -> None:
     facility.fault(path="/ls$", kind="delay", delay=30)
     with pytest.raises(httpx.ReadTimeout):
-        raw.get(f"{LS}/ls", timeout=0.05)
+        raw.get(f"{LS}/ls", timeout=IMPATIENT)
     assert raw.get(f"{LS}/stat?path=/").status_code == 200
 
 

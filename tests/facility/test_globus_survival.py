@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import globus_sdk
 import pytest
 
+from facility.globus.listing import part_name
 from facility.testing import Facility, SpawnedFacility, running, spawn, until
 from support.globus_client import Globus, tree
 
@@ -147,3 +150,32 @@ def test_switches_outlive_a_kill(tmp_path: Path, connect: Connect) -> None:
         assert caught.value.http_status == 403
         granted = globus.auth().oauth2_client_credentials_tokens(requested_scopes="openid")
         assert granted["expires_in"] == 120
+
+
+def test_killed_between_putting_a_file_into_place_and_counting_it(tmp_path: Path, connect: Connect) -> None:
+    """The narrowest window: the file is there, the books do not know it yet."""
+    with running(tmp_path) as facility:
+        globus = connect(facility)
+        globus.file("a", b"content")
+        task_id = globus.run(("/a", "/a"), sync_level="checksum", verify_checksum=True)["task_id"]
+    database = sqlite3.connect(tmp_path / "state" / "globus.sqlite", isolation_level=None)
+    moved = database.execute("SELECT size, checksummed, checksum, algorithm FROM files").fetchone()
+    columns = dict(zip(("size", "checksummed", "checksum", "algorithm"), moved, strict=True))
+    part = globus.target / part_name(task_id, 0)
+    (record,) = database.execute("SELECT record FROM tasks").fetchone()
+    unfinished = json.loads(record) | {"status": "ACTIVE", "completion_time": None}
+    database.execute("UPDATE tasks SET record = ?", (json.dumps(unfinished),))
+    database.execute("DELETE FROM files")
+    row = (task_id, str(part), "/a", "/a", json.dumps(columns))
+    database.execute("INSERT INTO partials VALUES (?, ?, ?, ?, ?)", row)
+    database.close()
+    before = (globus.target / "a").stat()
+    with running(tmp_path) as facility:
+        globus = connect(facility)
+        assert globus.wait(task_id)["status"] == "SUCCEEDED"
+        line = globus.book(task_id)
+        assert (line["files_moved"], line["bytes_moved"], line["files_skipped"]) == (1, 7, 0)
+        (done,) = globus.transfer.task_successful_transfers(task_id)
+        assert done["checksum"] == columns["checksum"]
+    after = (globus.target / "a").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # not copied again

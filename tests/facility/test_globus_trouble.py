@@ -172,6 +172,20 @@ def test_pause_and_resume(globus: Globus) -> None:
     assert codes(globus, task_id) == ["SUCCEEDED", "PROGRESS", "UNPAUSED", "PAUSED", "STARTED"]
 
 
+def test_pause_by_the_collections_manager_with_the_sdk(globus: Globus) -> None:
+    task_id = globus.submit(("/late", "/late"))
+    globus.transfer.endpoint_manager_pause_tasks([task_id], "maintenance")
+    globus.file("late")
+    assert globus.transfer.task_pause_info(task_id)["source_pause_message"] == "maintenance"
+    assert globus.task(task_id)["is_paused"] is True
+    with pytest.raises(globus_sdk.TransferAPIError) as caught:
+        globus.transfer.endpoint_manager_resume_tasks([task_id, globus.client_id])
+    assert (caught.value.http_status, caught.value.code) == (404, "ClientError.NotFound")
+    assert globus.task(task_id)["is_paused"] is True  # nothing happened to the one that is known
+    globus.transfer.endpoint_manager_resume_tasks([task_id])
+    assert globus.wait(task_id)["status"] == "SUCCEEDED"
+
+
 def test_a_suspended_task_is_inactive(globus: Globus) -> None:
     task_id = globus.submit(("/late", "/late"))
     globus.facility.control("globus", "suspend", task_id=task_id)
@@ -320,13 +334,13 @@ def test_tasks_in_trouble_do_not_hold_up_others(globus: Globus) -> None:
 
 
 def test_a_source_that_changes_while_it_is_copied(globus: Globus) -> None:
-    globus.facility.control("globus", "bandwidth", bytes_per_second=50_000)
+    globus.facility.control("globus", "bandwidth", bytes_per_second=10_000)
     local = globus.file("a", b"x" * 40_000)
     task_id = globus.submit(("/a", "/a"))
     until(lambda: globus.task(task_id)["bytes_transferred"] > 0)
     with local.open("ab") as file:
         file.write(b"more")
-    globus.wait(task_id, "nice_status", "FILE_SIZE_CHANGED")
     globus.facility.control("globus", "bandwidth", bytes_per_second=None)
     assert globus.wait(task_id)["bytes_transferred"] == 40_004
+    assert codes(globus, task_id, filter="is_error:1") == ["FILE_SIZE_CHANGED"]
     assert (globus.target / "a").read_bytes() == local.read_bytes()

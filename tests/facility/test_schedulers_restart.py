@@ -71,7 +71,7 @@ def test_what_ended_meanwhile_is_noticed(server: SpawnedFacility) -> None:
 
 
 def test_killed_again_and_again_each_accepted_job_runs_once(server: SpawnedFacility) -> None:
-    """Submits whose replies may be lost, with kills in between: what was accepted runs once, and only once."""
+    """Kills right after submits: what was accepted runs once, and only once."""
     chance = random.Random(7)
     nersc = Nersc(server)
     accepted = []

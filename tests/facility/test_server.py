@@ -82,6 +82,14 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_root_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = run_program("--root", str(tmp_path / "file"))
+    assert ended.returncode != 0
+    assert f"Cannot use {tmp_path / 'file'}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -20,7 +20,6 @@ from demo.synthetic_scan import Optics, SyntheticScan, make_scan
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = REPOSITORY / "include" / "nersc"
 CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
-REAL_SCAN = REPOSITORY.parent / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 
 SMALL = Optics(frame=64, photons=2e6)
 
@@ -42,16 +41,21 @@ class Programs:
             env={**inherited, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 
 
-def install(prefix: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the installer."""
+def _install(prefix: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [PROGRAMS / "install", prefix, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@pytest.fixture(scope="session")
+def install() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installer."""
+    return _install
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +63,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """Both engines where CDTools is there, otherwise ptychocam alone."""
     prefix = tmp_path_factory.mktemp("nersc") / "soft ware"
     extra = ["--cdtools-python", str(CDTOOLS_PYTHON)] if CDTOOLS_PYTHON.exists() else []
-    done = install(prefix, sys.executable, *extra)
+    done = _install(prefix, sys.executable, *extra)
     assert done.returncode == 0, done.stderr
     return Programs(prefix)
 

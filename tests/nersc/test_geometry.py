@@ -40,7 +40,7 @@ def test_far_field_propagation_is_unitary(rows: int, columns: int, seed: int) ->
 
 def test_the_beams_axis_is_at_the_middle_pixel() -> None:
     flat = far_field(np.ones((16, 17), dtype=complex))
-    assert np.unravel_index(np.abs(flat).argmax(), flat.shape) == (8, 8)
+    assert int(np.abs(flat).argmax()) == 8 * 17 + 8
 
 
 @given(distance=st.floats(-1e-4, 1e-4), seed=st.integers(0, 10**6))
@@ -66,7 +66,7 @@ def test_a_gaussian_beam_spreads_as_it_should() -> None:
 
 
 def test_positions_follow_cxi(synthetic: SyntheticScan) -> None:
-    """The sample moves along +x by ten pixels: the detector's columns run along -x, the illumination goes on."""
+    """The detector's columns run along -x: when the sample moves along +x, the illumination goes on."""
     scan = read_scan(synthetic.cxi)
     pixel = far_field_pixel(scan)
     assert pixel == pytest.approx([1.23984e-9 * 0.121 / (64 * 90e-6)] * 2, rel=1e-4)
@@ -88,7 +88,8 @@ def shadows(magnification: float) -> Scan:
     rng = np.random.default_rng(1)
     pitch, distance, n = 55e-6, 1.0, 48
     rough = rng.normal(size=(256, 256))
-    smooth = sum(np.roll(rough, (i, j), (0, 1)) for i in range(-2, 3) for j in range(-2, 3)) / 5
+    shifts = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
+    smooth = np.mean([np.roll(rough, shift, (0, 1)) for shift in shifts], axis=0) * 5
     steps = rng.integers(-20, 21, size=(60, 2))  # of the shadow, detector pixels
     centre = 104
     frames = np.stack(

@@ -111,7 +111,7 @@ def _replace(name: str, value: Any) -> Callable[[h5py.File], None]:
         (_replace(f"{DETECTOR}/data", np.ones((64, 64))), f"{DATA}/data: has shape"),
         (_replace(f"{DETECTOR}/data", np.ones((1, 64, 64))), "too little to reconstruct"),
         (_replace(f"{DETECTOR}/data", np.zeros((64, 64, 64))), "no counts in any good pixel"),
-        (_replace(f"{DETECTOR}/data", [b"a"]), f"{DATA}/data: holds |S1, not numbers"),
+        (_replace(f"{DETECTOR}/data", [b"a"]), f"{DATA}/data: holds object, not numbers"),
         (_delete(f"{GEOMETRY}/translation"), f"the translations are missing; looked for {DATA}/translation"),
         (_replace(f"{GEOMETRY}/translation", np.zeros((60, 3))), "has 60 translations for 64 frames"),
         (_replace(f"{GEOMETRY}/translation", np.full((64, 3), np.nan)), "values that are not numbers"),

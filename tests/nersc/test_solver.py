@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +12,17 @@ from demo.compare import compare_with_truth
 from demo.synthetic_scan import Optics, SyntheticScan, make_scan
 from nersc.arrays import Complex
 from nersc.illumination import first_probe, illumination_mask
+from nersc.program import Progress
 from nersc.result import Run, write_result
 from nersc.scan import Scan, read_scan
 from nersc.solver import Options, Solution, Solver
-
-Quality = Callable[[Scan, Solution, Path], float]
 
 
 def solve(scan: Scan, *, probe: Complex | None = None, **options: int) -> Solution:
     chosen = Options(**{"iterations": 50, **options})  # type: ignore[arg-type]  # a flag is an int here
     mask = illumination_mask(scan) if chosen.use_illu_mask else None
     guess = first_probe(scan)[0] if probe is None else probe
-    return Solver(scan, chosen, probe=guess, mask=mask).run(lambda iteration, error: None)
+    return Solver(scan, chosen, probe=guess, mask=mask).run(Progress(chosen.iterations))
 
 
 def likeness(scan: Scan, solution: Solution, truth: Path, folder: Path) -> float:
@@ -39,8 +37,8 @@ def test_a_known_object_is_recovered(synthetic: SyntheticScan, tmp_path: Path) -
     assert likeness(scan, solution, synthetic.truth, tmp_path) > 0.98
     assert len(solution.errors) == 50
     assert solution.errors[-1] < 0.3 * solution.errors[0]
-    # Noise alone leaves a quarter of a count in a pixel.
-    assert solution.errors[-1] == pytest.approx(np.sqrt(0.25 * 64**2 / scan.frames.sum(axis=(1, 2)).mean()), rel=0.5)
+    noise = np.sqrt(0.25 * 64**2 / scan.frames.sum(axis=(1, 2)).mean())  # a quarter of a count in a pixel
+    assert 0.5 * noise < solution.errors[-1] < 2 * noise
     inner = np.abs(solution.obj[solution.illuminated > 0.4 * np.percentile(solution.illuminated, 95)])
     assert np.percentile(inner, 90) == pytest.approx(1.0, abs=0.15)
 
@@ -60,38 +58,40 @@ def test_refining_the_background_matters(synthetic: SyntheticScan, tmp_path: Pat
     scan = read_scan(synthetic.cxi)
     rng = np.random.default_rng(2)
     strayed = replace(scan, frames=scan.frames + rng.poisson(20.0, scan.frames.shape).astype(np.float32))
-    without = solve(strayed, period_illu_refine=1)
-    refined = solve(strayed, period_illu_refine=1, period_bg_refine=1)
+    without = solve(strayed, period_illu_refine=1, use_illu_mask=1)
+    refined = solve(strayed, period_illu_refine=1, period_bg_refine=1, use_illu_mask=1)
     assert refined.background is not None
-    corners = np.concatenate([refined.background[:8, :8].ravel(), refined.background[-8:, -8:].ravel()])
-    assert corners.mean() == pytest.approx(20.2, rel=0.1)
-    assert likeness(scan, refined, synthetic.truth, tmp_path) > likeness(scan, without, synthetic.truth, tmp_path) + 0.03
+    assert refined.background[:8, :8].mean() == pytest.approx(20.2, rel=0.05)
+    assert refined.background.min() > 0
+    worse = likeness(scan, without, synthetic.truth, tmp_path)
+    assert likeness(scan, refined, synthetic.truth, tmp_path) > worse + 0.02
 
 
 def test_dark_frames_are_the_background(synthetic: SyntheticScan) -> None:
     scan = read_scan(synthetic.cxi)
     dark = np.full(scan.detector_shape, 20.0, dtype=np.float32)
     darkened = replace(scan, frames=scan.frames + dark, dark=dark)
-    assert solve(darkened, iterations=20).errors[-1] < solve(replace(darkened, dark=None), iterations=20).errors[-1]
+    assert (
+        solve(darkened, iterations=20).errors[-1]
+        < solve(replace(darkened, dark=None), iterations=20).errors[-1]
+    )
 
 
-def test_the_illumination_mask_confines_the_illumination(synthetic: SyntheticScan, tmp_path: Path) -> None:
+def test_the_illumination_mask_keeps_stray_light_out_of_the_illumination(synthetic: SyntheticScan) -> None:
     scan = read_scan(synthetic.cxi)
-    assert scan.illumination_mask is not None
     rng = np.random.default_rng(5)
-    noisy = replace(scan, frames=scan.frames + rng.poisson(5.0, scan.frames.shape).astype(np.float32))
-    # A poor start: a flat beam in the lens's cone would be in focus, and the sample is far from it.
-    start = first_probe(replace(noisy, illumination=None))[0]
-    free = solve(noisy, probe=start, period_illu_refine=1)
-    confined = solve(noisy, probe=start, period_illu_refine=1, use_illu_mask=1)
+    stray = replace(scan, frames=scan.frames + rng.poisson(20.0, scan.frames.shape).astype(np.float32))
+    free = solve(stray, period_illu_refine=1, period_bg_refine=1)
+    confined = solve(stray, period_illu_refine=1, period_bg_refine=1, use_illu_mask=1)
+    mask = illumination_mask(scan)
 
     def outside(solution: Solution) -> float:
         power = np.abs(np.fft.fftshift(np.fft.fft2(solution.probe[0]))) ** 2
-        return float(power[~scan.illumination_mask].sum() / power.sum())
+        return float(power[~mask].sum() / power.sum())
 
     assert outside(confined) < 1e-6
-    assert outside(free) > 0.01
-    assert likeness(scan, confined, synthetic.truth, tmp_path) > likeness(scan, free, synthetic.truth, tmp_path)
+    assert outside(free) > 1e-3
+    assert confined.errors[-1] < free.errors[-1]
 
 
 def test_a_file_without_illumination_begins_from_the_frames(synthetic: SyntheticScan, tmp_path: Path) -> None:
@@ -145,9 +145,7 @@ def test_an_empty_mask_is_told(synthetic: SyntheticScan) -> None:
         solve(scan, use_illu_mask=1, iterations=1)
 
 
-def test_another_seed_is_another_object_and_scores_nothing(
-    synthetic: SyntheticScan, tmp_path: Path
-) -> None:
+def test_another_seed_is_another_object_and_scores_nothing(synthetic: SyntheticScan, tmp_path: Path) -> None:
     """The comparison can fail: the truth of another scan does not match."""
     other = make_scan(tmp_path / "other.cxi", n_frames=64, step=130e-9, seed=8, optics=Optics(frame=64))
     scan = read_scan(synthetic.cxi)

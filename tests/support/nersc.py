@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import httpx
 import jwt
@@ -17,17 +17,17 @@ from facility.testing import Facility, running
 
 with warnings.catch_warnings():  # authlib warns of httpx when it is imported
     warnings.simplefilter("ignore")
-    import sfapi_client  # noqa: F401
+    from sfapi_client import AsyncClient, Client
 
 T = TypeVar("T")
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAST = {"time_scale": 0.01, "sacct_lag": 0.0, "cached_lag": 0.0}
 
 
-def until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
+def until(condition: Callable[[], T | Literal[False]], seconds: float = 20.0, what: str = "") -> T:
     """Poll until the condition is true; returns its value."""
     deadline = time.monotonic() + seconds
-    while not (value := condition()):
+    while not (value := condition()):  # an empty value is not yet one either
         assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
         time.sleep(0.02)
     return value
@@ -37,6 +37,20 @@ def script(*lines: str, directives: str = "", interpreter: str = "/bin/bash") ->
     """A batch script that Perlmutter accepts."""
     body = "\n".join(lines)
     return f"#!{interpreter}\n#SBATCH -A als_g -C gpu -q regular -t 1\n#SBATCH {directives}\n{body}\n"
+
+
+def sync_client(nersc: Nersc, **parameters: Any) -> Client:
+    """sfapi_client, pointed at the facility."""
+    described = nersc.described
+    urls = {"api_base_url": described["api_url"], "token_url": described["token_url"]}
+    return Client(described["client_id"], nersc.key, **{**urls, "wait_interval": 0.1, **parameters})
+
+
+def async_client(nersc: Nersc, **parameters: Any) -> AsyncClient:
+    """sfapi_client's other half, pointed at the facility."""
+    described = nersc.described
+    urls = {"api_base_url": described["api_url"], "token_url": described["token_url"]}
+    return AsyncClient(described["client_id"], nersc.key, **{**urls, "wait_interval": 0.1, **parameters})
 
 
 class Nersc:
@@ -98,6 +112,10 @@ class Nersc:
         reply = self.call("GET", path, **parameters)
         assert reply.status_code == 200, reply.text
         return cast("dict[str, Any]", reply.json())
+
+    def get_list(self, path: str) -> list[dict[str, Any]]:
+        """The same of a GET that answers with a list."""
+        return cast("list[dict[str, Any]]", self.get(path))
 
     def result(self, task_id: str) -> dict[str, Any]:
         """The result of a task, when it is completed."""

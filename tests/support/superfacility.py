@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -140,3 +141,24 @@ def private(path: Path, text: str, mode: int = 0o600) -> Path:
     path.write_text(text)
     path.chmod(mode)
     return path
+
+
+class Logged:
+    """What tasks and triggers have written to their logs, which go through structlog to stdout."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    def __contains__(self, text: str) -> bool:
+        self._text += self._capsys.readouterr().out
+        return text in self._text
+
+
+async def eventually(condition: Callable[[], Any], within: float = 30.0) -> None:
+    """Wait for a condition without holding the loop."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Nothing within {within} s.")
+        await asyncio.sleep(0.02)

@@ -65,9 +65,9 @@ class Engine:
     async def stop(self) -> None:
         """Interrupt everything; unfinished tasks are taken up at the next start."""
         self._stopping = True
+        self._wake.set()  # not cancelled: wait_for of Python 3.11 may swallow that
         if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+            await self._loop_task
         for run in self._runs.values():
             run.stop()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -160,7 +160,7 @@ class Engine:
             await asyncio.wait([running], timeout=_CANCEL_PATIENCE)
 
     async def _loop(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 self._expire()

@@ -28,23 +28,25 @@ def text_test(key: str, values: Sequence[str], *, ignore_case: bool = False) -> 
 
     One of the positive ones must match, and all of the negative ones must hold.
     """
+    exact: tuple[set[str], set[str]] = (set(), set())  # positive, negative
+    patterns: tuple[list[re.Pattern[str]], list[re.Pattern[str]]] = ([], [])
     flags = re.IGNORECASE if ignore_case else 0
-    positive: list[Callable[[str], bool]] = []
-    negative: list[Callable[[str], bool]] = []
     for value in values:
-        inverse = value.startswith("!")
+        negative = value.startswith("!")
         rest = value.removeprefix("!")
         if rest.startswith("~"):
-            expression = _glob(rest[1:], flags)
+            patterns[negative].append(_glob(rest[1:], flags))
         else:
-            expression = re.compile(re.escape(rest.removeprefix("=")))
-        (negative if inverse else positive).append(
-            lambda text, expression=expression: expression.fullmatch(text) is not None  # type: ignore[misc]
-        )
+            exact[negative].add(rest.removeprefix("="))
+
+    def matches(text: str, negative: int) -> bool:
+        return text in exact[negative] or any(p.fullmatch(text) for p in patterns[negative])
+
+    any_positive = bool(exact[0] or patterns[0])
 
     def test(document: Document) -> bool:
         text = "" if document.get(key) is None else str(document[key])
-        return (not positive or any(m(text) for m in positive)) and not any(m(text) for m in negative)
+        return (not any_positive or matches(text, 0)) and not matches(text, 1)
 
     return test
 

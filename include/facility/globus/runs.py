@@ -172,13 +172,11 @@ class TransferRun(Run):
         sent = _Sent(self.task)
         try:
             self._require_up()
-            result = await self._copy_one(self._order(move), sent)
+            await self._copy_one(move, self._order(move), sent)
         except (TaskFaultError, OSError) as error:
             self._failed(
                 move, error if isinstance(error, TaskFaultError) else self._fault(error, move.target)
             )
-        else:
-            self._record(move, result)
         finally:
             sent.undo()
 

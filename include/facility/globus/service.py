@@ -11,6 +11,7 @@ from facility.globus.collections import Collections
 from facility.globus.engine import Engine
 from facility.globus.errors import TransferError
 from facility.globus.files_api import FilesApi
+from facility.globus.manager_api import ManagerApi
 from facility.globus.store import GlobusStore
 from facility.globus.switches import Switches
 from facility.globus.tasks_api import TasksApi
@@ -36,6 +37,7 @@ class GlobusService:
         self._tasks = TasksApi(
             self._auth, self._collections, self._engine, self._store, settings.pending_limit
         )
+        self._manager = ManagerApi(self._auth, self._engine)
         self._switches = Switches(self._auth, self._collections, self._engine, self._store)
 
     def add_routes(self, app: web.Application) -> None:
@@ -43,6 +45,7 @@ class GlobusService:
         self._auth.add_routes(app, AUTH_PREFIX)
         self._files.add_routes(app)
         self._tasks.add_routes(app)
+        self._manager.add_routes(app)
         app.router.add_route("*", "/globus/{rest:.*}", _not_offered)
 
     async def start(self) -> None:

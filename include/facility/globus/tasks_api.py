@@ -47,6 +47,7 @@ _TASK_SORT_KEYS = (
     "faults",
     "files",
 )
+_QUICK_KEYS = ("task_id", "type", "status", "label")  # tested before a whole document is made
 _EVENT_FILTERS: dict[str, filters.ClauseMaker] = {"is_error": filters.number_test, "code": filters.text_test}
 _CANCEL_MESSAGES = {
     "Canceled": "The task has been cancelled successfully.",
@@ -138,9 +139,13 @@ class TasksApi:
         limit, offset = filters.page_bounds(request.query, default=10, most=MOST_TASKS)
         clauses = filters.parse_filter(request.query.get("filter", ""), _TASK_FILTERS)
         clauses.setdefault("type", filters.text_test("type", ["TRANSFER"]))
-        newest_first = reversed(self._engine.tasks.values())
-        documents = [self._document(t) for t in newest_first if t.owner_id == owner]
-        found = [d for d in documents if all(test(d) for test in clauses.values())]
+        quick = [clauses.pop(key) for key in _QUICK_KEYS if key in clauses]
+        found = []
+        for task in reversed(self._engine.tasks.values()):  # newest first
+            if task.owner_id == owner and all(test(_quick_document(task)) for test in quick):
+                document = self._document(task)
+                if all(test(document) for test in clauses.values()):
+                    found.append(document)
         found = filters.order(found, request.query.get("orderby") or "request_time DESC", _TASK_SORT_KEYS)
         page = found[offset : offset + limit]
         fields = [f for f in request.query.get("fields", "").split(",") if f]
@@ -265,3 +270,7 @@ class TasksApi:
     def _document(self, task: Task) -> dict[str, Any]:
         names = {c.collection_id: c.display_name for c in self._collections.all}
         return task_document(task, names)
+
+
+def _quick_document(task: Task) -> dict[str, Any]:
+    return {"task_id": task.task_id, "type": task.kind, "status": task.status, "label": task.label}

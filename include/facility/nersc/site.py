@@ -67,12 +67,10 @@ class SiteStatus:
         self._database.keep(f"degraded:{name}", note)
 
     def outages(self, name: str, planned: bool) -> list[dict[str, Any]]:
-        """Outages of a resource: those announced and still to come, or those that began."""
+        """Outages of a resource: those that are to come, or those that began or were cancelled."""
         now = time.time()
         rows = self._database.rows("SELECT * FROM outages WHERE name = ? ORDER BY start_at", name)
-        return [
-            _document(row, now) for row in rows if (row["start_at"] > now) == planned and _public(row, now)
-        ]
+        return [_document(row, now) for row in rows if _public(row, now) and _is_to_come(row, now) == planned]
 
     def notes(self, name: str) -> list[dict[str, Any]]:
         """Notes about a resource."""
@@ -154,6 +152,10 @@ class SiteStatus:
         if down is None or (down["until"] is not None and down["until"] <= time.time()):
             return None
         return int(down["status"])
+
+
+def _is_to_come(row: sqlite3.Row, now: float) -> bool:
+    return row["start_at"] > now and not row["cancelled"]
 
 
 def _public(row: sqlite3.Row, now: float) -> bool:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from facilities.errors import CredentialsError, FacilityError, TransientError
+from facilities.errors import CredentialsError
 from facilities.globus.documents import TaskSnapshot
 from facilities.globus.following import ask_by_name, cancel, cancel_by_label, end, explain, say
 from facilities.globus.hook import GlobusHook
 from facilities.globus.watching import Limits, TaskWatch, Verdict
 from facilities.killing import really_killed
-from facilities.polling import Pace, jittered_sleep, shared_poller
+from facilities.polling import Pace, Seen, shared_poller
 
 _POLL_TIMEOUT = 20.0
+_LONGEST_HOLD = 300.0
+_STILL_HOLDING = 600.0  # seconds between lines while nothing changes
 _GRACE = 10.0  # seconds that a look may be late at the limit
 _SHORT_TIMEOUT = 7.0  # Airflow gives on_kill 30 s
 
@@ -44,6 +44,26 @@ class GlobusTasks:
         except CredentialsError:
             self._hook.forget()  # the secret may be renewed in the connection while we wait
             raise
+
+    async def aclose(self) -> None:
+        """Release the connections."""
+        await asyncio.to_thread(self._hook.close)
+
+
+class GlobusPing:
+    """Source that finds out whether Globus answers, once for all that wait for it."""
+
+    def __init__(self, globus_conn_id: str) -> None:
+        self._hook = GlobusHook(globus_conn_id, attempts=1, http_timeout=_POLL_TIMEOUT)
+
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, bool]:
+        """Ask Globus for next to nothing."""
+        await asyncio.to_thread(self._ping)
+        return dict.fromkeys(ids, True)
+
+    def _ping(self) -> None:
+        self._hook.forget()  # the connection may have been corrected
+        self._hook.ping()
 
     async def aclose(self) -> None:
         """Release the connections."""
@@ -157,7 +177,7 @@ class GlobusAnswersTrigger(BaseTrigger):
     :param label: label of the task that may have been submitted just before Globus fell silent.
     :param kind: `TRANSFER` or `DELETE`.
     :param deadline: end of the wait, in seconds since 1970.
-    :param first_wait: seconds before the first look; doubled for each further one, up to 5 minutes.
+    :param first_wait: seconds before the first look; then doubled for each, up to 5 minutes.
     """
 
     def __init__(
@@ -188,19 +208,10 @@ class GlobusAnswersTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         self.log.warning("Holding until Globus answers; nothing is lost. %s", self.reason)
-        wait, said_at = self.first_wait, time.monotonic()
-        while (left := self.deadline - time.time()) > 0:
-            await jittered_sleep(min(wait, left))
-            failure = await asyncio.to_thread(self._ask)
-            if failure is None:
-                self.log.info("Globus answers: going on.")
-                yield _fire({"outcome": "answers"})
-                return
-            if time.monotonic() - said_at >= 600.0:
-                said_at = time.monotonic()
-                self.log.warning("Still holding. %s", failure)
-            wait = min(max(wait * 2, failure.retry_after or 0.0), 300.0) * random.uniform(0.9, 1.0)  # noqa: S311
-        yield _fire({"outcome": "timeout"})
+        answers = await self._wait()
+        if answers:
+            self.log.info("Globus answers: going on.")
+        yield _fire({"outcome": "answers" if answers else "timeout"})
 
     async def on_kill(self) -> None:
         """Cancel what may have been submitted, when the Airflow task was really ended."""
@@ -208,12 +219,25 @@ class GlobusAnswersTrigger(BaseTrigger):
             hook = GlobusHook(self.globus_conn_id, attempts=2, http_timeout=_SHORT_TIMEOUT)
             await asyncio.to_thread(cancel_by_label, hook, self.label, self.kind)
 
-    def _ask(self) -> TransientError | None:
-        try:
-            GlobusHook(self.globus_conn_id, attempts=1, http_timeout=_POLL_TIMEOUT).ping()
-        except TransientError as error:
-            return error
-        except FacilityError as error:
-            # Globus answers, and refuses: the operator meets the same refusal and raises it.
-            self.log.log(logging.WARNING, "%s", error)
-        return None
+    async def _wait(self) -> bool:
+        """Tell whether Globus answers before the deadline."""
+        poller = shared_poller(
+            ("globus answers", self.globus_conn_id), lambda: GlobusPing(self.globus_conn_id)
+        )
+        wait, said_at = self.first_wait, time.monotonic()
+        async with poller.subscribe(self.label) as subscription:
+            while (left := self.deadline - time.time()) > 0:
+                try:
+                    answer = await asyncio.wait_for(subscription.next(wait), left)
+                except TimeoutError:
+                    return False
+                if isinstance(answer, Seen):
+                    return True
+                if isinstance(answer.error, CredentialsError):
+                    # Globus answers, and refuses: the operator meets the same refusal and raises it.
+                    return True
+                if time.monotonic() - said_at >= _STILL_HOLDING:
+                    said_at = time.monotonic()
+                    self.log.warning("Still holding. %s", answer.error)
+                wait = min(max(wait * 2, self.first_wait), _LONGEST_HOLD)
+        return False

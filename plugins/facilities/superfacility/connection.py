@@ -108,8 +108,9 @@ def _host(connection: Connection) -> str | None:
 def _url(address: str, what: str, conn_id: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        shown = f"{parts.scheme}://{parts.hostname}" if parts.hostname else address[:80]  # without a login
         raise UserError(
-            f"The {what} of connection {conn_id} is not an http(s) address: {address!r}",
+            f"The {what} of connection {conn_id} is not a plain http(s) address: {shown!r}",
             next_step="correct it under Admin, Connections.",
         )
     return address.rstrip("/")

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from facilities.errors import LostReplyError, NotFoundError, TransientError, UserError
-from facilities.superfacility.replies import expect_ok
+from facilities.superfacility.replies import expect_ok, failure_of_text
 from facilities.superfacility.session import SfapiSession
 
 SIZE_LIMIT = 5_242_880
@@ -172,14 +172,12 @@ class FileCalls:
 
         :raises NotFoundError: there is no such file.
         """
-        try:
+        if self.stat(machine, path).size <= SIZE_LIMIT:
             text = self.download(machine, path).decode(errors="replace")
-        except NotFoundError:
-            raise
-        except UserError:  # larger than the API gives in one piece
+        else:
             result = self.command(machine, ["tail", "-n", str(lines), "--", path])
             if result.exit_code:
-                raise UserError(f"Reading {path}", details=result.error[:500]) from None
+                raise failure_of_text(result.error, f"Reading {path}", remote_id=path)
             text = result.output
         return "\n".join(text.splitlines()[-lines:])[-size:]
 

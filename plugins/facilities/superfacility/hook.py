@@ -23,6 +23,9 @@ from facilities.superfacility.session import SfapiSession
 
 log = logging.getLogger(__name__)
 
+OUTAGE_PAGES = ("status/outages", "status/outages/planned")
+"""Where outages are listed: those that have begun, and those to come."""
+
 _IDS_A_REQUEST = 100
 _MACHINE = re.compile(r"[a-z0-9_-]{1,40}")
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
@@ -172,7 +175,10 @@ class SuperfacilityHook(FileCalls, BaseHook):
             chunk = wanted[start : start + _IDS_A_REQUEST]
             try:
                 rows = self._job_rows(machine, f"jobid={','.join(chunk)}", origin)
-            except NotFoundError as error:  # squeue, when it knows none of the ids any more
+            except NotFoundError as error:
+                if "invalid job id" not in error.details.lower():
+                    raise
+                # squeue, when it knows none of the ids any more
                 log.debug("%s lists none of %s: %s", origin, chunk, error)
                 continue
             found.update(by_id(rows, chunk))
@@ -237,11 +243,14 @@ class SuperfacilityHook(FileCalls, BaseHook):
         reply = self.session.get(f"status/{_machine(machine)}", what, public=True)
         return MachineStatus.read(reply, machine)
 
-    def planned_outages(self, machine: str) -> list[Outage]:
-        """Outages to come or going on, soonest first; needs no credentials."""
-        what = f"Looking up planned outages of {machine}"
-        reply = self.session.get(f"status/outages/planned/{_machine(machine)}", what, public=True)
-        return read_outages(reply, self.config.zone)
+    def outages(self, machine: str) -> list[Outage]:
+        """Outages that go on, or else those to come, soonest first; needs no credentials."""
+        what = f"Looking up outages of {machine}"
+        for page in OUTAGE_PAGES:
+            reply = self.session.get(f"{page}/{_machine(machine)}", what, public=True)
+            if found := read_outages(reply, self.config.zone):
+                return found
+        return []
 
     def test_connection(self) -> tuple[bool, str]:
         """Get a token, ask who the client is and when it expires; for the button in the connection's form."""

@@ -262,7 +262,7 @@ class SfapiSubmitJobOperator(BaseOperator):
             self.log.info("The status page does not answer, which need not mean anything: %s", error)
             return
         if not status.up:
-            outages = self.hook.planned_outages(self.machine)
+            outages = self.hook.outages(self.machine)
             raise TransientError(
                 f"{self.machine} is not up, so nothing was submitted",
                 state=status.status,

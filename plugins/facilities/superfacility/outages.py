@@ -19,17 +19,17 @@ def explain_outage(hook: SuperfacilityHook, machine: str) -> str:
     status = _ask(lambda: hook.status(machine))
     if status is None:
         return "Its status page does not answer either."
-    outages = _ask(lambda: hook.planned_outages(machine)) or []
+    outages = _ask(lambda: hook.outages(machine)) or []
     return describe(status, outages[0] if outages else None)
 
 
 def describe(status: MachineStatus, outage: Outage | None) -> str:
-    """Put a machine's status and its next planned outage into words."""
+    """Put a machine's status and its outage into words."""
     reason = "; ".join((status.description, *status.notes)).strip("; ")
     text = f"The status page has {status.name} as {status.status}{f' ({reason})' if reason else ''}."
     if outage is not None:
         why = f" ({outage.description})" if outage.description else ""
-        text += f" Planned outage{why}: from {outage.start_at} until {outage.end_at}."
+        text += f" Outage{why}: from {outage.start_at} until {outage.end_at}."
     return text
 
 

@@ -172,9 +172,8 @@ def expect_ok(
     :raises FacilityError: of the class that the error text means.
     """
     if not isinstance(reply, Mapping):
-        raise TransientError(
-            f"{what}: the reply is not an object", next_step=_AGAIN, details=repr(reply)[:200]
-        )
+        kind = LostReplyError if sent else TransientError
+        raise kind(f"{what}: the reply is not an object", next_step=_AGAIN, details=repr(reply)[:200])
     if str(reply.get("status") or "").lower() in ("error", "failed"):
         text = str(reply.get("error") or reply.get("output") or "")
         raise failure_of_text(text, what, remote_id=remote_id, otherwise=otherwise, sent=sent)

@@ -23,7 +23,7 @@ from facilities.polling import Pace
 from facilities.superfacility.connection import TIME_ZONE
 from facilities.superfacility.events import read_job_event
 from facilities.superfacility.following import cancel_and_say, emergency_hook, end, follow
-from facilities.superfacility.hook import MachineStatus, SuperfacilityHook, read_outages
+from facilities.superfacility.hook import OUTAGE_PAGES, MachineStatus, Outage, SuperfacilityHook, read_outages
 from facilities.superfacility.judging import JobResult, LogFiles, conclude
 from facilities.superfacility.links import SlurmJobLink, job_url
 from facilities.superfacility.outages import describe
@@ -280,11 +280,12 @@ class SystemStatusSensor(HttpSensor):
             raise self._not_up(self._said) from error
 
     def _explain(self, status: MachineStatus) -> str:
-        try:
-            reply = self._read(f"status/outages/planned/{self.system}")
-        except requests.RequestException:
-            return describe(status, None)
-        outages = read_outages(reply, ZoneInfo(TIME_ZONE))
+        outages: list[Outage] = []
+        for page in OUTAGE_PAGES:
+            try:
+                outages += read_outages(self._read(f"{page}/{self.system}"), ZoneInfo(TIME_ZONE))
+            except requests.RequestException as error:
+                self.log.info("The page of outages does not answer: %s", error)
         return describe(status, outages[0] if outages else None)
 
     def _read(self, endpoint: str) -> Any:

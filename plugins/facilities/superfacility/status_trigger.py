@@ -15,7 +15,7 @@ from airflow.triggers.base import TriggerEvent
 from facilities.errors import FacilityError
 from facilities.polling import jittered_sleep
 from facilities.superfacility.connection import TIME_ZONE
-from facilities.superfacility.hook import MachineStatus, read_outages
+from facilities.superfacility.hook import OUTAGE_PAGES, MachineStatus, Outage, read_outages
 from facilities.superfacility.outages import describe
 from facilities.superfacility.triggers import fire
 
@@ -72,18 +72,21 @@ class SystemStatusTrigger(HttpSensorTrigger):
         return False, await self._explain(status)
 
     async def _explain(self, status: MachineStatus) -> str:
-        try:
-            reply = await self._read(f"status/outages/planned/{self.system}")
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            return describe(status, None)
-        outages = read_outages(reply, ZoneInfo(TIME_ZONE))
+        outages: list[Outage] = []
+        for page in OUTAGE_PAGES:
+            try:
+                outages += read_outages(await self._read(f"{page}/{self.system}"), ZoneInfo(TIME_ZONE))
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                self.log.info("The page of outages does not answer: %r", error)
         return describe(status, outages[0] if outages else None)
 
     async def _read(self, endpoint: str) -> Any:
         async with asyncio.timeout(REQUEST_TIMEOUT), aiohttp.ClientSession() as session:
             hook = self._get_async_hook()
             hook.retry_limit = 1
+            options = {**self.extra_options, "check_response": False}
             response = await hook.run(
-                session=session, endpoint=endpoint, headers=self.headers, extra_options=self.extra_options
+                session=session, endpoint=endpoint, headers=self.headers, extra_options=options
             )
+            response.raise_for_status()
             return await response.json()

@@ -105,6 +105,9 @@ class Lifecycle:
         if ended.cause in ("exit", "launch"):
             job.state = "COMPLETED" if ended.code == 0 and ended.signal == 0 else "FAILED"
             job.exit_code, job.exit_signal, job.end = ended.code, ended.signal, ended.ended
+        elif ended.cause == "orphaned" and job.requeue:
+            self._back_to_queue(job, "NODE_FAIL", now, completing=False)
+            return
         else:
             self._decide(job, ended.cause, ended.ended)
         self.ledger.save(job, now)
@@ -161,9 +164,20 @@ class Lifecycle:
         self.look(job, now)
         if job.ended or job.state == PENDING:
             return False
-        options = self.options
         running = job.state in (RUNNING, SUSPENDED)
-        job.sacct_state, job.state, job.end, job.completing = shown, PENDING, now, running
+        self._back_to_queue(job, shown, now, completing=running, hold=hold)
+        if running:
+            self._run(job).request(
+                action="end", cause="requeue", grace=self.options.real(grace), message=message
+            )
+        return True
+
+    def _back_to_queue(
+        self, job: Job, shown: str, now: float, *, completing: bool, hold: bool = False
+    ) -> None:
+        options = self.options
+        job.sacct_state, job.state, job.end, job.completing = shown, PENDING, now, completing
+        job.suspended_since = None
         job.reason = "BeginTime"
         job.begin = job.eligible = now + options.real(options.requeue_delay)
         if hold:
@@ -173,9 +187,6 @@ class Lifecycle:
         job.submit, job.restarts, job.db_index = now, job.restarts + 1, self.ledger.next_index()
         job.settles = now + options.real(options.requeue_shown)
         self.ledger.save(job, job.settles)
-        if running:
-            self._run(job).request(action="end", cause="requeue", grace=options.real(grace), message=message)
-        return True
 
     def hold(self, job: Job, by: str, now: float) -> None:
         """Keep a pending job from starting."""

@@ -47,6 +47,9 @@ UNSUPPORTED = (
 )
 
 
+BAD_GRES = "sbatch: error: Invalid generic resource (gres) specification"
+
+
 class UnavailableConfigurationError(RejectedError):
     """A refusal that nevertheless leaves a FAILED row in the accounting."""
 
@@ -86,7 +89,7 @@ def make_job(submission: Submission, site: Site) -> Job:
     time_limit = _time_limit(asked)
     _check_account(asked, site.options)
     _check_partition(asked)
-    nodes = _count(asked, "nodes", 1)
+    nodes = _node_count(asked)
     job = Job(
         **_identity(site.options),
         **_paths(asked, submission, site),
@@ -190,20 +193,29 @@ def _count(asked: dict[str, str], name: str, default: int) -> int:
     text = asked.get(name)
     if text is None:
         return default
-    match = (
-        re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", text)
-        if name == "nodes"
-        else re.fullmatch(r"(\d{1,7})", text)
-    )
-    if match is None or int(match[1]) < 1:
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or int(text) < 1:
         raise RejectedError(f'sbatch: error: Invalid numeric value "{text}" for --{name}.')
-    return int(match[1])
+    return int(text)
+
+
+def _node_count(asked: dict[str, str]) -> int:
+    """--nodes=LEAST[-MOST]; none at all means one."""
+    text = asked.get("nodes", "1")
+    match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", text, re.ASCII)
+    if match is None:
+        raise RejectedError(f'sbatch: error: "{text}" is not a valid node count')
+    least, most = int(match[1]), int(match[2] or match[1])
+    if most < least:
+        raise RejectedError(
+            f"sbatch: error: Maximum node count {most} is less than minimum node count {least}"
+        )
+    return max(least, 1)
 
 
 def _gpus(asked: dict[str, str], nodes: int) -> int:
     gres = re.fullmatch(r"gpu(?::[a-z0-9]+)?(?::(\d+))?", asked.get("gres", "")) if "gres" in asked else None
     if "gres" in asked and gres is None:
-        raise refuse("Invalid generic resource (gres) specification")
+        raise RejectedError(BAD_GRES)
     if "gpus" in asked:
         return _gpu_count(asked, "gpus")
     if "gpus-per-node" in asked:
@@ -214,9 +226,9 @@ def _gpus(asked: dict[str, str], nodes: int) -> int:
 
 
 def _gpu_count(asked: dict[str, str], name: str) -> int:
-    match = re.fullmatch(r"(?:[a-z0-9]+:)?(\d{1,6})", asked[name])
+    match = re.fullmatch(r"(?:[a-z0-9]+:)?(\d{1,6})", asked[name], re.ASCII)
     if match is None:
-        raise RejectedError(f'sbatch: error: Invalid numeric value "{asked[name]}" for --{name}.')
+        raise RejectedError(BAD_GRES)
     return int(match[1])
 
 
@@ -278,7 +290,10 @@ def _behaviour(asked: dict[str, str], options: Options) -> dict[str, Any]:
         try:
             begin = parse_moment(asked["begin"], options.zone, now)
         except ValueError as error:
-            raise RejectedError("sbatch: error: Invalid --begin specification") from error
+            raise RejectedError(
+                f"Invalid time specification (pos=0): {asked['begin']}\n"
+                "sbatch: error: Invalid --begin specification"
+            ) from error
     if asked.get("open-mode", "truncate")[:1].lower() not in ("a", "t"):
         raise RejectedError("sbatch: error: Invalid --open-mode specification")
     return {

@@ -51,7 +51,7 @@ def check_text(text: str) -> None:
         )
     if "\0" in text:
         raise RejectedError(
-            "sbatch: error: The SLURM controller does not allow scripts that\n"
+            "sbatch: error: The Slurm controller does not allow scripts that\n"
             "sbatch: error: contain a NULL character '\\0'."
         )
     if "\r\n" in text:
@@ -69,19 +69,35 @@ def directives(text: str) -> dict[str, str]:
     :raises RejectedError: for an option that sbatch does not know.
     """
     options: dict[str, str] = {}
-    for line in text.split("\n"):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.startswith(MAGIC):
-            options.update(parse_options(_words(line[len(MAGIC) :])))
+            options.update(parse_options(_words(line[len(MAGIC) :], number)))
         elif line.strip() and not line.lstrip().startswith("#"):
             break
     return options
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, number: int) -> list[str]:
     try:
         return shlex.split(text, comments=True)
     except ValueError as error:
-        raise RejectedError(f"sbatch: error: Unmatched quote in a {MAGIC} line: {text.strip()}") from error
+        rest, quote = _unmatched(text)
+        raise RejectedError(
+            f"sbatch: fatal: stdin: line {number}: Unmatched `{quote}` in [{rest}]"
+        ) from error
+
+
+def _unmatched(text: str) -> tuple[str, str]:
+    """What is left from the blank before a quote that is never closed, and the quote."""
+    start, quote = 0, ""
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character.isspace():
+            start = position
+    return text[start:], quote or "\\"
 
 
 def parse_options(words: list[str]) -> dict[str, str]:
@@ -103,7 +119,7 @@ def parse_options(words: list[str]) -> dict[str, str]:
             name = SHORT[word[1]]
             options[name] = _short(name, word, queue)
         else:
-            raise RejectedError(f"sbatch: error: Unexpected word {word!r} in the {MAGIC} lines")
+            raise RejectedError(f"sbatch: error: Invalid directive found in batch script: {word}")
     return options
 
 
@@ -121,8 +137,10 @@ def _full_name(typed: str) -> str:
     meant = sorted(name for name in _LONG if name.startswith(typed))
     if len(meant) == 1:
         return meant[0]
-    problem = "ambiguous option" if meant else "unrecognized option"
-    raise RejectedError(f"sbatch: {problem} '--{typed}'\n{_HELP}")
+    if meant:
+        possible = " ".join(f"'--{name}'" for name in meant)
+        raise RejectedError(f"sbatch: option '--{typed}' is ambiguous; possibilities: {possible}\n{_HELP}")
+    raise RejectedError(f"sbatch: unrecognized option '--{typed}'\n{_HELP}")
 
 
 def _value(name: str, shown: str, given: str | None, queue: list[str]) -> str:
@@ -135,5 +153,10 @@ def _value(name: str, shown: str, given: str | None, queue: list[str]) -> str:
     if given is not None:
         return given
     if not queue:
-        raise RejectedError(f"sbatch: option '{shown}' requires an argument\n{_HELP}")
+        problem = (
+            f"option '{shown}' requires an argument"
+            if shown.startswith("--")
+            else f"option requires an argument -- '{shown[1:]}'"
+        )
+        raise RejectedError(f"sbatch: {problem}\n{_HELP}")
     return queue.pop(0)

@@ -62,13 +62,13 @@ def parse_sacct(text: str) -> list[Row]:
     lines = text.split("\n")
     headings = lines[0].lower().split(FIELD)
     rows: list[Row] = []
-    pending = ""
+    pending: str | None = None
     for line in lines[1:]:
-        pending = f"{pending}\n{line}" if pending else line
+        pending = line if pending is None else f"{pending}\n{line}"
         values = pending.split(FIELD)
         if len(values) == len(headings):
             rows.append(dict(zip(headings, values, strict=True)))
-            pending = ""
+            pending = None
     return rows
 
 

@@ -1,0 +1,115 @@
+"""What the settings of an installation mean to Airflow: this is the one place where they are turned into
+
+- connections and pools (`connections`, `seed`),
+- the values of `beamline.yaml` (`write_beamline`),
+- `airflow.cfg`, for what depends on the profiles (`write_airflow_cfg`).
+"""
+
+from __future__ import annotations
+
+import configparser
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deployment.settings import Deployment
+from local_airflow.seed import standin_beamline, standin_seed
+from local_airflow.settings import REPOSITORY
+
+CONFIG = Path("/config")
+MANAGED = "Written from .env at every start; change it there."
+NERSC_API = "https://api.nersc.gov/api/v1.2"
+
+
+def connections(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    """Connections to the real facilities, as `local_airflow.prepare` takes them.
+
+    What `.env` does not give is None: such a connection is left as somebody typed it into the UI.
+    """
+    return {
+        "globus_default": {
+            "conn_type": "globus",
+            "login": deployment.globus_client_id,
+            "password": deployment.globus_client_secret,
+            "description": MANAGED,
+        },
+        "superfacility_default": {
+            "conn_type": "superfacility",
+            "host": NERSC_API,
+            "extra": {
+                "client_id_file": str(deployment.nersc_id_file),
+                "key_file": str(deployment.nersc_key_file),
+            },
+            "description": MANAGED,
+        },
+        "superfacility_status": {"conn_type": "http", "host": NERSC_API, "description": MANAGED},
+    }
+
+
+def standin_connections(facility: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Connections to the stand-in; its key goes into the connection, so that no service needs its files."""
+    found: dict[str, dict[str, Any]] = standin_seed(facility)["connections"]
+    superfacility = found["superfacility_default"]
+    extra = superfacility["extra"]
+    superfacility["login"] = Path(extra.pop("client_id_file")).read_text().strip()
+    superfacility["password"] = Path(extra.pop("key_file")).read_text()
+    return {conn_id: fields | {"description": MANAGED} for conn_id, fields in found.items()}
+
+
+def pools() -> dict[str, Any]:
+    """The bundle's pools."""
+    values: dict[str, Any] = json.loads((REPOSITORY / "include" / "pools.json").read_text())
+    return values
+
+
+def write_beamline(deployment: Deployment, facility: dict[str, Any] | None, folder: Path = CONFIG) -> Path:
+    """Write `beamline.yaml`: the bundle's own, with this installation's paths.
+
+    :param facility: the stand-in's description of itself, when it is used.
+    """
+    path = folder / "beamline.yaml"
+    if facility is not None:
+        new = standin_beamline(facility, folder / ".beamline.yaml", deployment.job_script_folder)
+        new.replace(path)
+        return path
+    site = yaml.safe_load((REPOSITORY / "include" / "beamline.yaml").read_text())
+    for engine, script in deployment.scripts.items():
+        site["engines"][engine]["script"] = script
+    site["job_script_folder"] = str(deployment.job_script_folder)
+    _write(path, yaml.safe_dump(site, sort_keys=False))
+    return path
+
+
+def write_airflow_cfg(deployment: Deployment, folder: Path = CONFIG) -> Path:
+    """Write what depends on the profiles; all other settings are in docker-compose.yaml's environment."""
+    config = configparser.ConfigParser(interpolation=None)
+    config["core"] = {"executor": deployment.executor}
+    if deployment.statsd is not None:
+        host, port = deployment.statsd
+        config["metrics"] = {"statsd_on": "True", "statsd_host": host, "statsd_port": str(port)}
+    if deployment.dags_git is not None:
+        url, ref = deployment.dags_git
+        bundle = {
+            "name": "cosmic",
+            "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
+            "kwargs": {"repo_url": url, "tracking_ref": ref, "subdir": "dags", "refresh_interval": 60},
+        }
+        # Airflow reads its file with interpolation: a percent sign is written twice.
+        config["dag_processor"] = {"dag_bundle_config_list": json.dumps([bundle]).replace("%", "%%")}
+    text = io.StringIO()
+    config.write(text)
+    path = folder / "airflow.cfg"
+    _write(path, text.getvalue())
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}")
+    with new.open("w") as file:
+        file.write(text)
+        os.fsync(file.fileno())
+    new.replace(path)
