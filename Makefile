@@ -6,6 +6,9 @@ SCAN ?=
 WAIT ?= 1
 PARAMS ?=
 PYTEST_ARGS ?=
+SCANS ?= 20
+FAULTS ?= 60
+SEED ?= 1
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
@@ -13,10 +16,11 @@ unexport PYTHONPATH
 VENV := .venv/.installed-$(shell cat requirements.txt requirements-dev.txt constraints.txt | cksum | cut -d' ' -f1)
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
+COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench cdtools clean constraints
+.PHONY: help demo test lint bench chaos cdtools clean constraints up down compose-config compose-test
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +39,23 @@ lint: $(VENV) ## Style and types, without changing anything
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
 	@$(RUN) -m benchmark
 
+chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1)
+	@$(RUN) -m chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)'
+
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
+
+up: ## The production stack with Docker Compose, as .env says (README, "Run it with Docker Compose")
+	@bash include/deployment/up $(ARGS)
+
+down: ## Take the production stack down; its data stay
+	@$(COMPOSE) down --remove-orphans
+
+compose-config: ## Check docker-compose.yaml, without a Docker engine
+	@for profiles in '' standin celery standin,celery; do COMPOSE_PROFILES=$$profiles $(COMPOSE) --env-file .env.example config -q || exit 1; done
+
+compose-test: $(VENV) ## The production stack for real: needs a Docker engine and about 15 minutes
+	@docker info >/dev/null 2>&1 || { echo "NOT TESTED: no Docker engine answers on this machine (docker info)."; exit 0; }; \
+	COMPOSE_TEST=1 .venv/bin/python -m pytest tests/deployment/stack --timeout 1800 $(PYTEST_ARGS)
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt

@@ -21,7 +21,7 @@ from airflow.sdk import DAG, task
 from cosmic import tasks
 from cosmic.parameters import transfer_params
 from facilities.globus.operators import GlobusTransferOperator
-from facilities.retries import facility_retry_policy
+from facilities.retries import RETRIES, facility_retry_policy
 
 with DAG(
     dag_id="process_newfile_7012_ptycho4",
@@ -34,8 +34,8 @@ with DAG(
     max_active_runs=500,
     default_args={
         "owner": "bl7012",
-        "retries": 3,
-        "retry_delay": timedelta(seconds=30),
+        "retries": RETRIES,
+        "retry_delay": timedelta(seconds=10),
         "retry_policy": facility_retry_policy(),
     },
     tags=["bl7012", "cosmic", "globus"],

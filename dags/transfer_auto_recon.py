@@ -30,9 +30,10 @@ from cosmic import tasks
 from cosmic.beamline import ENGINES
 from cosmic.parameters import reconstruction_params
 from facilities.globus.operators import GlobusTransferOperator
-from facilities.retries import facility_retry_policy
+from facilities.retries import RETRIES, facility_retry_policy
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.sensors import SlurmJobSensor, SystemStatusSensor
+from facilities.superfacility.sensors import SlurmJobSensor
+from facilities.superfacility.status_sensor import SystemStatusSensor
 
 SCANS_AT_NERSC = Asset("cosmic_scans_at_nersc")
 RECONSTRUCTIONS = Asset("cosmic_reconstructions")
@@ -49,8 +50,8 @@ with DAG(
     max_active_tasks=64,
     default_args={
         "owner": "bl7012",
-        "retries": 3,
-        "retry_delay": timedelta(seconds=30),
+        "retries": RETRIES,
+        "retry_delay": timedelta(seconds=10),
         "retry_policy": facility_retry_policy(),
     },
     template_searchpath=str(Path(__file__).parents[1] / "include" / "job_scripts"),
@@ -107,6 +108,8 @@ with DAG(
                 machine=plan["machine"],
                 job_id=job.output,
                 poll_least=2.0,  # one request for all jobs, however many wait
+                resubmit=3,
+                more_resources="{{ params.more_resources }}",
                 timeout=timedelta(days=7).total_seconds(),
                 pool="nersc",
             )

@@ -278,6 +278,7 @@ PARAMETERS: Dict[str, Parameter] = {
     "n_gpu": Parameter("integer", 1, 4),
     "qos": Parameter("choice", optional=True, choices=("regular", "realtime", "debug", "premium", "shared")),
     "time_limit_minutes": Parameter("integer", 1, 48 * 60, optional=True),
+    "more_resources": Parameter("flag"),
 }
 WANTED = {
     "flag": "true or false",
@@ -1131,8 +1132,8 @@ class Sender:
             request, is_new, run = self._start(request)
         except (RejectedError, NoSuchRunError) as error:
             self.spool.finish(request, self.spool.rejected_folder, str(error))
-            kept = f"{error} It was moved to {self.spool.rejected_folder / name}"
-            return Outcome(request.path, request.run_id, "rejected", REFUSED, message=kept), None
+            why = f"It was moved to {self.spool.rejected_folder / name}. {error}"
+            return Outcome(request.path, request.run_id, "rejected", REFUSED, message=why), None
         except (HeldError, OddReplyError, RefusedError, UnreachableError) as error:
             return self._kept(name, error), error
         outcome = self._started(request, is_new, run)
@@ -1186,7 +1187,7 @@ class Sender:
         _, request = self.spool.find(name)
         path, run_id = (request.path, request.run_id) if request else ("", "")
         code = REFUSED if isinstance(trouble, RefusedError) else SPOOLED
-        return Outcome(path, run_id, "kept", code, message=f"{trouble} It is kept in {self.spool.folder}")
+        return Outcome(path, run_id, "kept", code, message=f"It waits in {self.spool.folder}. {trouble}")
 
     def _told(
         self, asked: Request, kept: Request, done: Mapping[str, Outcome], why: Optional[ClientError]
@@ -1475,11 +1476,23 @@ def describe(outcome: Outcome) -> str:
     width = max([len(name) for name in outcome.tasks] + [4])
     lines += [f"  task   {name:{width}}  {state}" for name, state in outcome.tasks.items()]
     for name, value in outcome.results.items():
-        rows = value if isinstance(value, dict) else {"result": value}
-        lines += [f"  {name}  {key} = {_shown(item)}" for key, item in rows.items()]
+        lines += [f"  {name}  {key} = {_shown(item)}" for key, item in _rows("", value)]
     for name, errors in outcome.errors.items():
         lines += [f"  {name}: {_printable(error)}" for error in errors or ["see its log on the page"]]
     return "\n".join(lines)
+
+
+def _rows(key: str, value: Any) -> Iterator[Tuple[str, Any]]:
+    """A result as (dotted name, plain value) pairs; long lists, such as errors by iteration, stay whole."""
+    items: Iterable[Tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = enumerate(value)
+    for name, item in items:
+        yield from _rows(f"{key}.{name}" if key else str(name), item)
+    if not items and value not in ({}, []):
+        yield key or "result", value
 
 
 def _shown(value: Any) -> str:
@@ -1722,7 +1735,7 @@ class WatchLoop:
 
     def _report(self, trouble: str, count: int) -> None:
         """Say trouble when it begins, changes its nature or is over, not at each look."""
-        nature = trouble.partition("(")[0]
+        nature = re.sub(r"\(.*", "", trouble, flags=re.DOTALL)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         if nature and nature != self._trouble:
             self.client.say(f"{now}  {count} waiting: {trouble}")

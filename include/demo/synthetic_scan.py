@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +17,7 @@ import h5py
 import numpy as np
 
 from nersc.arrays import Bool, Complex, Real
+from nersc.files import hdf5_image, write_whole
 from nersc.geometry import far_field, propagate
 from nersc.scan import ELECTRON_VOLT, LIGHT_SPEED, PLANCK
 
@@ -98,22 +96,22 @@ def make_scan(
     rng = np.random.default_rng(seed)
     positions = _positions(rng, side, step)
     fine = optics.pixel / FINE
-    margin = optics.frame * optics.pixel
-    shape = np.ceil((np.ptp(positions, axis=0) + margin) / fine).astype(int) + 4
-    thickness = _gold_balls(rng, (int(shape[0]), int(shape[1])), fine, margin)
-    wave_number = 2 * np.pi / optics.wavelength
-    obj = np.exp(wave_number * thickness * (-1j * GOLD_DELTA - GOLD_BETA)).astype(np.complex64)
+    obj = _object(rng, np.ptp(positions, axis=0), optics)
     probe = _probe(optics, FINE * optics.frame, fine, defocus=optics.defocus, astigmatism=optics.astigmatism)
     frames = _frames(rng, obj, probe, (positions - positions.min(axis=0)) / fine, optics)
+    origin = positions.min(axis=0) - FINE * optics.frame // 2 * fine
+    title = f"Synthetic scan of gold balls ({path.name}, seed {seed})"
+
+    def fill_truth(file: h5py.File) -> None:
+        _truth(file, obj=obj, probe=probe, origin=origin, positions=positions, optics=optics)
+
+    def fill_scan(file: h5py.File) -> None:
+        _cxi(file, frames=frames, positions=positions, optics=optics, title=title)
+
     truth_path = path.with_name(path.name.removesuffix(".cxi") + "_truth.h5")
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = f"Synthetic scan of gold balls ({path.name}, seed {seed})"
-    origin = positions.min(axis=0) - FINE * optics.frame // 2 * fine
-    _write(
-        truth_path,
-        lambda file: _truth(file, obj=obj, probe=probe, origin=origin, positions=positions, optics=optics),
-    )
-    _write(path, lambda file: _cxi(file, frames=frames, positions=positions, optics=optics, title=title))
+    write_whole(truth_path, hdf5_image(fill_truth))
+    write_whole(path, hdf5_image(fill_scan))
     return SyntheticScan(cxi=path, truth=truth_path, n_frames=len(frames), size=path.stat().st_size)
 
 
@@ -123,6 +121,16 @@ def _positions(rng: np.random.Generator, side: int, step: float) -> Real:
     raster = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
     jittered: Real = raster + rng.uniform(-0.2, 0.2, raster.shape) * step
     return jittered
+
+
+def _object(rng: np.random.Generator, span: Real, optics: Optics) -> Complex:
+    """Transmission of what the beam can reach, complex64, on the fine grid."""
+    fine, margin = optics.pixel / FINE, optics.frame * optics.pixel
+    shape = np.ceil((span + margin) / fine).astype(int) + 4
+    thickness = _gold_balls(rng, (int(shape[0]), int(shape[1])), fine, margin)
+    wave_number = 2 * np.pi / optics.wavelength
+    obj: Complex = np.exp(wave_number * thickness * (-1j * GOLD_DELTA - GOLD_BETA)).astype(np.complex64)
+    return obj
 
 
 def _gold_balls(rng: np.random.Generator, shape: tuple[int, int], pixel: float, margin: float) -> Real:
@@ -181,19 +189,6 @@ def _background(optics: Optics) -> Real:
     glow = np.exp(-((offset / (0.3 * n)) ** 2))
     profile: Real = 0.5 + 0.5 * glow / glow.mean()
     return optics.background * profile
-
-
-def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """Write an HDF5 file under a temporary name and rename it: a reader never sees half of one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        with h5py.File(name, "w") as file:
-            fill(file)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _truth(

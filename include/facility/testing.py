@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -94,6 +95,12 @@ class Facility:
         """Every job ever, with how often it ran."""
         return cast("list[dict[str, Any]]", self.control("nersc", "jobs")["jobs"])
 
+    def end_jobs(self) -> None:
+        """End all jobs, which outlive the server otherwise. Nothing when it is gone, or without control."""
+        if self.settings.control:
+            with contextlib.suppress(requests.RequestException, RuntimeError):
+                self.control("nersc", "end_all")
+
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         reply = requests.request(method, self.base_url + path, json=body, timeout=60)
         if not reply.ok:
@@ -116,8 +123,10 @@ def running(root: Path, **settings: Any) -> Iterator[Facility]:
     try:
         asyncio.run_coroutine_threadsafe(server.start(), loop).result(timeout=60)
         try:
-            yield Facility(chosen, server.description)
+            facility = Facility(chosen, server.description)
+            yield facility
         finally:
+            facility.end_jobs()
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result(timeout=60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
@@ -168,6 +177,7 @@ def spawn(root: Path, port: int = 0, **settings: Any) -> Iterator[SpawnedFacilit
     try:
         yield facility
     finally:
+        facility.end_jobs()
         facility.terminate()
 
 

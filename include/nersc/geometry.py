@@ -15,6 +15,7 @@ from nersc.arrays import Complex, Real
 from nersc.scan import Scan
 
 MAX_PIXELS = 4e8  # of an object: a COSMIC scan of 0.1 mm at 5 nm
+MAX_SAMPLES = 2**25  # of the frames that are correlated with each other
 NEAR_FIELD_VARIABLE = "COSMIC_NEAR_FIELD"  # auto (or unset), true, false
 
 
@@ -65,13 +66,14 @@ def focus_to_sample(scan: Scan, magnification: float) -> float:
     return scan.distance / (magnification - 1.0) if magnification != 1.0 else np.inf
 
 
-def measure_magnification(scan: Scan, *, neighbours: int = 6, max_frames: int = 400) -> Magnification:
+def measure_magnification(scan: Scan, *, neighbours: int = 5, max_frames: int = 150) -> Magnification:
     """Measure how the shadow of the sample moves from frame to frame.
 
     Frames are divided by their mean (which removes the beam's own structure), pairs of neighbouring
     frames are cross-correlated, and the shifts are compared with the translations between them.
     """
-    frames, moved = _normalised(scan, max_frames), _detector_steps(scan)[:max_frames]
+    count = max(16, min(max_frames, MAX_SAMPLES // scan.frames[0].size))
+    frames, moved = _normalised(scan, count), _detector_steps(scan)[:count]
     spectra = np.fft.fft2(frames)
     low = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in frames.shape[1:]), indexing="ij")) < 0.25
     spectra *= low
@@ -84,10 +86,10 @@ def measure_magnification(scan: Scan, *, neighbours: int = 6, max_frames: int = 
     return _regression(np.array(steps), np.array(shifts))
 
 
-def _normalised(scan: Scan, max_frames: int) -> Real:
+def _normalised(scan: Scan, count: int) -> Real:
     mean = scan.frames.mean(axis=0)
     bright = mean > 0.1 * np.percentile(mean[scan.good], 99)
-    frames = np.where(bright, scan.frames[:max_frames] / np.where(bright, mean, 1.0), 0.0).astype(np.float32)
+    frames = np.where(bright, scan.frames[:count] / np.where(bright, mean, 1.0), 0.0).astype(np.float32)
     frames /= np.maximum(frames.sum(axis=(1, 2), keepdims=True) / bright.sum(), 1e-9)
     window = np.hanning(frames.shape[1] + 2)[1:-1, None] * np.hanning(frames.shape[2] + 2)[None, 1:-1]
     shadows: Real = (frames - bright) * window

@@ -79,6 +79,6 @@ class Progress:
 
 
 def cpus() -> int:
-    """How many CPUs this process may use: the job's share, not the machine's, and no more than it was told."""
+    """How many CPUs this process may use: the job's share, and no more than OMP_NUM_THREADS says."""
     share, told = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(told)) if told.isdecimal() and int(told) > 0 else share

@@ -7,10 +7,8 @@ is, the reconstruction succeeded.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 
 from nersc import VERSION
 from nersc.arrays import Bool
+from nersc.files import hdf5_image, write_whole
 from nersc.preview import render
 from nersc.scan import DATA, DETECTOR, SOURCE, Scan
 from nersc.solver import Solution
@@ -65,38 +64,19 @@ def make_folder(prefix: Path) -> None:
 def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
     """Write the three files; returns what the JSON holds."""
     region, well_lit = _lit(solution, SCANNED), _lit(solution, WELL_LIT)
-    with _atomic(_named(prefix, ".cxi")) as path, h5py.File(path, "w") as file:
-        _fill(file, scan, solution, run, region)
+    image = hdf5_image(lambda file: _fill(file, scan, solution, run, region))
+    write_whole(_named(prefix, ".cxi"), image)
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     title = f"{scan.path.name}   {run.engine}   {solution.pixel[0] * 1e9:.3g} nm pixels"
-    with _atomic(_named(prefix, ".png")) as path:
-        path.write_bytes(render(solution.obj[box], well_lit[box], solution.pixel, title))
+    write_whole(_named(prefix, ".png"), render(solution.obj[box], well_lit[box], solution.pixel, title))
     figures = _figures(scan, solution, run)
-    with _atomic(_named(prefix, ".json")) as path:
-        path.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(_named(prefix, ".json"), json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
     return figures
 
 
 def _named(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600, but the beamline's group reads results
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _lit(solution: Solution, fraction: float) -> Bool:

@@ -93,7 +93,7 @@ def read_scan(path: Path) -> Scan:
     if not h5py.is_hdf5(path):
         raise ScanError(f"{path}: not an HDF5 file, so not CXI (or its transfer was cut off); copy it again.")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # some file systems have no locks
             return _Reader(path, file).read()
     except (OSError, RuntimeError) as error:  # h5py's errors for a truncated or damaged file
         raise ScanError(f"{path}: damaged HDF5 file ({error}); copy it again.") from error

@@ -38,8 +38,6 @@ def list_beamline(hook: GlobusHook, collection: Collection, day: date) -> DayAtB
             odd.append(entry.name)
         else:
             files.append(ScanFile(path, entry.size, entry.last_modified))
-    if odd:
-        log.warning("%s: not named as scans of the day, left alone: %s", day, shorten(map(repr, odd)))
     return DayAtBeamline(scans_in(files), odd)
 
 

@@ -158,6 +158,9 @@ def _compare_day(
 ) -> _Day:
     source, destination = site.collections.source, site.collections.destination
     at_beamline = list_beamline(hook, source, day)
+    if at_beamline.odd_names:
+        names = shorten(map(repr, at_beamline.odd_names))
+        log.warning("%s: not named as scans of the day, so left alone: %s", day, names)
     # Runs before NERSC's folder: see `judge`.
     states = runs.states_by_generation([scan.path for scan in at_beamline.scans])
     at_nersc = list_nersc(hook, destination, day) if at_beamline.scans else DayAtNersc({}, {})

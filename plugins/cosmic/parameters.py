@@ -111,6 +111,12 @@ def _job_params() -> dict[str, Param]:
             description="Empty: as in beamline.yaml (4 hours). A shorter limit may start sooner.",
             section=_JOB,
         ),
+        "more_resources": _flag(
+            False,
+            "More when it was not enough",
+            "Submit a job that ran out of time or memory once more, with twice the time or memory.",
+            _JOB,
+        ),
     }
 
 
@@ -158,7 +164,7 @@ def _cdtools_params() -> dict[str, Param]:
             section=_CDTOOLS,
         ),
         "simulate_probe_translation": _flag(
-            True, "Simulate probe translation", "Shift the probe by fractions of a pixel.", _CDTOOLS
+            True, "Simulate probe translation", "The lens moves, not the sample.", _CDTOOLS
         ),
         "n_init_rounds": _count(1, "Initial rounds", "Rounds of the first stage.", _CDTOOLS, most=1000),
         "n_init_iter": _count(50, "Iterations of a round", "Iterations of each first-stage round.", _CDTOOLS),
@@ -169,7 +175,7 @@ def _cdtools_params() -> dict[str, Param]:
             minimum=0,
             maximum=1000,
             title="Translation randomisation",
-            description="Random offset that is added to the positions at the start, in pixels.",
+            description="Pixels by which positions are randomised at first, against raster artefacts.",
             section=_CDTOOLS,
         ),
         "probe_initialization": Param(
@@ -190,7 +196,7 @@ def _cdtools_params() -> dict[str, Param]:
         "probe_support_radius": Param(
             None,
             type=["null", "number"],
-            exclusiveMinimum=0,
+            minimum=1,
             maximum=100_000,
             title="Probe support radius (pixels)",
             description="Radius in pixels outside which the probe is zero; empty: no support.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from cosmic.scans import ScanPath
@@ -46,11 +46,14 @@ def settle(
         for scan in wanted
         if (generation := planned.get(_name(scan), 0)) and generation not in runs.get(scan, {})
     }
-    if left:
-        # Not all of it was started: go on, with scans that have come since.
-        return left | {scan: number for scan, number in wanted.items() if _name(scan) not in planned}
-    _save(store, fingerprint, wanted.items())
-    return dict(wanted)
+    if not left:
+        _save(store, fingerprint, {_name(scan): generation for scan, generation in wanted.items()})
+        return dict(wanted)
+    # Not all of it was started: go on, with scans that have come since.
+    new = {scan: generation for scan, generation in wanted.items() if _name(scan) not in planned}
+    if new:
+        _save(store, fingerprint, planned | {_name(scan): generation for scan, generation in new.items()})
+    return left | new
 
 
 def _name(scan: ScanPath) -> str:
@@ -67,8 +70,8 @@ def _load(store: Store, fingerprint: str) -> dict[str, int]:
     return planned
 
 
-def _save(store: Store, fingerprint: str, wanted: Iterable[tuple[ScanPath, int]]) -> None:
-    entries = [(_name(scan), generation) for scan, generation in wanted]
+def _save(store: Store, fingerprint: str, planned: Mapping[str, int]) -> None:
+    entries = list(planned.items())
     parts = [dict(entries[n : n + _SCANS_PER_VALUE]) for n in range(0, len(entries), _SCANS_PER_VALUE)]
     for number, part in enumerate(parts):
         store.set(f"{_KEY}-{number}", part)

@@ -63,7 +63,8 @@ class ScanPath:
         :param generation: 1 is the scan's first run, 2 and up are its deliberate reprocessings.
         """
         path = str(self.relative)
-        stem = path.removesuffix(".cxi").replace("/", "__")[:_LONGEST_STEM].rstrip(".")
+        stem = re.sub(r"\.{2,}", ".", path.removesuffix(".cxi").replace("/", "__"))  # Airflow refuses ".."
+        stem = stem[:_LONGEST_STEM].rstrip(".")
         digest = hashlib.sha256(path.encode()).hexdigest()[:8]
         return f"scan__{stem}.{digest}" + (f"__r{generation}" if generation > 1 else "")
 

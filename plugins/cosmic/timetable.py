@@ -65,5 +65,8 @@ class BeamlineDays(CronDataIntervalTimetable):
         return DagRunInfo(run_after=info.run_after + self.wait, data_interval=info.data_interval)
 
     def _newest_day_that_is_due(self) -> DateTime:
-        now = DateTime.now("UTC")
-        return self._get_prev(self._align_to_prev(now - self.wait))
+        return self._get_prev(self._align_to_prev(self._now() - self.wait))
+
+    @staticmethod
+    def _now() -> DateTime:
+        return DateTime.now("UTC")

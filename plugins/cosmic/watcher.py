@@ -1,7 +1,7 @@
 """Noticing new scans ourselves: an asset for the beamline's scan folder, and the trigger that watches it.
 
 Off by default, because the beamline posts its scans; on with `watcher.enabled` in `beamline.yaml`. The
-setting is read again every minute, so nothing has to be restarted.
+setting is read again every few seconds, so nothing has to be restarted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_OFF_SLEEP = 60.0
+OFF_SLEEP = 10.0
 _LONGEST_BACKOFF = 600.0
 _SCANS_PER_EVENT = 200
 _LOOK_BACK = timedelta(days=1)  # a scan of the last minutes before midnight lies in yesterday's folder
@@ -69,9 +69,9 @@ class NewScansTrigger(BaseEventTrigger):
             try:
                 site = await asyncio.to_thread(beamline)
                 if not site.watcher.enabled:
-                    await asyncio.sleep(_OFF_SLEEP)
+                    await asyncio.sleep(OFF_SLEEP)
                     continue
-                listing = await asyncio.to_thread(_list, site)
+                listing = await asyncio.to_thread(list_folders, site)
             except FacilityError as error:
                 backoff = min(max(backoff * 2, 15.0), _LONGEST_BACKOFF)
                 log.warning(
@@ -136,7 +136,7 @@ def _key(day: date) -> str:
     return f"with-run-{day}"
 
 
-def _list(site: Beamline) -> Listing:
+def list_folders(site: Beamline) -> Listing:
     now = datetime.now(UTC)
     today = now.astimezone(ZoneInfo(site.time_zone)).date()
     with closing(GlobusHook(site.connections.globus)) as hook:

@@ -18,6 +18,12 @@ from facilities.errors import FacilityError, FailureClass, TransientError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+RETRIES = 10
+"""`retries` of tasks with this policy. Airflow also counts a try when a worker dies or is restarted, and
+the policy ends what cannot pass by itself, so the number is a bound and not a habit."""
+
+_UNEXPECTED_TRIES = 5  # of a failure that nobody has classed: a mistake of ours, or Airflow's own trouble
+
 _WORTH_ANOTHER_TRY: frozenset[FailureClass] = frozenset({"transient", "infrastructure"})
 
 
@@ -39,14 +45,16 @@ class FacilityRetryPolicy(RetryPolicy):
         max_tries: int,  # noqa: ARG002 - Airflow's signature; Airflow itself counts the tries
         context: Context | None = None,  # noqa: ARG002 - the same
     ) -> RetryDecision:
-        """Decide by the class of a facility's failure; anything else is left to the task's `retries`."""
+        """Decide by the class of a facility's failure; of anything else, five tries."""
         if isinstance(exception, FacilityError):
             return self._evaluate_failure(exception, try_number)
         if isinstance(exception, (TaskDeferralError, TaskDeferralTimeout)):
             return RetryDecision.retry(
                 self._delay(try_number), "the wait was broken off; it is taken up again"
             )
-        return RetryDecision.default()
+        if try_number >= _UNEXPECTED_TRIES:
+            return RetryDecision.fail(f"{type(exception).__name__} for the {try_number}th time")
+        return RetryDecision.retry(self._delay(try_number), f"unexpected: {type(exception).__name__}")
 
     def _evaluate_failure(self, error: FacilityError, try_number: int) -> RetryDecision:
         reason = f"{error.failure_class}: {error.what}"

@@ -111,7 +111,7 @@ def test_cancel_ends_the_run_and_its_job(pipeline: Pipeline, command: Command) -
     scan = pipeline.new_scan("hold")
     code, answer = command(scan, "--engine", "ptychocam")
     assert code == 0
-    pipeline.wait_for(lambda: [j for j in pipeline.jobs_of(scan) if j["state"] == "RUNNING"], "a running job")
+    pipeline.wait_for_task(scan_run_id(scan), "ptychocam.wait", "deferred")
     code, answer = command("cancel", scan)
     assert (code, answer["results"][0]["outcome"]) == (0, "cancelled")
     pipeline.wait_for(lambda: {j["state"] for j in pipeline.jobs_of(scan)} == {"CANCELLED"}, "the job's end")

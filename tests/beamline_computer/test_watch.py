@@ -266,7 +266,7 @@ def test_an_outage_is_told_once_and_nothing_is_lost(api: AirflowApi, beamline: B
         beamline.look(loop, 0)
         beamline.look(loop)
     assert len(beamline.client.spool.names()) == 3
-    assert sum("waiting: Airflow at" in line for line in beamline.said) == 1
+    assert sum("waiting: It waits in" in line for line in beamline.said) == 1
     object.__setattr__(beamline.client.settings, "url", url)
     beamline.look(loop, 120)
     assert api.created == [scan_run_id(scan(number)) for number in range(1, 4)]

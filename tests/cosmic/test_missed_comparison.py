@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmic.comparison import (
@@ -100,7 +100,12 @@ def test_finished_means_old_enough_and_not_empty(file: ScanFile, finished: bool)
 
 
 def test_reconstructions_that_were_copied_back_are_no_scans() -> None:
-    files = [scan(), scan(f"{STEM}_ptychocam.cxi"), scan(f"{STEM}_cdtools_r2.cxi"), scan(f"{STEM}_cosmic2.cxi")]
+    files = [
+        scan(),
+        scan(f"{STEM}_ptychocam.cxi"),
+        scan(f"{STEM}_cdtools_r2.cxi"),
+        scan(f"{STEM}_cosmic2.cxi"),
+    ]
     alone = scan("NS_230216034_ccdframes_0_0_ptychocam.cxi")  # odd, but of no scan that is there
     assert [file.path.stem for file in scans_in([*files, alone])] == [
         STEM,
@@ -118,6 +123,7 @@ FILES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(STATES, FILES, st.booleans(), st.sampled_from([(), ("ptychocam",), ("cdtools", "ptychocam")]))
 def test_whatever_is_there_nothing_is_started_twice_or_overwritten(
     runs: dict[int, str], sizes: dict[str, int], finished: bool, engines: Any

@@ -47,7 +47,7 @@ def values(**changes: Any) -> dict[str, Any]:
 def test_names_and_defaults_are_those_of_the_old_flow() -> None:
     given_values = values()
     assert {name: given_values[name] for name in DEFAULTS} == DEFAULTS
-    assert set(given_values) - set(DEFAULTS) == {"file_path", "qos", "time_limit_minutes"}
+    assert set(given_values) - set(DEFAULTS) == {"file_path", "qos", "time_limit_minutes", "more_resources"}
 
 
 def test_every_parameter_is_described_and_in_a_section() -> None:

@@ -49,8 +49,11 @@ def test_a_wait_that_broke_off_is_taken_up_again(error: Exception) -> None:
     assert decide(error)[0] is RetryAction.RETRY
 
 
-def test_anything_else_is_left_to_the_task() -> None:
-    assert decide(ValueError("bug")) == (RetryAction.DEFAULT, None, None)
+def test_what_nobody_has_classed_is_tried_five_times() -> None:
+    for try_number in range(1, 5):
+        action, _, reason = decide(ValueError("bug"), try_number)
+        assert (action, reason) == (RetryAction.RETRY, "unexpected: ValueError")
+    assert decide(ValueError("bug"), 5)[::2] == (RetryAction.FAIL, "ValueError for the 5th time")
 
 
 def test_the_service_may_ask_for_a_longer_delay() -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import globus_sdk
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from facility.globus.collections import DATA7012, Collections
+from facility.globus.errors import TransferError
+from facility.globus.model import Task
+from facility.globus.submission import read_submission
+from facility.settings import Settings
 from facility.testing import Facility, until
 from support.globus_client import Globus, codes, tree
 
@@ -55,6 +62,7 @@ def test_update_of_label_and_deadline(globus: Globus) -> None:
         ({"verify_checksum": "yes"}, "ClientError.BadRequest"),
         ({"deadline": "tomorrow"}, "ClientError.BadRequest"),
         ({"deadline": "2001-01-01"}, "ClientError.BadRequest"),
+        ({"deadline": "9999-12-31T23:59:59-14:00"}, "ClientError.BadRequest"),
         ({"submission_id": "x"}, "ClientError.BadRequest"),
         ({"filter_rules": [{"method": "maybe", "name": "x"}]}, "ClientError.BadRequest"),
         ({"source_endpoint": 7}, "ClientError.BadRequest"),
@@ -202,3 +210,36 @@ def test_bad_switches_are_refused(facility: Facility) -> None:
         with pytest.raises(RuntimeError, match="400") as caught:
             facility.control("globus", verb, **body)
         assert message in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+TRANSFER: dict[str, Any] = {
+    "DATA_TYPE": "transfer",
+    "submission_id": "00000000-0000-0000-0000-000000000000",
+    "source_endpoint": DATA7012,
+    "destination_endpoint": DATA7012,
+    "DATA": [{"DATA_TYPE": "transfer_item", "source_path": "/a", "destination_path": "/b"}],
+}
+ITEM_KEYS = ["source_path", "destination_path", "recursive", "external_checksum", "checksum_algorithm"]
+KEYS = [*TRANSFER, "label", "deadline", "sync_level", "verify_checksum", "filter_rules", "source_local_user"]
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), json_values, max_size=2),
+    st.dictionaries(st.sampled_from(ITEM_KEYS), json_values, max_size=2),
+)
+def test_any_document_is_taken_or_refused(changes: dict[str, Any], item: dict[str, Any]) -> None:
+    document = {**TRANSFER, "DATA": [{**TRANSFER["DATA"][0], **item}], **changes}
+    collections = Collections(Settings(root=Path("unused")), "owner")
+    status = 0
+    try:
+        task = read_submission(document, "TRANSFER", "owner", collections)
+    except TransferError as error:
+        status = error.status
+    else:
+        assert Task.from_record(task.to_record()).document == task.document
+    assert status in (0, 400, 404)

@@ -25,25 +25,21 @@ def test_a_file_arrives_whole(globus: Globus) -> None:
     task = globus.wait(reply["task_id"])
     assert (globus.target / "x/y/a.cxi").read_bytes() == content
     expected = {
-        "DATA_TYPE": "task",
         "type": "TRANSFER",
         "status": "SUCCEEDED",
         "label": "scan a",
         "files": 1,
         "files_transferred": 1,
-        "files_skipped": 0,
         "bytes_transferred": 3_000_001,
         "bytes_checksummed": 3_000_001,
         "faults": 0,
         "subtasks_total": 2,
         "subtasks_succeeded": 2,
-        "subtasks_pending": 0,
         "is_ok": None,
         "nice_status": None,
         "fatal_error": None,
         "source_endpoint_id": globus.data7012,
         "destination_endpoint_id": globus.nersc7012,
-        "owner_id": globus.client_id,
     }
     assert {key: task[key] for key in expected} == expected
     assert task["effective_bytes_per_second"] > 0

@@ -1,70 +1,89 @@
-"""`find_missed_scans` in a running Airflow: what it finds, what it starts, and what it leaves alone."""
+"""`find_missed_scans` and the watcher in a running Airflow: what they find, start, and leave alone."""
 
 from __future__ import annotations
 
-import os
-import time
-from datetime import date
-from typing import Any
+from datetime import date, datetime
+from functools import partial
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from cosmic.scans import day_folder, parse_scan_path
 from support.live import DAG_ID, Pipeline
+from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
-
-FINDER = "find_missed_scans"
-
-
-class Day:
-    """A day of its own at the beamline."""
-
-    def __init__(self, pipeline: Pipeline, day: date) -> None:
-        self.pipeline = pipeline
-        self.day = day
-
-    def scan(self, number: int, behaviour: str = "ok", *, age: float = 7200.0) -> str:
-        """A scan that was last written to `age` seconds ago."""
-        path = f"{day_folder(self.day)}/NS_{self.day:%y%m%d}{number:03}_ccdframes_0_0.cxi"
-        self.pipeline.live.scan(path, behaviour.encode() + b"\n")
-        then = time.time() - age
-        os.utime(self.pipeline.facility.collection("data7012") / path, (then, then))
-        return path
-
-    def find(self, **conf: Any) -> dict[str, int]:
-        """Run the DAG for this day and return its row."""
-        rest = self.pipeline.rest
-        run = rest.trigger(FINDER, {"first_day": self.day.isoformat(), "copies_at_once": 50, **conf})
-        assert rest.wait_for_run(FINDER, run, 240)["state"] == "success"
-        (row,) = rest.xcom(FINDER, run, "report")
-        assert row.pop("day") == self.day.isoformat()
-        return {key: number for key, number in row.items() if number}
-
-    def finish_all(self, *scans: str, generation: int = 1) -> list[str]:
-        """Wait for the scans' runs; returns their states."""
-        return [self.pipeline.finish(run_id(scan, generation), 180) for scan in scans]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
 
-def run_id(scan: str, generation: int = 1) -> str:
-    """Id of a scan's run."""
-    return parse_scan_path(scan).run_id(generation)
-
-
-def test_missing_scans_are_started_once_and_the_rest_is_left_alone(pipeline: Pipeline) -> None:
+def test_missing_scans_are_started_once_then_the_failed_and_the_rest_is_left_alone(
+    pipeline: Pipeline,
+) -> None:
     day = Day(pipeline, date(2024, 3, 1))
     missing, posted, failing = day.scan(1), day.scan(2), day.scan(3, "fail 3")
     young = day.scan(4, age=0)
     for scan in (posted, failing):
         pipeline.rest.trigger(DAG_ID, {"file_path": scan, "do_ptychocam": True}, run_id(scan))
-    assert day.finish_all(posted, failing) == ["success", "failed"]
+    assert day.finish(posted, failing) == ["success", "failed"]
 
     listed = day.find(dry_run=True)
     assert listed == {"on_disk": 4, "processed": 1, "failed": 1, "missing": 1, "left_alone": 1}
     assert day.find() == listed | {"started": 1}
-    assert day.finish_all(missing) == ["success"]
-    assert pipeline.rest.run(DAG_ID, run_id(missing))["conf"] == {"do_ptychocam": True, "file_path": missing}
-    assert FINDER in pipeline.rest.run(DAG_ID, run_id(missing))["note"]
+    assert day.finish(missing) == ["success"]
+    run = pipeline.rest.run(DAG_ID, run_id(missing))
+    assert run["conf"] == {"do_ptychocam": True, "file_path": missing}
+    assert FINDER in run["note"]
 
-    assert day.find() == {"on_disk": 4, "processed": 2, "failed": 1, "left_alone": 1}
-    assert [len(pipeline.jobs_of(scan)) for scan in (missing, posted, failing, young)] == [1, 1, 1, 0]
+    day.scan(3, "ok")
+    assert day.find(which="failed") == {
+        **{"on_disk": 4, "processed": 2, "failed": 1, "left_alone": 1},
+        "started": 1,
+    }
+    assert day.finish(failing, generation=2) == ["success"]
+    assert day.find() == {"on_disk": 4, "processed": 3, "left_alone": 1}
+    assert [len(pipeline.jobs_of(scan)) for scan in (missing, posted, failing, young)] == [1, 1, 2, 0]
+
+
+def test_everything_is_reprocessed_under_a_new_identity_and_keeps_the_old_result(pipeline: Pipeline) -> None:
+    day = Day(pipeline, date(2024, 3, 2))
+    scan = day.scan(1)
+    assert day.find() == {"on_disk": 1, "missing": 1, "started": 1}
+    assert day.finish(scan) == ["success"]
+    with changed_site(pipeline, processing={"days": {day.day: {"n_iter": 7}}}):
+        assert day.find(which="everything") == {"on_disk": 1, "processed": 1, "started": 1}
+    assert day.finish(scan, generation=2) == ["success"]
+    assert pipeline.rest.run(DAG_ID, run_id(scan, 2))["conf"]["n_iter"] == 7
+    folder = (pipeline.facility.collection("nersc7012") / scan).parent
+    stem = folder / scan.rsplit("/", 1)[1].removesuffix(".cxi")
+    assert all(
+        (folder / f"{stem.name}_ptychocam{tag}.{kind}").exists()
+        for tag in ("", "_r2")
+        for kind in ("cxi", "json", "png")
+    )
+
+
+def test_no_more_are_started_than_may_go_on_at_once(pipeline: Pipeline) -> None:
+    day = Day(pipeline, date(2024, 3, 3))
+    scans = [day.scan(number, "hold") for number in (1, 2, 3)]
+    rest = pipeline.rest
+    conf = {"first_day": day.day.isoformat(), "at_once": 1, "copies_at_once": 5}
+    finder = rest.trigger(FINDER, conf)
+    for scan in scans:
+        pipeline.wait_for(partial(pipeline.jobs_of, scan), "the next is started", SLOW)
+        assert sum(job["state"] in ("PENDING", "RUNNING") for s in scans for job in pipeline.jobs_of(s)) == 1
+        pipeline.let_go(scan)
+    assert rest.wait_for_run(FINDER, finder, SLOW)["state"] == "success"
+    assert day.finish(*scans) == ["success"] * 3
+    assert [len(pipeline.jobs_of(scan)) for scan in scans] == [1, 1, 1]
+    assert "1 of 3 runs are started" in rest.log(FINDER, finder, "start_runs")
+
+
+def test_the_watcher_starts_what_is_new_once_it_is_turned_on(pipeline: Pipeline) -> None:
+    day = Day(pipeline, datetime.now(ZoneInfo("America/Los_Angeles")).date())
+    scans = [day.scan(number) for number in (901, 902)]
+    pipeline.rest.trigger(DAG_ID, {"file_path": scans[0]}, run_id(scans[0]))
+    with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[1])), "the new one is started", SLOW)
+        late = day.scan(903, age=60)
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(late)), "and one that comes later", SLOW)
+    assert day.finish(*scans, late) == ["success"] * 3
+    assert [len(all_runs(pipeline, run_id(scan))) for scan in (*scans, late)] == [1, 1, 1]
+    assert pipeline.rest.run(DAG_ID, run_id(late))["conf"] == {"do_ptychocam": True, "file_path": late}

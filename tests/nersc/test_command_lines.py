@@ -236,6 +236,17 @@ def test_where_results_cannot_go(programs: Any, synthetic: SyntheticScan, tmp_pa
     assert "COSMIC_OUTPUT is" in slash.stderr
 
 
+def test_a_full_disk_is_one_line_too(programs: Any, synthetic: SyntheticScan, tmp_path: Path) -> None:
+    """HDF5 crashes when it cannot write; so the files are made in memory first."""
+    script = programs.prefix / "ptychocam_reconstruction.sh"
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", script, "-i", "1", synthetic.cxi]
+    environment = {**os.environ, "COSMIC_OUTPUT": str(tmp_path / "out")}
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"ptychocam: error: [Errno 27] File too large: '{tmp_path / 'out.cxi'}'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not beside the repository")
 def test_ptychocam_declines_a_near_field_scan(programs: Any, tmp_path: Path) -> None:
     done = programs.run("ptychocam", REAL_SCAN, output=tmp_path / "out")

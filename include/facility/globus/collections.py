@@ -16,6 +16,21 @@ NERSC7012 = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
 
 Condition = Literal["up", "gc_not_connected", "endpoint_error"]
 _LONGEST_PATH = 4096
+_UNSET = (  # of the endpoint document
+    "gcp_connected",
+    "gcp_paused",
+    "host_endpoint_id",
+    "host_path",
+    "subscription_id",
+    "contact_email",
+    "contact_info",
+    "department",
+    "info_link",
+    "user_message",
+    "user_message_link",
+    "tlsftp_server",
+    "https_server",
+)
 
 
 class BadPathError(ValueError):
@@ -153,20 +168,8 @@ class Collection:
             "public": False,
             "default_directory": "/",
             "is_globus_connect": False,
-            "gcp_connected": None,
-            "gcp_paused": None,
-            "host_endpoint_id": None,
-            "host_path": None,
-            "subscription_id": None,
             "keywords": [],
-            "contact_email": None,
-            "contact_info": None,
-            "department": None,
-            "info_link": None,
-            "user_message": None,
-            "user_message_link": None,
-            "tlsftp_server": None,
-            "https_server": None,
+            **dict.fromkeys(_UNSET),
             "disable_verify": False,
             "force_verify": False,
             "force_encryption": False,

@@ -251,7 +251,6 @@ class Engine:
             self._runs.pop(task.task_id, None)
             self._running.pop(task.task_id, None)
             self._wake.set()
-        task.retry_at = 0.0
         if task.counts.files_transferred > moved_before:
             self._progress(task)
         self._after(task, run, fatal, stopped)

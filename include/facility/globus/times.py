@@ -25,4 +25,7 @@ def parse(text: str) -> float:
     moment = datetime.fromisoformat(text.strip())
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp()
+    try:
+        return moment.astimezone(UTC).timestamp()
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is out of range") from error

@@ -46,6 +46,7 @@ class SubmittedJob(TypedDict):
     stdout: str | None
     stderr: str | None
     script_copy: str | None
+    script: str  # as submitted, for a job that takes this one's place
 
 
 class SfapiSubmitJobOperator(BaseOperator):
@@ -289,6 +290,7 @@ class SfapiSubmitJobOperator(BaseOperator):
             stdout=files.stdout,
             stderr=files.stderr,
             script_copy=self._script_copy,
+            script=job_script(resources, job.name, self._body()),
         )
         context["ti"].xcom_push(key="job", value=dict(values))
         url = job_url(self.hook, self.machine, job.job_id)

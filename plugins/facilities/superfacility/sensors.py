@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
-import requests
-from airflow.providers.http.hooks.http import HttpHook
-from airflow.providers.http.sensors.http import HttpSensor
 from airflow.sdk import BaseSensorOperator, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 
-from facilities.errors import FacilityError, TimeLimitError, UserError
+from facilities.errors import TimeLimitError, TransientError, UserError
 from facilities.killing import task_is_over, timed_out
 from facilities.polling import Pace
-from facilities.superfacility.connection import TIME_ZONE
 from facilities.superfacility.events import read_job_event
-from facilities.superfacility.following import cancel_and_say, emergency_hook, end, follow
-from facilities.superfacility.hook import OUTAGE_PAGES, MachineStatus, Outage, SuperfacilityHook, read_outages
+from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook, end, follow
+from facilities.superfacility.hook import SuperfacilityHook
+from facilities.superfacility.identity import JobIdentity, NotYet, Submitted
+from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.judging import JobResult, LogFiles, conclude
 from facilities.superfacility.links import SlurmJobLink, job_url
-from facilities.superfacility.outages import describe
+from facilities.superfacility.resubmission import Successors
 from facilities.superfacility.source import SlurmJobs
-from facilities.superfacility.status_trigger import REQUEST_TIMEOUT, SystemStatusTrigger
-from facilities.superfacility.triggers import SlurmJobTrigger
+from facilities.superfacility.states import CONFIRM
+from facilities.superfacility.triggers import SlurmJobTrigger, SubmitHoldTrigger
 from facilities.superfacility.watching import JobWatch, Limits
 
 if TYPE_CHECKING:
@@ -54,6 +53,11 @@ class SlurmJobSensor(BaseSensorOperator):
     :param poll_most: seconds between two looks, at most.
     :param confirm: seconds between two looks that see a node failure or a preemption, to believe it.
     :param grace: seconds that a job may be unknown to Slurm.
+    :param settle: seconds in which a job that was submitted shows in Slurm's lists, at the latest.
+    :param resubmit: how often a job that the facility lost (NODE_FAIL, BOOT_FAIL, PREEMPTED) is submitted
+        again by this task; for a `job_id` that is a submit operator's `output`.
+    :param more_resources: whether a job that ended with TIMEOUT or OUT_OF_MEMORY is submitted once more with
+        twice the time or memory, up to the queue's limit. Templated: true or false.
     :raises InfrastructureError: NODE_FAIL, BOOT_FAIL, PREEMPTED.
     :raises ResourcesError: TIMEOUT, OUT_OF_MEMORY.
     :raises TimeLimitError: the wait took longer than `timeout`.
@@ -61,7 +65,14 @@ class SlurmJobSensor(BaseSensorOperator):
     :raises CredentialsError: NERSC refuses the client. The job goes on, and a new try waits for it again.
     """
 
-    template_fields: Sequence[str] = ("job_id", "superfacility_conn_id", "machine", "stdout", "stderr")
+    template_fields: Sequence[str] = (
+        "job_id",
+        "superfacility_conn_id",
+        "machine",
+        "stdout",
+        "stderr",
+        "more_resources",
+    )
     operator_extra_links = (SlurmJobLink(),)
     valid_modes = ("poke",)
     ui_color = "#dcecd9"
@@ -79,10 +90,16 @@ class SlurmJobSensor(BaseSensorOperator):
         poll_most: float = 60.0,
         confirm: float = 30.0,
         grace: float = 600.0,
+        settle: float = 60.0,
+        resubmit: int = 0,
+        more_resources: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.job_id = job_id
+        self.settle = settle
+        self.resubmit = resubmit
+        self.more_resources = more_resources
         self.superfacility_conn_id = superfacility_conn_id
         self.machine = machine
         self.stdout = stdout
@@ -94,6 +111,7 @@ class SlurmJobSensor(BaseSensorOperator):
         self.grace = grace
         self._submit_task = job_id.operator.task_id if isinstance(job_id, PlainXComArg) else None
         self._ti: Any = None
+        self._resubmitting: JobIdentity | None = None
 
     @cached_property
     def hook(self) -> SuperfacilityHook:
@@ -103,7 +121,10 @@ class SlurmJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> JobResult:
         """Wait for the job."""
         self._ti = context["ti"]
-        job_id = self._checked_job_id()
+        self._successors(context)
+        return self._wait_for(context, self._checked_job_id())
+
+    def _wait_for(self, context: Context, job_id: str) -> JobResult:
         with closing(self.hook):
             url = job_url(self.hook, self.machine, job_id)
         SlurmJobLink().persist(context, url)
@@ -118,7 +139,10 @@ class SlurmJobSensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: object) -> JobResult:
         """Judge the end of the wait."""
         self._ti = context["ti"]
+        successors = self._successors(context)
         job = read_job_event(event, self._checked_job_id())
+        if successors is not None and (script := self._script_after(successors, job)):
+            return self._succeed(context, successors, job, script)
         with closing(self.hook):
             result = conclude(self.hook, job, self.machine, self._log_files(context))
         self.log.info(
@@ -150,6 +174,9 @@ class SlurmJobSensor(BaseSensorOperator):
         if self._ti is None or not (timed_out() or task_is_over(self._ti)):
             return
         hook = emergency_hook(self.superfacility_conn_id)
+        if self._resubmitting is not None:
+            cancel_by_name(hook, self.machine, self._resubmitting)
+            return
         self.log.info("The task was ended. %s", cancel_and_say(hook, self.machine, str(self.job_id)))
 
     @property
@@ -174,6 +201,85 @@ class SlurmJobSensor(BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout) + _DEFER_GRACE,
         )
 
+    # A job that takes the place of a lost one
+
+    def _successors(self, context: Context) -> Successors | None:
+        """The jobs of the submit task, the newest as `job_id`; None when this sensor must not submit."""
+        if self._submit_task is None or not (self.resubmit or self._more_resources):
+            return None
+        told = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
+        if not isinstance(told, Mapping) or not told.get("script"):
+            return None
+        ti = context["ti"]
+        base = re.sub(r"-[0-9a-f]{16}-g\d+$", "", str(told.get("name")))
+        index = -1 if ti.map_index is None else ti.map_index
+        identity = JobIdentity(ti.dag_id, ti.run_id, self._submit_task, index, base=base)
+        store = context.get("task_state_store")
+        successors = Successors(
+            self.hook, told, identity, machine=self.machine, store=store, settle=self.settle
+        )
+        self.job_id = successors.current
+        return successors
+
+    @property
+    def _more_resources(self) -> bool:
+        return str(self.more_resources).strip().lower() == "true"
+
+    def _script_after(self, successors: Successors, job: JobSnapshot) -> str | None:
+        if job.state in CONFIRM and successors.count >= self.resubmit:
+            return None
+        return successors.script_after(job, more=self._more_resources)
+
+    def _succeed(self, context: Context, successors: Successors, job: JobSnapshot, script: str) -> JobResult:
+        """Submit the successor and wait for it; when NERSC does not answer, wait for that first."""
+        self.log.warning("Job %s ended as %s: it is submitted again.", job.job_id, job.state_text)
+        self._resubmitting = successors.identity
+        while True:
+            try:
+                with closing(self.hook):
+                    step, until_up = successors.step(script), False
+            except TransientError as error:
+                step, until_up = NotYet(max(10.0, error.retry_after or 0.0), str(error)), True
+            if isinstance(step, Submitted):
+                self._resubmitting, self.job_id = None, step.job_id
+                return self._wait_for(context, step.job_id)
+            if self.deferrable:
+                self._defer_resubmission(successors.identity, step, until_up, job, script)
+            time.sleep(step.seconds)
+
+    def _defer_resubmission(
+        self, identity: JobIdentity, wait: NotYet, until_up: bool, lost: JobSnapshot, script: str
+    ) -> None:
+        self.defer(
+            trigger=SubmitHoldTrigger(
+                superfacility_conn_id=self.superfacility_conn_id,
+                machine=self.machine,
+                identity=asdict(identity),
+                reason=wait.why,
+                wait=max(wait.seconds, 3.0),
+                until_up=until_up,
+                deadline=time.time() + self.timeout,
+            ),
+            method_name="resume_resubmission",
+            kwargs={"lost": lost.to_dict(), "script": script},
+            timeout=timedelta(seconds=self.timeout) + _DEFER_GRACE,
+        )
+
+    def resume_resubmission(
+        self, context: Context, event: object, lost: dict[str, Any], script: str
+    ) -> JobResult:
+        """Go on with a resubmission after a wait."""
+        self._ti = context["ti"]
+        successors = self._successors(context)
+        if successors is None or not isinstance(event, Mapping) or event.get("outcome") != "again":
+            raise TimeLimitError(
+                f"The job could not be submitted again within {timedelta(seconds=self.timeout)}",
+                remote_id=str(lost.get("job_id")),
+                next_step="clear the submit task when NERSC answers.",
+                details=str(event)[:200],
+            )
+        return self._succeed(context, successors, JobSnapshot.from_dict(lost), script)
+
     def _checked_job_id(self) -> str:
         job_id = str(self.job_id or "").strip()
         if not job_id.isdecimal():
@@ -187,120 +293,9 @@ class SlurmJobSensor(BaseSensorOperator):
         if self.stdout or self._submit_task is None:
             return LogFiles(self.stdout, self.stderr)
         told = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
-        if not isinstance(told, Mapping) or str(told.get("job_id")) != self._checked_job_id():
+        if not isinstance(told, Mapping):
             return LogFiles(None, self.stderr)
-        return LogFiles(told.get("stdout"), self.stderr or told.get("stderr"))
-
-
-class SystemStatusSensor(HttpSensor):
-    """Waits until NERSC's public status page has a system as active (or degraded). Needs no login.
-
-    The provider's sensor, with an eye for what the page says: HTTP 200 alone does not mean that the
-    system is up, and a page that does not answer means that one has to wait.
-
-    :param system: name on the status page.
-    :param http_conn_id: HTTP connection to the API, such as https://api.nersc.gov/api/v1.2.
-    :param timeout: longest wait, in seconds.
-    :param poke_interval: seconds between two looks; grows to five minutes in the triggerer.
-    :raises TimeLimitError: the system was not up within `timeout`.
-    """
-
-    template_fields: Sequence[str] = (*HttpSensor.template_fields, "system")
-    ui_color = "#eef2d9"
-
-    def __init__(
-        self,
-        *,
-        system: str | XComArg = "perlmutter",
-        http_conn_id: str | XComArg = "superfacility_status",
-        deferrable: bool = True,
-        poke_interval: float = 30.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            endpoint="status",
-            http_conn_id=http_conn_id,  # type: ignore[arg-type]  # templated: may come from another task
-            deferrable=deferrable,
-            poke_interval=poke_interval,
-            **kwargs,
-        )
-        self.system = system
-        self._said = ""
-
-    def execute(self, context: Context) -> Any:
-        """Look once, and wait if need be."""
-        if not str(self.system).replace("_", "").isalnum():
-            raise UserError(f"Not a system's name: {self.system!r}", next_step="use perlmutter.")
-        if not self.deferrable:
-            return self._wait_here(context)
-        if not self.poke(context):
-            self.defer(
-                timeout=timedelta(seconds=self.timeout) + _DEFER_GRACE,
-                trigger=SystemStatusTrigger(
-                    system=str(self.system),
-                    deadline=time.time() + self.timeout,
-                    endpoint=self._endpoint,
-                    http_conn_id=self.http_conn_id,
-                    headers=self.headers,
-                    poke_interval=self.poke_interval,
-                ),
-                method_name="execute_complete",
-            )
-        return None
-
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """End the wait."""
-        told = event if isinstance(event, Mapping) else {}
-        if told.get("outcome") != "up":
-            raise self._not_up(str(told.get("status") or event))
-        self.log.info("%s", told.get("status"))
-
-    def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
-        """Look once: whether the system is up. No answer means no."""
-        try:
-            status = MachineStatus.read(self._read(self._endpoint), str(self.system))
-        except (requests.RequestException, FacilityError) as error:
-            self._said = f"The status page does not answer ({type(error).__name__}: {error})."
-        else:
-            self._said = describe(status, None) if status.up else self._explain(status)
-            if status.up:
-                self.log.info("%s", self._said)
-                return True
-        self.log.warning("Waiting for %s. %s", self.system, self._said)
-        return False
-
-    @property
-    def _endpoint(self) -> str:
-        return f"status/{self.system}"
-
-    def _wait_here(self, context: Context) -> None:
-        try:
-            super().execute(context)
-        except AirflowSensorTimeout as error:
-            raise self._not_up(self._said) from error
-
-    def _explain(self, status: MachineStatus) -> str:
-        outages: list[Outage] = []
-        for page in OUTAGE_PAGES:
-            try:
-                outages += read_outages(self._read(f"{page}/{self.system}"), ZoneInfo(TIME_ZONE))
-            except requests.RequestException as error:
-                self.log.info("The page of outages does not answer: %s", error)
-        return describe(status, outages[0] if outages else None)
-
-    def _read(self, endpoint: str) -> Any:
-        hook = HttpHook(method="GET", http_conn_id=self.http_conn_id)
-        response = hook.run(
-            endpoint,
-            headers=self.headers,
-            extra_options={"timeout": REQUEST_TIMEOUT, "check_response": False},
-        )
-        response.raise_for_status()
-        return response.json()
-
-    def _not_up(self, said: str) -> TimeLimitError:
-        return TimeLimitError(
-            f"{self.system} was not up within {timedelta(seconds=self.timeout)}",
-            state=said,
-            next_step="look at https://www.nersc.gov/live-status/motd and clear the task when it is up.",
-        )
+        # A successor writes where the submitted job would have: the names differ in the id.
+        first, job_id = str(told.get("job_id")), self._checked_job_id()
+        paths = [str(told.get(key) or "").replace(first, job_id) or None for key in ("stdout", "stderr")]
+        return LogFiles(paths[0], self.stderr or paths[1])

@@ -28,7 +28,7 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.links import GlobusTaskLink
 from facilities.globus.operators import GlobusDeleteOperator, GlobusTransferOperator
 from facilities.globus.submission import STATE_KEY
-from facilities.globus.triggers import GlobusTaskTrigger
+from facilities.globus.triggers import GlobusAnswersTrigger, GlobusTaskTrigger
 from facility.testing import Facility
 from support.globus import CONN_ID, Place, Run, Store, first_event, use_connection
 
@@ -241,6 +241,21 @@ def test_an_outage_is_held_until_globus_answers(run: Run, place: Place, task_log
     assert "HTTP 503" in log
     outcome = run.follow(making(place), run.resume(making(place), held, {"outcome": "answers"}))
     assert outcome["files"] == 1
+
+
+def test_fifty_held_tasks_ask_once(run: Run, place: Place) -> None:
+    place.facility.fault(kind="status", path="v0.10", status=503)
+    held = deferred(run.start(making(place)))
+    kwargs = held.trigger.serialize()[1]
+    triggers = [GlobusAnswersTrigger(**{**kwargs, "label": f"t{number}"}) for number in range(50)]
+    place.facility.clear_faults()
+    place.facility.clear_requests()
+
+    async def all_events() -> list[Any]:
+        return await asyncio.gather(*map(first_event, triggers))
+
+    assert asyncio.run(all_events()) == [{"outcome": "answers"}] * 50
+    assert len(place.facility.requests("globus")) <= 10
 
 
 def test_an_outage_that_lasts_ends_with_a_clear_error(run: Run, place: Place) -> None:

@@ -1,0 +1,81 @@
+"""Two workers, two triggerers, metrics on: kill any, restart all, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.compose import Stack
+
+SETTINGS = {"COMPOSE_PROFILES": "standin,celery", "STATSD": "facility:8125", "STANDIN_SLOTS": "4"}
+SCALE = {"worker": 2, "triggerer": 2}
+
+_LISTEN = """
+import socket
+listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listener.bind(("0.0.0.0", 8125))
+while True:
+    print(listener.recv(65536).decode(), file=open("/tmp/statsd", "a"))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _statsd(stack: Stack) -> None:
+    """A StatsD server that writes down what it hears."""
+    stack.compose("exec", "-d", "facility", "python", "-c", _LISTEN)
+    stack.install_test_engine()
+
+
+def heard(stack: Stack) -> str:
+    """What the StatsD server has heard."""
+    return stack.run_in("facility", "cat", "/tmp/statsd")
+
+
+@pytest.mark.timeout(2400)
+def test_a_killed_worker_and_a_killed_triggerer_lose_nothing(stack: Stack) -> None:
+    assert len(stack.containers("worker")) == 2
+    scans = stack.place_scans(1, 8, behaviour="hold")
+    runs = stack.send(scans)
+    stack.wait_for_tasks(runs[:2], "ptychocam.wait", "deferred")
+    more = stack.place_scans(21, 4)
+    runs += stack.send(more)  # so that workers have something to lose
+    stack.kill("worker")
+    stack.kill("triggerer")
+    stack.let_go(scans)
+    stack.wait_for_runs(runs)
+    stack.assert_exactly_once(scans + more, runs)
+
+
+def test_metrics_arrive(stack: Stack) -> None:
+    stack.wait_for(lambda: "cosmic.scan.latency.transfer_auto_recon:" in heard(stack), "latency", 60)
+    lines = heard(stack)
+    for name in (
+        "cosmic.scan.success.transfer_auto_recon:1|c",
+        "cosmic.transfer.bytes:",
+        "cosmic.transfer.rate:",
+        "cosmic.transfer.time:",
+        "cosmic.job.queue_time:",
+        "cosmic.job.run_time:",
+        "cosmic.job.node_seconds:",
+        "pool.deferred_slots.globus:",
+        "pool.deferred_slots.nersc:",
+    ):
+        assert f"airflow.{name}" in lines, name
+
+
+@pytest.mark.timeout(2400)
+def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
+    stack.compose("up", "-d", "--scale=worker=2", "--scale=triggerer=2")  # the killed ones are back
+    scans = stack.place_scans(41, 10, behaviour="hold")
+    runs = stack.send(scans)
+    for service in ("worker", "triggerer", "scheduler", "api-server", "dag-processor", "redis", "postgres"):
+        stack.compose("restart", service)
+        more = stack.place_scans(60 + len(runs), 2)
+        stack.wait_for(lambda: stack.submit("flush").returncode == 0, "the API answers again")
+        done = stack.submit("submit", *more, "--engine", "ptychocam")
+        assert done.returncode == 0, done.stdout + done.stderr
+        scans += more
+        runs += [line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] == ["run"]]
+    assert len(runs) == len(scans)
+    stack.let_go(scans[:10])
+    stack.wait_for_runs(runs)
+    stack.assert_exactly_once(scans, runs)
