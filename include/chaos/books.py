@@ -69,7 +69,7 @@ def _judge_end(result: Reckoning, rest: Rest, scan: Scan) -> None:
         return
     wait = rest.task_instances(DAG_ID, scan.run_id)["ptychocam.wait"]
     log = rest.log(DAG_ID, scan.run_id, "ptychocam.wait", max(wait["try_number"], 1))
-    told = "UserError" in log and "3:0" in log and "cannot allocate the probe" in log
+    told = "UserError" in log and "exit code 3" in log and "cannot allocate the probe" in log
     (result.failed_as_meant if told else result.wrong_message).append(f"{scan.run_id}: {wait['state']}")
 
 

@@ -47,8 +47,11 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
     environment |= _keys(home)
     environment |= extra or {}
     if environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite:"):
-        for key in ("SQL_ALCHEMY_CONNECT_ARGS", "SQL_ALCHEMY_CONNECT_ARGS_ASYNC"):
-            environment.setdefault(f"AIRFLOW__DATABASE__{key}", "local_airflow.sqlite.CONNECT_ARGS")
+        module = "local_airflow.sqlite"
+        environment.setdefault("AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS", f"{module}.CONNECT_ARGS")
+        environment.setdefault(
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS_ASYNC", f"{module}.ASYNC_CONNECT_ARGS"
+        )
     return environment
 
 

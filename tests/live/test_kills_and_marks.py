@@ -40,8 +40,8 @@ def test_marking_a_waiting_job_cancels_it_at_the_facility(pipeline: Pipeline, st
 
 @pytest.mark.parametrize("state", ["failed", "success"])
 def test_marking_a_waiting_transfer_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
-    scan = pipeline.new_scan()
-    pipeline.facility.control("globus", "bandwidth", bytes_per_second=1)
+    scan = pipeline.new_scan("ok\n" + "x" * 10_000)
+    pipeline.facility.control("globus", "bandwidth", bytes_per_second=100)
     try:
         run_id = pipeline.start(scan)
         pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
@@ -83,3 +83,13 @@ def test_clearing_a_failed_job_submits_a_new_one(pipeline: Pipeline) -> None:
     assert pipeline.finish(run_id) == "success"
     assert sorted(job["state"] for job in pipeline.jobs_of(scan)) == ["COMPLETED", "FAILED"]
     assert all(job["state"] in FINISHED_JOBS for job in pipeline.jobs_of(scan))
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_ending_a_run_between_submit_and_wait_cancels_its_job(pipeline: Pipeline, state: str) -> None:
+    scan = pipeline.new_scan("hold")
+    run_id = pipeline.start(scan)
+    pipeline.wait_for_task(run_id, "ptychocam.submit", "success")
+    pipeline.rest.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": state})
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "CANCELLED", "the job is cancelled")
+    assert len(pipeline.jobs_of(scan)[0]["cancels"]) == 1

@@ -103,7 +103,11 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
 @pytest.mark.parametrize(
     ("behaviour", "task", "said"),
     [
-        ("fail 3", "ptychocam.wait", ("FAILED", "3:0", "cannot allocate the probe: see line 17", ".err")),
+        (
+            "fail 3",
+            "ptychocam.wait",
+            ("FAILED", "exit code 3", "cannot allocate the probe: see line 17", ".err"),
+        ),
         ("nothing", "ptychocam.collect", ("_ptychocam.cxi is missing", "clear the submit task")),
         ("empty", "ptychocam.collect", ("_ptychocam.cxi is empty", "clear the submit task")),
         ("text", "ptychocam.collect", ("is not a PNG image",)),

@@ -25,6 +25,7 @@ from facilities.globus.triggers import GlobusAnswersTrigger, GlobusTaskTrigger
 from facilities.globus.watching import Limits, TaskWatch
 from facilities.killing import task_is_over, timed_out
 from facilities.polling import Pace, Seen
+from facilities.sweeping import WORK_KEY, RemoteWork
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -204,6 +205,8 @@ class GlobusTaskOperator(BaseOperator):
             raise InfrastructureError("The task was ended during its submit", remote_id=task.task_id)
         url = self.hook.task_url(task.task_id)
         context["ti"].xcom_push(key="globus_task_id", value=task.task_id)
+        work = RemoteWork(kind="globus", remote_id=task.task_id, conn_id=self.globus_conn_id)
+        context["ti"].xcom_push(key=WORK_KEY, value=dict(work))
         GlobusTaskLink().persist(context, url)
         self.log.info("Globus task %s: %s", task.task_id, url)
 

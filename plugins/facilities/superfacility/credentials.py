@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,13 +92,17 @@ def _parse(text: str, where: str, config: SuperfacilityConfig) -> tuple[str | di
         return _parse_json(text, where, config)
     first, _, rest = text.partition(_BEGIN)
     pem = (_BEGIN + rest).strip() + "\n"
-    try:
-        key = load_pem_private_key(pem.encode(), password=None)
-    except (ValueError, TypeError):  # its text could hold a part of the key: not chained
-        key = None
-    if not rest or not isinstance(key, RSAPrivateKey):
+    if not rest or not _is_rsa_key(pem):
         _refuse(config, f"The {where} is neither a PEM nor a JWK with an RSA private key", "copy it again.")
     return pem, first.strip() or None
+
+
+@lru_cache(maxsize=8)  # the check of the primes takes a while
+def _is_rsa_key(pem: str) -> bool:
+    try:
+        return isinstance(load_pem_private_key(pem.encode(), password=None), RSAPrivateKey)
+    except (ValueError, TypeError):  # its text could hold a part of the key: not shown
+        return False
 
 
 def _parse_json(

@@ -92,6 +92,11 @@ def cancel_by_name(hook: SuperfacilityHook, machine: str, identity: JobIdentity)
     return [living[1].job_id]
 
 
-def emergency_hook(superfacility_conn_id: str) -> SuperfacilityHook:
-    """A hook for `on_kill`: of its own, since the interrupted one may hold locks, and impatient."""
-    return SuperfacilityHook(superfacility_conn_id, attempts=2, timeout=EMERGENCY_TIMEOUT)
+def emergency_hook(superfacility_conn_id: str, *, own_tokens: bool = True) -> SuperfacilityHook:
+    """An impatient hook for `on_kill`.
+
+    :param own_tokens: in a signal handler, since the interrupted code may hold the lock of the shared ones.
+    """
+    return SuperfacilityHook(
+        superfacility_conn_id, attempts=2, timeout=EMERGENCY_TIMEOUT, own_tokens=own_tokens
+    )

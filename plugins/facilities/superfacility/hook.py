@@ -81,6 +81,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
     :param superfacility_conn_id: the connection.
     :param attempts: how often a read is sent at most when the service does not answer; actions are sent once.
     :param timeout: seconds to wait for each reply.
+    :param own_tokens: share no token, and no lock, with other hooks of the process.
     """
 
     conn_name_attr = "superfacility_conn_id"
@@ -94,11 +95,13 @@ class SuperfacilityHook(FileCalls, BaseHook):
         *,
         attempts: int = 4,
         timeout: float = 20.0,
+        own_tokens: bool = False,
     ) -> None:
         super().__init__()
         self.superfacility_conn_id = superfacility_conn_id
         self._attempts = attempts
         self._timeout = timeout
+        self._own_tokens = own_tokens
 
     @cached_property
     def _connection(self) -> Any:
@@ -117,6 +120,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
             lambda: read_client_key(self.config, self._connection.password),
             attempts=self._attempts,
             timeout=self._timeout,
+            own_tokens=self._own_tokens,
         )
 
     def close(self) -> None:
@@ -255,6 +259,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Get a token, ask who the client is and when it expires; for the button in the connection's form."""
         try:
+            self.session.forget_token()
             name = self.account.get("name")
             left = self.days_left()
         except FacilityError as error:

@@ -24,6 +24,7 @@ CLOCK_SKEW = 120.0
 
 _NAMELESS_FOR = 600.0  # seconds; Slurm needs four to give a job its name
 _COLUMNS = ("JobID", "State", "Submit", "Start", "End", "ElapsedRaw", "ExitCode", "NodeList", "JobName")
+_GENERATIONS = 10  # that a look at earlier days asks for
 _FURTHEST = timedelta(days=30)  # sacct refuses ranges of more than about 60 days
 
 
@@ -44,10 +45,10 @@ class OwnJobs:
     def ended(self, since: float | None, now: float) -> tuple[int, JobSnapshot] | None:
         """The newest job in accounting, which may also be one that still runs, with its generation.
 
-        :param since: when the first doubtful submit was sent, in seconds since the epoch.
+        :param since: when the first submit in question was sent, in seconds since the epoch.
         """
         self._rows = self._hook.jobs_of_user(self._machine, "sacct")
-        if since is not None and since > 0:
+        if since and self._newest(self._rows) is None:
             zone = self._hook.config.zone
             first = datetime.fromtimestamp(max(since - CLOCK_SKEW, now - _FURTHEST.total_seconds()), zone)
             if first.date() < datetime.fromtimestamp(now, zone).date():
@@ -67,6 +68,7 @@ class OwnJobs:
 
     def _of_earlier_days(self, first: datetime) -> list[JobSnapshot]:
         command = ["sacct", "-X", "-n", "-P", "--delimiter=|", f"--user={self._hook.user}"]
+        command += [f"--name={','.join(self._identity.name(number) for number in range(_GENERATIONS))}"]
         command += [f"--starttime={first:%Y-%m-%dT%H:%M:%S}", f"--format={','.join(_COLUMNS)}"]
         result = self._hook.command(self._machine, command)
         if result.exit_code == 127 or "No such file" in result.error:

@@ -28,6 +28,7 @@ from facilities.superfacility.outages import describe
 from facilities.superfacility.states import SlurmState
 from facilities.superfacility.submission import Submission
 from facilities.superfacility.triggers import SubmitHoldTrigger
+from facilities.sweeping import WORK_KEY, RemoteWork
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -45,6 +46,7 @@ class SubmittedJob(TypedDict):
     new: bool
     stdout: str | None
     stderr: str | None
+    url: str
     script_copy: str | None
     script: str  # as submitted, for a job that takes this one's place
 
@@ -282,6 +284,7 @@ class SfapiSubmitJobOperator(BaseOperator):
         resources = self._checked_resources()
         shown = JobSnapshot(job.job_id, "squeue", "", SlurmState.PENDING, name=job.name)
         files = LogFiles(resources.output, resources.error).of(shown)
+        url = job_url(self.hook, self.machine, job.job_id)
         values = SubmittedJob(
             job_id=job.job_id,
             name=job.name,
@@ -289,10 +292,12 @@ class SfapiSubmitJobOperator(BaseOperator):
             new=job.new,
             stdout=files.stdout,
             stderr=files.stderr,
+            url=url,
             script_copy=self._script_copy,
             script=job_script(resources, job.name, self._body()),
         )
         context["ti"].xcom_push(key="job", value=dict(values))
+        announce_work(context, job.job_id, self.superfacility_conn_id, self.machine)
         url = job_url(self.hook, self.machine, job.job_id)
         SlurmJobLink().persist(context, url)
         how = "submitted" if job.new else "taken up, as it was there already"
@@ -356,6 +361,12 @@ class SfapiSubmitJobOperator(BaseOperator):
             except OSError as error:
                 self.log.warning("No copy of the job script was kept: %s", error)
         return script
+
+
+def announce_work(context: Context, job_id: str, conn_id: str, machine: str) -> None:
+    """Leave the job where it is found when this task or its run is ended (`facilities.sweeping`)."""
+    work = RemoteWork(kind="slurm", remote_id=job_id, conn_id=conn_id, machine=machine)
+    context["ti"].xcom_push(key=WORK_KEY, value=dict(work))
 
 
 def write_private(folder: Path, name: str, text: str) -> Path:

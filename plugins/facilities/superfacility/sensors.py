@@ -15,7 +15,7 @@ from airflow.sdk import BaseSensorOperator, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 
-from facilities.errors import TimeLimitError, TransientError, UserError
+from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
 from facilities.killing import task_is_over, timed_out
 from facilities.polling import Pace
 from facilities.superfacility.events import read_job_event
@@ -25,6 +25,7 @@ from facilities.superfacility.identity import JobIdentity, NotYet, Submitted
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.judging import JobResult, LogFiles, conclude
 from facilities.superfacility.links import SlurmJobLink, job_url
+from facilities.superfacility.operators import announce_work
 from facilities.superfacility.resubmission import Successors
 from facilities.superfacility.source import SlurmJobs
 from facilities.superfacility.states import CONFIRM
@@ -112,6 +113,7 @@ class SlurmJobSensor(BaseSensorOperator):
         self._submit_task = job_id.operator.task_id if isinstance(job_id, PlainXComArg) else None
         self._ti: Any = None
         self._resubmitting: JobIdentity | None = None
+        self._stop_asked = False
 
     @cached_property
     def hook(self) -> SuperfacilityHook:
@@ -125,9 +127,13 @@ class SlurmJobSensor(BaseSensorOperator):
         return self._wait_for(context, self._checked_job_id())
 
     def _wait_for(self, context: Context, job_id: str) -> JobResult:
-        with closing(self.hook):
-            url = job_url(self.hook, self.machine, job_id)
+        told = self._told(context)
+        url = str(told.get("url") or "") if told.get("job_id") == job_id else ""
+        if not url:
+            with closing(self.hook):
+                url = job_url(self.hook, self.machine, job_id)
         SlurmJobLink().persist(context, url)
+        announce_work(context, job_id, self.superfacility_conn_id, self.machine)
         self.log.info("Waiting for Slurm job %s on %s. %s", job_id, self.machine, url)
         if self.deferrable:
             self._defer(job_id)
@@ -158,6 +164,9 @@ class SlurmJobSensor(BaseSensorOperator):
         except AirflowSensorTimeout as error:
             if not isinstance(error.__cause__, TaskDeferralTimeout):
                 raise
+            successors = self._successors(context)  # makes the newest the job to cancel
+            if successors is not None:
+                cancel_by_name(self.hook, self.machine, successors.identity)
             job_id = self._checked_job_id()
             raise TimeLimitError(
                 "The wait for the Slurm job reached its limit while no triggerer looked at it",
@@ -171,6 +180,7 @@ class SlurmJobSensor(BaseSensorOperator):
 
         Runs inside a signal handler or an exception's: shares no lock with what it interrupts.
         """
+        self._stop_asked = True
         if self._ti is None or not (timed_out() or task_is_over(self._ti)):
             return
         hook = emergency_hook(self.superfacility_conn_id)
@@ -207,8 +217,8 @@ class SlurmJobSensor(BaseSensorOperator):
         """The jobs of the submit task, the newest as `job_id`; None when this sensor must not submit."""
         if self._submit_task is None or not (self.resubmit or self._more_resources):
             return None
-        told = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
-        if not isinstance(told, Mapping) or not told.get("script"):
+        told = self._told(context)
+        if not told.get("script"):
             return None
         ti = context["ti"]
         base = re.sub(r"-[0-9a-f]{16}-g\d+$", "", str(told.get("name")))
@@ -242,6 +252,10 @@ class SlurmJobSensor(BaseSensorOperator):
                 step, until_up = NotYet(max(10.0, error.retry_after or 0.0), str(error)), True
             if isinstance(step, Submitted):
                 self._resubmitting, self.job_id = None, step.job_id
+                if self._stop_asked and task_is_over(self._ti):
+                    note = cancel_and_say(self.hook, self.machine, step.job_id)
+                    what = "The task was ended while its job was submitted again"
+                    raise InfrastructureError(what, remote_id=step.job_id, details=note)
                 return self._wait_for(context, step.job_id)
             if self.deferrable:
                 self._defer_resubmission(successors.identity, step, until_up, job, script)
@@ -272,6 +286,8 @@ class SlurmJobSensor(BaseSensorOperator):
         self._ti = context["ti"]
         successors = self._successors(context)
         if successors is None or not isinstance(event, Mapping) or event.get("outcome") != "again":
+            if successors is not None:  # a reply may have been lost
+                cancel_by_name(self.hook, self.machine, successors.identity)
             raise TimeLimitError(
                 f"The job could not be submitted again within {timedelta(seconds=self.timeout)}",
                 remote_id=str(lost.get("job_id")),
@@ -289,11 +305,18 @@ class SlurmJobSensor(BaseSensorOperator):
             )
         return job_id
 
+    def _told(self, context: Context) -> Mapping[str, Any]:
+        """What the submit task left under "job"; empty when there is no such task."""
+        if self._submit_task is None:
+            return {}
+        told = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
+        return told if isinstance(told, Mapping) else {}
+
     def _log_files(self, context: Context) -> LogFiles:
         if self.stdout or self._submit_task is None:
             return LogFiles(self.stdout, self.stderr)
-        told = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
-        if not isinstance(told, Mapping):
+        told = self._told(context)
+        if not told:
             return LogFiles(None, self.stderr)
         # A successor writes where the submitted job would have: the names differ in the id.
         first, job_id = str(told.get("job_id")), self._checked_job_id()

@@ -10,26 +10,22 @@ from __future__ import annotations
 import logging
 import random
 import ssl
-import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from facilities.errors import CredentialsError, FacilityError, LostReplyError, TransientError
+from facilities.errors import FacilityError, LostReplyError, TransientError
 from facilities.superfacility.connection import SuperfacilityConfig
-from facilities.superfacility.credentials import RENEW, ClientKey
+from facilities.superfacility.credentials import ClientKey
 from facilities.superfacility.replies import failure_of_network, failure_of_status, read_object
+from facilities.superfacility.tokens import Tokens, shared_tokens
 
 log = logging.getLogger(__name__)
 
-_REFUSED_CLIENT = frozenset(
-    {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied", "invalid_request"}
-)
 _FIRST_WAIT = 0.5  # seconds before a GET is sent again; doubled each time
 _LONGEST_WAIT = 10.0
 
@@ -39,6 +35,7 @@ class SfapiSession:
 
     :param attempts: how often a GET is sent at most, when the service does not answer.
     :param timeout: seconds to wait for a connection, and for each part of a reply.
+    :param own_tokens: share no token, and no lock, with other sessions of the process.
     """
 
     def __init__(
@@ -48,15 +45,14 @@ class SfapiSession:
         *,
         attempts: int = 4,
         timeout: float = 20.0,
+        own_tokens: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.config = config
         self.attempts = attempts
         self._load_key = load_key
         self._key: ClientKey | None = None
-        self._oauth: Any = None
-        self._last_token = ""
-        self._lock = threading.Lock()
+        self._own_tokens = own_tokens
         self._sleep = sleep
         self._http = httpx.Client(
             timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
@@ -73,7 +69,12 @@ class SfapiSession:
     def close(self) -> None:
         """Release the connections."""
         self._http.close()
-        self._forget_token(None)
+        if self._own_tokens and "_tokens" in self.__dict__:
+            self._tokens.forget()
+
+    def forget_token(self) -> None:
+        """Get a new token with the next request."""
+        self._tokens.forget()
 
     @property
     def client_id(self) -> str:
@@ -124,11 +125,11 @@ class SfapiSession:
     def _request(
         self, method: str, path: str, what: str, *, public: bool = False, **content: Any
     ) -> httpx.Response:
-        token = None if public else self._token()
+        token = None if public else self._tokens.get()
         response = self._exchange(method, path, what, token, content)
         if response.status_code in (401, 403) and token is not None:
-            self._forget_token(token)
-            response = self._exchange(method, path, what, self._token(), content)
+            self._tokens.forget(token)
+            response = self._exchange(method, path, what, self._tokens.get(), content)
         if response.is_success:
             return response
         failure: FacilityError = self._failure(response, what)
@@ -156,66 +157,13 @@ class SfapiSession:
             self._key = self._load_key()
         return self._key
 
-    def _token(self) -> str:
-        """The bearer token, renewed shortly before it expires."""
-        with self._lock:
-            key = self._client_key()
-            if self._oauth is None:
-                self._oauth = _oauth_client(key, self.config)
-            try:
-                self._last_token = str(self._oauth.token)
-            except Exception as error:
-                self._drop_oauth()
-                raise self._token_failure(error, key) from error
-            return self._last_token
-
-    def _forget_token(self, refused: str | None) -> None:
-        """Get a new token next time, unless another thread has done so already."""
-        with self._lock:
-            if refused is None or refused == self._last_token:
-                self._drop_oauth()
-
-    def _drop_oauth(self) -> None:
-        if self._oauth is not None:
-            self._oauth.close()
-            self._oauth = None
-
-    def _token_failure(self, error: Exception, key: ClientKey) -> FacilityError:
-        what = f"NERSC gives no token to the client of connection {self.config.conn_id}"
-        refusal = str(getattr(error, "error", ""))  # of authlib's OAuthError
-        if refusal in _REFUSED_CLIENT:
-            return CredentialsError(
-                what,
-                remote_id=key.client_id,
-                state=refusal,
-                next_step=f"the client has expired, or the key is not its own: "
-                f"{RENEW.format(conn_id=self.config.conn_id)}",
-                details=str(getattr(error, "description", None) or ""),
-            )
-        if isinstance(error, httpx.HTTPStatusError):
-            return self._failure(error.response, what)
-        details = f"{type(error).__name__}: {error}"
-        return TransientError(what, next_step="wait; it is tried again.", details=details)
+    @cached_property
+    def _tokens(self) -> Tokens:
+        key = self._client_key()
+        return Tokens(key, self.config) if self._own_tokens else shared_tokens(key, self.config)
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
     """The trusted certificates; read once in a process, since that takes a while."""
     return httpx.create_ssl_context()
-
-
-def _oauth_client(key: ClientKey, config: SuperfacilityConfig) -> Any:
-    """A client of sfapi_client, for its tokens."""
-    import authlib.deprecate  # type: ignore[import-untyped]  # noqa: F401, PLC0415 - sets a filter of its own
-
-    with warnings.catch_warnings():
-        # Authlib would rather have httpx2, which sfapi_client does not know.
-        warnings.filterwarnings("ignore", message="The httpx module is deprecated")
-        from sfapi_client import Client  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to import
-
-    return Client(
-        client_id=key.client_id,
-        secret=key.secret,
-        api_base_url=config.api_url,
-        token_url=config.token_url,
-    )

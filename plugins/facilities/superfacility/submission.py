@@ -22,7 +22,7 @@ from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import Intent, JobIdentity, NotYet, Store, Submitted
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.lookup import CLOCK_SKEW, OwnJobs
-from facilities.superfacility.states import CONFIRM, FAILED
+from facilities.superfacility.states import CONFIRM, FAILED, SlurmState
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Submission:
         self.settle = settle
         self.confirm = confirm
         self.doubtful_since = doubtful_since
+        self._known_since: float | None = None
         self._own = OwnJobs(hook, identity, machine)
         self._script_for = script_for
         self._store = store
@@ -103,7 +104,7 @@ class Submission:
         """The job, if it lives or has succeeded; otherwise the generation to submit next."""
         ids = [known.job_id]
         queued = self.hook.jobs(self.machine, ids, "squeue").get(known.job_id)
-        if queued is not None and not queued.final:
+        if queued is not None and not queued.final and queued.state is not SlurmState.COMPLETING:
             return known
         accounted = self.hook.jobs(self.machine, ids, "sacct").get(known.job_id)
         if accounted is None:
@@ -113,13 +114,18 @@ class Submission:
         if accounted.state not in FAILED:
             return known
         log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
-        return known.generation + 1
+        return self._after(known)
 
     def _judge_missing(self, known: Submitted) -> Submitted | int:
         age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
         if age < _FORGOTTEN_AFTER:
             return known  # whoever waits for it gives it time to appear
-        log.warning("Slurm does not know job %s any more: a new one is submitted.", known.job_id)
+        log.warning("Slurm does not know job %s any more: a new one is needed.", known.job_id)
+        return self._after(known)
+
+    def _after(self, known: Submitted) -> int:
+        """The generation that follows; it may be there already, since the known one was submitted."""
+        self._known_since = float(self._get(JOB_KEY).get("submitted_at") or 0)
         return known.generation + 1
 
     def _unconfirmed(self, job: JobSnapshot) -> NotYet | None:
@@ -155,7 +161,7 @@ class Submission:
 
     def _search_ended(self, intent: Intent | None, generation: int) -> Submitted | NotYet:
         since = intent.attempted_at if intent else self.doubtful_since
-        ended = self._own.ended(since, self._clock())
+        ended = self._own.ended(since or self._known_since, self._clock())
         if ended is not None and ended[0] >= generation:
             found, job = ended
             if job.state in CONFIRM and (wait := self._unconfirmed(job)):

@@ -102,7 +102,10 @@ class SlurmJobTrigger(BaseTrigger):
         """Cancel the job when the task was really ended."""
         if await really_killed(self):
             note = await asyncio.to_thread(
-                cancel_and_say, emergency_hook(self.superfacility_conn_id), self.machine, self.job_id
+                cancel_and_say,
+                emergency_hook(self.superfacility_conn_id, own_tokens=False),
+                self.machine,
+                self.job_id,
             )
             self.log.info("The task was ended here. Job %s: %s", self.job_id, note)
 
@@ -197,7 +200,7 @@ class SubmitHoldTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Cancel what may have been submitted, when the task was really ended."""
         if await really_killed(self):
-            hook = emergency_hook(self.superfacility_conn_id)
+            hook = emergency_hook(self.superfacility_conn_id, own_tokens=False)
             await asyncio.to_thread(cancel_by_name, hook, self.machine, self.identity)
 
     def _obstacle(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facilities.errors import (
@@ -271,6 +271,7 @@ def test_a_service_that_is_not_there_was_surely_not_reached(
 
 def test_a_token_service_that_is_away_is_transient(nersc: Facility, hook: SuperfacilityHook) -> None:
     for fault in ({"kind": "status", "status": 503}, {"kind": "drop_before"}, {"kind": "truncate"}):
+        hook.session.forget_token()
         nersc.fault(service="nersc", method="POST", path="token", **fault)
         with pytest.raises(TransientError):
             hook.jobs_of_user("perlmutter", "squeue")
@@ -283,7 +284,7 @@ def test_no_secret_shows_in_errors_logs_or_addresses(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     assert hook.user
-    token = hook.session._token()
+    token = hook.session._tokens.get()
     nersc.fault(kind="status", status=403, body={"detail": "no"}, times=2, **JOBS)
     with pytest.raises(CredentialsError) as caught:
         hook.jobs_of_user("perlmutter", "squeue")
@@ -327,6 +328,7 @@ def test_any_text_makes_an_error_with_something_to_do(text: str) -> None:
     assert failure_of_text(text, "It failed").next_step
 
 
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

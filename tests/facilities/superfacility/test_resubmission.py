@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import TaskDeferralTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilities.errors import InfrastructureError, ResourcesError, UserError
+from facilities.errors import InfrastructureError, ResourcesError, TimeLimitError, UserError
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.resubmission import renamed, script_with_more
 from facilities.superfacility.sensors import SlurmJobSensor
@@ -185,6 +186,60 @@ def test_a_job_out_of_time_fails_at_once_when_it_is_not(waiting: Task) -> None:
     with pytest.raises(ResourcesError, match="TIMEOUT"):
         waiting.finish(sensor(first, more_resources="False"))
     assert len(waiting.books()) == 1
+
+
+def lost_and_followed(task: Task) -> tuple[str, str]:
+    """Ids of a job that was lost and of its living successor."""
+    first = submit(task, "sleep 60")
+    outcome = task.start(sensor(first))
+    lose(task, first, "node_failure")
+    outcome = task.resume(sensor(first), outcome, task.fire(outcome))
+    wait_until(lambda: job_of(task.facility, outcome.trigger.job_id)["state"] == "RUNNING")
+    return first, outcome.trigger.job_id
+
+
+def test_airflows_own_timeout_cancels_the_successor(waiting: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = lost_and_followed(waiting)
+    made = sensor(first)()
+
+    def time_out(*_: Any, **__: Any) -> None:
+        raise TaskDeferralTimeout("no triggerer")
+
+    monkeypatch.setattr(made, "execute_complete", time_out)
+    with pytest.raises(TimeLimitError) as caught:
+        made.resume_execution("execute_complete", {"event": None}, waiting.context())
+    assert caught.value.remote_id == second
+    wait_until(lambda: not job_of(waiting.facility, second)["active"])
+
+
+def test_a_kill_while_it_is_submitted_again_cancels_the_successor(
+    waiting: Task, task_state: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = submit(waiting, "sleep 60")
+    outcome = waiting.start(sensor(first))
+    lose(waiting, first, "node_failure")
+    event = waiting.fire(outcome)
+    made = sensor(first)()
+    submit_again = made.hook.submit
+
+    def killed_meanwhile(script: str, *, machine: str) -> str:
+        task_state("failed")
+        made.on_kill()
+        return submit_again(script, machine=machine)
+
+    monkeypatch.setattr(made.hook, "submit", killed_meanwhile)
+    with pytest.raises(InfrastructureError, match="ended while its job was submitted again"):
+        made.resume_execution(outcome.method_name, {"event": event}, waiting.context())
+    assert [len(job["cancels"]) for job in waiting.books()] == [0, 1]
+
+
+def test_a_resubmission_that_is_given_up_leaves_no_job(waiting: Task) -> None:
+    first, second = lost_and_followed(waiting)
+    lost = {"job_id": first, "origin": "sacct", "state_text": "NODE_FAIL", "state": "NODE_FAIL"}
+    made = sensor(first)()
+    with pytest.raises(TimeLimitError, match="could not be submitted again"):
+        made.resume_resubmission(waiting.context(), {"outcome": "given up"}, lost=lost, script="true")
+    wait_until(lambda: not job_of(waiting.facility, second)["active"])
 
 
 SCRIPT = """#!/bin/bash

@@ -18,6 +18,19 @@ from support.superfacility import Task, job_of, submits, wait_until
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
 LONG = "sleep 60"
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --account=als_g
+#SBATCH --qos=regular
+#SBATCH --constraint=gpu
+#SBATCH --time=01:00:00
+#SBATCH --nodes=1
+#SBATCH --gpus=1
+#SBATCH --output={log}
+
+echo reconstructed
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +52,9 @@ def test_a_first_try_submits_once_and_says_where(nersc: Facility, task: Task) ->
         "new": True,
         "stdout": str(task.log),
         "stderr": str(task.log),
+        "url": task.ti.xcoms["_link_SlurmJobLink"],
         "script_copy": None,
+        "script": SCRIPT.format(name=task.identity.name(0), log=task.log),
     }
     assert task.ti.xcoms["_link_SlurmJobLink"].startswith("https://iris.nersc.gov/user/")
     assert INTENT_KEY not in task.store
@@ -276,16 +291,16 @@ def test_a_job_that_slurm_does_not_list_is_kept_for_a_day_then_replaced(
     assert task.ti.xcoms["job"]["name"] == task.identity.name(1)
 
 
-def test_a_submit_of_yesterday_is_looked_for_with_the_sacct_command(
-    nersc: Facility, task: Task, hook: Any
+@pytest.mark.parametrize("kept", ["intent", "failed job"])
+def test_what_was_submitted_yesterday_is_looked_for_with_the_sacct_command(
+    nersc: Facility, task: Task, hook: Any, kept: str
 ) -> None:
-    submitted = task.finish(task.submit("true"))
-    wait_until(lambda: job_of(nersc, submitted)["state"] == "COMPLETED")
+    generation = 0 if kept == "intent" else 1
     asked: list[list[str]] = []
 
     def command(machine: str, arguments: list[str], **_: Any) -> Any:
         asked.append(arguments)
-        name = task.identity.name(0)
+        name = task.identity.name(generation)
         line = (
             f"4712|COMPLETED|2026-11-20T23:58:00|2026-11-20T23:58:01|2026-11-20T23:59:00|59|0:0|nid1|{name}"
         )
@@ -295,13 +310,18 @@ def test_a_submit_of_yesterday_is_looked_for_with_the_sacct_command(
     hook.jobs_of_user = lambda *_: []
     two_days = 2 * 86_400.0
     store = type(task.store)()
-    store.set(INTENT_KEY, {"generation": 0, "name": "x", "attempted_at": time.time() - two_days})
+    if kept == "intent":
+        store.set(INTENT_KEY, {"generation": 0, "name": "x", "attempted_at": time.time() - two_days})
+    else:
+        failed = {"job_id": "4711", "name": "x", "generation": 0, "submitted_at": time.time() - two_days}
+        store.set(JOB_KEY, failed)
     after_midnight = Submission(
         hook, task.identity, machine="perlmutter", script_for=lambda _: pytest.fail("submitted"), store=store
     )
     found = after_midnight.step()
     assert getattr(found, "job_id", None) == "4712"
     assert asked[0][:5] == ["sacct", "-X", "-n", "-P", "--delimiter=|"]
+    assert task.identity.name(9) in asked[0][6]
 
 
 def test_five_tries_after_a_lost_reply_have_one_job(nersc: Facility, task: Task) -> None:

@@ -50,13 +50,13 @@ def test_a_page_that_says_nothing_good_is_waited_for_without_spinning(
     nersc: Facility, task: Task, fault: dict[str, Any]
 ) -> None:
     nersc.fault(**fault, **STATUS)
-    deferral = task.start(_sensor(poke_interval=0.2))
+    deferral = task.start(_sensor(poke_interval=0.1))
     assert isinstance(deferral, TaskDeferred)
     nersc.clear_requests()
 
     async def through() -> Any:
         event = asyncio.create_task(first_event(task.trigger(deferral)))
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.5)
         assert not event.done()
         asked = [
             one

@@ -1,0 +1,187 @@
+"""The REST contract: the README's own lines, what errors look like, what the beamline's user may do."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import re
+import subprocess
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_airflow.rest import Rest, RestError
+from local_airflow.settings import REPOSITORY
+from support.live import DAG_ID, Pipeline
+from support.missed import SLOW, all_runs, run_id
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+
+SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
+README = (REPOSITORY / "README.md").read_text()
+SECTION = README.split("### From any program: the REST API")[1].split("\n### ")[0]
+BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
+
+
+@pytest.fixture
+def beamline(pipeline: Pipeline) -> Rest:
+    """The API as the beamline computer's user."""
+    return Rest(pipeline.airflow.url, "beamline", pipeline.airflow.passwords["beamline"])
+
+
+class Shell:
+    """Runs blocks of the README one after the other, each with the variables of the first two."""
+
+    def __init__(self, url: str, password: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+        login = folder / "login.json"
+        login.touch(mode=0o600)
+        login.write_text(json.dumps({"username": "beamline", "password": password}))
+
+    def run(self, *blocks: str, fails: bool = False) -> str:
+        """The output of the last block."""
+        text = "set -euo pipefail\n" + "\n".join(blocks[:-1]) + "\necho ----\n" + blocks[-1]
+        done = subprocess.run(
+            ["/bin/bash", "-c", text],
+            env={"AIRFLOW": self.url, "PATH": "/usr/local/bin:/usr/bin:/bin"},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode != 0) is fails, done.stdout + done.stderr
+        return done.stdout.split("----\n", 1)[1].strip()
+
+
+def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: Path) -> None:
+    login, start, follow, result, listing, reprocess, cancel = BLOCKS
+    shell = Shell(pipeline.airflow.url, pipeline.airflow.passwords["beamline"], tmp_path)
+    names = "\n".join(start.splitlines()[:2])
+    pipeline.live.scan(SCAN, b"ok\n")
+
+    started = json.loads(shell.run(login, start))
+    assert (started["dag_run_id"], started["state"]) == (run_id(SCAN), "queued")
+    assert started["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_iter": 300}
+    assert "Unique constraint violation" in shell.run(login, start, fails=True)
+    assert pipeline.finish(run_id(SCAN), SLOW) == "success"
+
+    state, *tasks = shell.run(login, names, follow).splitlines()
+    assert state == "success"
+    assert "ptychocam.wait\tsuccess" in tasks
+    assert json.loads(shell.run(login, names, result))["scan"] == SCAN
+    assert any(line.endswith(f"success\t{SCAN}") for line in shell.run(login, names, listing).splitlines())
+
+    pipeline.live.scan(SCAN, b"hold\n")
+    assert json.loads(shell.run(login, names, reprocess))["dag_run_id"] == run_id(SCAN, 2)
+    pipeline.wait_for(
+        lambda: [job["state"] for job in pipeline.jobs_of(SCAN)].count("RUNNING"), "the job runs", SLOW
+    )
+    assert shell.run(login, names, cancel) == "failed"
+    pipeline.wait_for(
+        lambda: sorted(job["state"] for job in pipeline.jobs_of(SCAN)) == ["CANCELLED", "COMPLETED"],
+        "the job is cancelled",
+        SLOW,
+    )
+
+
+RUNS = f"/api/v2/dags/{DAG_ID}/dagRuns"
+GOOD = {"file_path": SCAN}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        (RUNS, {"conf": {**GOOD, "n_gpu": 400}}, (400, "n_gpu: 400 is greater than the maximum of 4")),
+        (RUNS, {"conf": {**GOOD, "n_gpu": "4"}}, (400, "is not of type 'integer'")),
+        (RUNS, {"conf": {"file_path": "../x.cxi"}}, (400, "file_path")),
+        (RUNS, {"conf": {}}, (400, "file_path")),
+        (RUNS, {"conf": GOOD, "dag_run_id": "a/b"}, (400, "a/b")),
+        (RUNS, {"conf": GOOD, "logical_date": "x"}, (422, "logical_date")),
+        (RUNS, {"conf": GOOD, "dag_run": "x"}, (422, "Extra inputs are not permitted")),
+        ("/api/v2/dags/no_such_dag/dagRuns", {}, (404, "not found")),
+    ],
+)
+def test_what_is_refused_says_why_and_makes_no_run(
+    pipeline: Pipeline, beamline: Rest, path: str, body: dict[str, Any], answer: tuple[int, str]
+) -> None:
+    name = f"refused_{uuid.uuid4().hex}"
+    with pytest.raises(RestError) as refused:
+        beamline.call("POST", path, {"dag_run_id": name, "logical_date": None, **body})
+    assert refused.value.status == answer[0]
+    assert answer[1] in refused.value.detail
+    assert f"| {answer[0]} |" in SECTION
+    assert all_runs(pipeline, name) == []
+
+
+def test_the_date_must_be_named(pipeline: Pipeline, beamline: Rest) -> None:
+    with pytest.raises(RestError, match="Field required") as refused:
+        beamline.call("POST", RUNS, {"conf": GOOD})
+    assert refused.value.status == 422
+
+
+def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline, beamline: Rest) -> None:
+    for token, said in (("", "Not authenticated"), ("nonsense", "Invalid JWT token")):
+        request = urllib.request.Request(pipeline.airflow.url + RUNS)
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code == 401
+        assert said in refused.value.read().decode()
+        assert said in SECTION
+    with pytest.raises(RestError, match="401"):
+        Rest(pipeline.airflow.url, "beamline", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/v2/connections", None),
+        ("POST", "/api/v2/connections", {"connection_id": "x", "conn_type": "http"}),
+        ("GET", "/api/v2/variables", None),
+        ("POST", "/api/v2/pools", {"name": "x", "slots": 1}),
+        ("GET", "/api/v2/config", None),
+    ],
+)
+def test_the_beamlines_user_may_start_and_read_runs_and_not_look_at_settings(
+    beamline: Rest, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    with pytest.raises(RestError) as refused:
+        beamline.call(method, path, body)
+    assert refused.value.status == 403
+    assert "Forbidden" in refused.value.detail
+    assert beamline.call("GET", f"{RUNS}?limit=1")["dag_runs"] is not None
+
+
+def test_a_burst_of_posts_is_a_run_each_nothing_lost_and_none_doubled(
+    pipeline: Pipeline, beamline: Rest
+) -> None:
+    """The DAG is paused, so that the runs only wait; each scan is posted twice, from many threads."""
+    scans = [f"2022/11/221101/NS_221101{number:04}_ccdframes_0_0.cxi" for number in range(100)]
+    switch = f"/api/v2/dags/{DAG_ID}"
+    pipeline.rest.call("PATCH", switch, {"is_paused": True})
+    try:
+
+        def post(scan: str) -> int:
+            body = {"dag_run_id": run_id(scan), "logical_date": None, "conf": {"file_path": scan}}
+            try:
+                beamline.call("POST", RUNS, body)
+            except RestError as error:
+                return error.status
+            return 200
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            answers = Counter(pool.map(post, scans * 2))
+        there = all_runs(pipeline, "scan__2022__11__221101__")
+        assert answers == {200: len(scans), 409: len(scans)}
+        assert sorted(run["conf"]["file_path"] for run in there) == scans
+        for run in there:
+            pipeline.rest.call("DELETE", f"{RUNS}/{run['dag_run_id']}")
+    finally:
+        pipeline.rest.call("PATCH", switch, {"is_paused": False})
