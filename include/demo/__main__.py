@@ -32,6 +32,11 @@ from local_airflow.stack import LocalAirflow, LocalAirflowError, running
 DAG_ID = "transfer_auto_recon"
 LEAST_FREE_BYTES = 2 * 1024**3
 CLIENT = REPOSITORY / "include" / "beamline_computer" / "submit_scan.py"
+# Enough for the small scan, and what the beamline refines with; a user's own come after and win.
+QUICK = {
+    "ptychocam": ("n_iter=100", "period_illu_refine=1", "period_bg_refine=1", "use_illu_mask=true"),
+    "cdtools": ("oversampling_factor=1",),
+}
 CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
 
 
@@ -182,6 +187,7 @@ def _send(options: Options, airflow: LocalAirflow, file_path: str) -> str:
     command = [sys.executable, str(CLIENT), "submit", file_path, "--config", str(settings), "--wait"]
     for engine in options.engines:
         command += ["--engine", engine]
+        command += [word for param in QUICK[engine] for word in ("--param", param)]
     for param in options.params:
         command += ["--param", param]
     print(f"\n$ submit_scan.py submit {' '.join(command[3:4] + command[6:])}", flush=True)

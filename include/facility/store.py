@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+import zlib
 from pathlib import Path
 
 
@@ -28,12 +29,19 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
 
     Transactions are explicit (`with connection:` after BEGIN, or single statements that commit by
     themselves). A process that is killed leaves the last committed state.
+
+    :raises OSError: the database has another schema.
     """
     connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.executescript(schema)
+    version = zlib.crc32(schema.encode()) & 0x7FFFFFFF
+    (made_by,) = connection.execute("PRAGMA user_version").fetchone()
+    if made_by not in (0, version):
+        connection.close()
+        raise OSError(f"{path} was made by another version of the stand-in. Remove it, or use another root.")
+    connection.executescript(f"{schema}; PRAGMA user_version={version};")
     path.chmod(0o600)
     return connection

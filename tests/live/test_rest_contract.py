@@ -79,9 +79,7 @@ def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: 
 
     pipeline.live.scan(SCAN, b"hold\n")
     assert json.loads(shell.run(login, names, reprocess))["dag_run_id"] == run_id(SCAN, 2)
-    pipeline.wait_for(
-        lambda: [job["state"] for job in pipeline.jobs_of(SCAN)].count("RUNNING"), "the job runs", SLOW
-    )
+    pipeline.wait_for_task(run_id(SCAN, 2), "ptychocam.wait", "deferred", timeout=SLOW)
     assert shell.run(login, names, cancel) == "failed"
     pipeline.wait_for(
         lambda: sorted(job["state"] for job in pipeline.jobs_of(SCAN)) == ["CANCELLED", "COMPLETED"],
@@ -125,14 +123,14 @@ def test_the_date_must_be_named(pipeline: Pipeline, beamline: Rest) -> None:
     assert refused.value.status == 422
 
 
-def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline, beamline: Rest) -> None:
-    for token, said in (("", "Not authenticated"), ("nonsense", "Invalid JWT token")):
+def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline) -> None:
+    for token, status, said in (("", 401, "Not authenticated"), ("nonsense", 403, "Forbidden")):
         request = urllib.request.Request(pipeline.airflow.url + RUNS)
         if token:
             request.add_header("Authorization", f"Bearer {token}")
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=30)
-        assert refused.value.code == 401
+        assert refused.value.code == status
         assert said in refused.value.read().decode()
         assert said in SECTION
     with pytest.raises(RestError, match="401"):
@@ -146,7 +144,6 @@ def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline,
         ("POST", "/api/v2/connections", {"connection_id": "x", "conn_type": "http"}),
         ("GET", "/api/v2/variables", None),
         ("POST", "/api/v2/pools", {"name": "x", "slots": 1}),
-        ("GET", "/api/v2/config", None),
     ],
 )
 def test_the_beamlines_user_may_start_and_read_runs_and_not_look_at_settings(
