@@ -20,7 +20,7 @@ COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose |
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench chaos cdtools clean constraints up down compose-config compose-test
+.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down compose-config compose-test
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,14 @@ help: ## This list
 demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
 	@$(RUN) -m demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
-test: $(VENV) $(CLI) ## All tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
+test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(VENV) ## Fifty scans at once, missed scans, backfills, the README's REST examples, the client, on a running Airflow
+	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)
+
+test-slow: $(VENV) ## A backfill of 1,000 scans that is broken off and begun again, and live scans meanwhile
+	.venv/bin/python -m pytest -m slow -s tests/live/test_large_backfill.py $(PYTEST_ARGS)
 
 lint: $(VENV) ## Style and types, without changing anything
 	.venv/bin/ruff check .

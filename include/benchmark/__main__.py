@@ -11,6 +11,7 @@ from statistics import median
 
 from benchmark.imports import measure_imports
 from benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
+from benchmark.posts import THREADS, Burst, measure_posts
 from facility.testing import spawn
 from local_airflow.rest import Rest
 from local_airflow.seed import standin_beamline, standin_seed
@@ -58,7 +59,9 @@ def _print_latency(folder: Path) -> None:
                 scans.append(measure_scan(rest, facility, number))
                 for dag_id in BASELINES:
                     baselines[dag_id].append(measure_run(rest, dag_id, f"bench_{number}"))
+            burst = measure_posts(rest)
     _print_scans(scans, baselines)
+    _print_burst(burst)
 
 
 def _print_scans(scans: list[Scan], baselines: dict[str, list[float]]) -> None:
@@ -77,6 +80,13 @@ def _print_scans(scans: list[Scan], baselines: dict[str, list[float]]) -> None:
     print("Requests for one scan")
     for service, count in sorted(counts.items()):
         print(f"  {service:<28}  {count / len(scans):.1f}")
+
+
+def _print_burst(burst: Burst) -> None:
+    print(f"A burst of {burst.posts} posts, {THREADS} at a time")
+    rate = f"{burst.accepted} in {burst.seconds:.1f} s: {burst.rate:.0f} a second"
+    print(f"  accepted                      {rate}")
+    print(f"  refused, runs                 {burst.refused}, {burst.runs}")
 
 
 def _two_bundles() -> dict[str, str]:

@@ -56,9 +56,11 @@ def measure_scan(rest: Rest, facility: SpawnedFacility, number: int) -> Scan:
     run_id = f"bench_{number}"
     total = measure_run(rest, DAG_ID, run_id, {"file_path": file_path, "do_ptychocam": True})
     transfer = next(task for task in facility.transfers() if task["label"].startswith(run_id))
-    job = rest.xcom(DAG_ID, run_id, "ptychocam.wait")
+    stem = file_path.rsplit("/", 1)[1].removesuffix(".cxi")
+    job = next(job for job in facility.jobs() if stem in job["name"])
     requests = Counter(_service(request["path"]) for request in facility.requests())
-    return Scan(total, _transfer_seconds(transfer), job["queue_seconds"] + job["run_seconds"], requests)
+    moving = transfer["completion_time"] - transfer["request_time"]
+    return Scan(total, moving, job["ended"] - job["submitted"], requests)
 
 
 def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | None = None) -> float:
@@ -77,11 +79,6 @@ def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | Non
 def middle(values: list[float]) -> str:
     """The median with the range."""
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _transfer_seconds(task: dict[str, Any]) -> float:
-    times = [datetime.fromisoformat(task[key]) for key in ("request_time", "completion_time")]
-    return (times[1] - times[0]).total_seconds()
 
 
 def _service(path: str) -> str:

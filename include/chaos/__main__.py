@@ -31,9 +31,8 @@ def main() -> int:
 def print_result(result: Result) -> None:
     """The table."""
     reckoning = result.reckoning
-    print(
-        f"\nSeed {result.seed}: {len(result.scans)} scans, {result.faults.total()} faults, {result.seconds:.0f} s"
-    )
+    counts = f"{len(result.scans)} scans, {result.faults.total()} faults, {result.seconds:.0f} s"
+    print(f"\nSeed {result.seed}: {counts}")
     for kind, count in result.faults.most_common():
         print(f"  {kind:<22}{count:5}")
     for name in ("survived", "failed_as_meant", "lost", "doubled", "orphaned", "wrong_message"):
@@ -44,9 +43,8 @@ def print_result(result: Result) -> None:
                 print(f"      {line}")
     if result.triggerer_memory:
         memory = result.triggerer_memory
-        print(
-            f"  triggerer's memory: {min(memory):.0f} to {max(memory):.0f} MiB, at the end {memory[-1]:.0f} MiB"
-        )
+        spread = f"{min(memory):.0f} to {max(memory):.0f} MiB"
+        print(f"  triggerer's memory: {spread}, at the end {memory[-1]:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
 @app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
 def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLResponse:
-    """A run's transfer and reconstructions, or how far it has come."""
+    """A run's transfer and reconstructions, or its table of missed scans, or how far it has come."""
     run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     if run is None:
         raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
@@ -60,6 +60,7 @@ def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLRespon
         reconstructions=[
             result for e in ENGINES if (result := _xcom(session, dag_id, run_id, f"{e}.collect"))
         ],
+        days=_days(session, dag_id, run_id),
         tasks=tasks,
         prefix=f"{URL_PREFIX}/dags/{dag_id}/runs/{run_id}",
     )
@@ -85,10 +86,23 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
     )
 
 
+def _days(session: SessionDep, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+    """The table of a run of `find_missed_scans`: the final one, or what was found before the starts."""
+    for task_id, key in (("report", "return_value"), ("compare", "rows")):
+        rows = _xcom_value(session, dag_id, run_id, task_id, key)
+        if isinstance(rows, list):
+            return [row for row in rows if isinstance(row, dict)]
+    return []
+
+
 def _xcom(session: SessionDep, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
-    query = XComModel.get_many(run_id=run_id, key="return_value", task_ids=task_id, dag_ids=dag_id, limit=1)
-    row = session.scalars(query).first()
-    if row is None:
-        return None
-    value = XComModel.deserialize_value(row)
+    value = _xcom_value(session, dag_id, run_id, task_id)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _xcom_value(
+    session: SessionDep, dag_id: str, run_id: str, task_id: str, key: str = "return_value"
+) -> Any:
+    query = XComModel.get_many(run_id=run_id, key=key, task_ids=task_id, dag_ids=dag_id, limit=1)
+    row = session.scalars(query).first()
+    return None if row is None else XComModel.deserialize_value(row)

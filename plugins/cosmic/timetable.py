@@ -19,9 +19,10 @@ class BeamlineDays(CronDataIntervalTimetable):
     dates without a time, on the command line or in the backfill dialogue, mean what they say in every time
     zone. The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
 
-    When Airflow was down, the days of the last two weeks are made up for, also with `catchup=False`: the
-    days of an outage are those on which scans go missing. A new installation starts with the day on which
-    it is made; what was before is for a backfill.
+    When Airflow was down, the days since the last run are made up for, also with `catchup=False`: they are
+    those on which scans go missing. But not when that run is of more than two weeks ago. It may be a backfill
+    of an old month, which does not ask for everything since. Then, as on a new installation, the next day is
+    the one that goes on now, and what was before is for a backfill.
 
     :param hours_after: hours after midnight in UTC.
     """
@@ -53,8 +54,9 @@ class BeamlineDays(CronDataIntervalTimetable):
         """The next day's run; see the class for what is made up for."""
         if not restriction.catchup:
             newest = self._newest_day_that_is_due()
-            is_first = last_automated_data_interval is None
-            floor = self._get_next(newest) if is_first else newest - self.MADE_UP_FOR
+            last = last_automated_data_interval
+            is_recent = last is not None and newest - last.start <= self.MADE_UP_FOR
+            floor = newest - self.MADE_UP_FOR if is_recent else self._get_next(newest)
             earliest = floor if restriction.earliest is None else max(floor, restriction.earliest)
             restriction = TimeRestriction(earliest, restriction.latest, catchup=True)
         info = super().next_dagrun_info(

@@ -16,7 +16,7 @@ from beamline_computer import submit_scan
 from beamline_computer.submit_scan import DAG_ID, Client, RefusedError, Settings, scan_run_id
 from support.live import Live, Pipeline, install_engines
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

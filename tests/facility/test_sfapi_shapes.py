@@ -251,7 +251,7 @@ def test_api_down_takes_everything_but_the_token_endpoint(nersc: Nersc) -> None:
     assert nersc.ask_token().status_code == 200
     nersc.control("api_up")
     assert nersc.get("status/perlmutter")["status"] == "active"
-    nersc.control("api_down", seconds=0.2)
+    nersc.control("api_down", seconds=2.0)
     assert nersc.call("GET", "status").status_code == 503
     until(lambda: nersc.call("GET", "status").status_code == 200)
 

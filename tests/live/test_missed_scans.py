@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from functools import partial
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
+import requests
 
 from support.live import DAG_ID, Pipeline
 from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_missing_scans_are_started_once_then_the_failed_and_the_rest_is_left_alone(
@@ -31,6 +33,11 @@ def test_missing_scans_are_started_once_then_the_failed_and_the_rest_is_left_alo
     run = pipeline.rest.run(DAG_ID, run_id(missing))
     assert run["conf"] == {"do_ptychocam": True, "file_path": missing}
     assert FINDER in run["note"]
+    address = f"{pipeline.airflow.url}/cosmic/dags/{FINDER}/runs/{quote(day.last_run)}"
+    token = {"Authorization": f"Bearer {pipeline.rest.token}"}
+    page = requests.get(address, headers=token, timeout=30).text
+    assert "<th>left alone</th>" in page
+    assert f"<td>{day.day}</td>" in page
 
     day.scan(3, "ok")
     assert day.find(which="failed") == {

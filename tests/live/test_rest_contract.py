@@ -20,7 +20,7 @@ from local_airflow.settings import REPOSITORY
 from support.live import DAG_ID, Pipeline
 from support.missed import SLOW, all_runs, run_id
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 README = (REPOSITORY / "README.md").read_text()
@@ -124,7 +124,7 @@ def test_the_date_must_be_named(pipeline: Pipeline, beamline: Rest) -> None:
 
 
 def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline) -> None:
-    for token, status, said in (("", 401, "Not authenticated"), ("nonsense", 403, "Forbidden")):
+    for token, status, said in (("", 401, "Not authenticated"), ("nonsense", 403, "Invalid JWT token")):
         request = urllib.request.Request(pipeline.airflow.url + RUNS)
         if token:
             request.add_header("Authorization", f"Bearer {token}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
+from facilities.globus.operators import GlobusTransferOperator
+from facilities.globus.requests import TransferRequest
 from facility.testing import Facility
 
 CONN_ID = "globus_test"
@@ -158,3 +162,34 @@ async def first_event(trigger: Any) -> Any:
     async for event in trigger.run():
         return event.payload
     return None
+
+
+def making(place: Place, **changes: Any) -> Callable[[], GlobusTransferOperator]:
+    def make() -> GlobusTransferOperator:
+        operator = GlobusTransferOperator(**place.arguments(**changes))
+        operator.hook.first_pause = 0.01
+        return operator
+
+    return make
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        threading.Event().wait(0.02)
+
+
+def deferred(outcome: Any) -> TaskDeferred:
+    assert isinstance(outcome, TaskDeferred), outcome
+    return outcome
+
+
+def transfer_request(place: Place, **changes: Any) -> TransferRequest:
+    return TransferRequest(
+        source_collection=place.source,
+        source_path=place.path,
+        destination_collection=place.destination,
+        destination_path=place.path,
+        **{"label": "test", **changes},
+    )

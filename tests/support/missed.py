@@ -30,6 +30,7 @@ class Day:
     def __init__(self, pipeline: Pipeline, day: date) -> None:
         self.pipeline = pipeline
         self.day = day
+        self.last_run = ""
 
     def path(self, number: int) -> str:
         """Path of a scan."""
@@ -47,6 +48,7 @@ class Day:
         """Run the DAG for this day and return its row, without the zeros."""
         rest = self.pipeline.rest
         run = rest.trigger(FINDER, {"first_day": self.day.isoformat(), "copies_at_once": 50, **conf})
+        self.last_run = run
         assert rest.wait_for_run(FINDER, run, SLOW)["state"] == "success"
         (row,) = rest.xcom(FINDER, run, "report")
         assert row.pop("day") == self.day.isoformat()

@@ -7,7 +7,6 @@ times, so that a worker does not fail for a hiccup, and callers decide about any
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -20,8 +19,9 @@ from airflow.sdk import BaseHook
 from facilities.errors import FacilityError, TransientError, UserError
 from facilities.globus.connection import GlobusSettings
 from facilities.globus.documents import FileEntry, TaskSnapshot
+from facilities.globus.replies import describe_event, read_documents, read_field, read_json, read_pauses
 from facilities.globus.requests import DeleteRequest, Request, check_collection, check_path, check_task_id
-from facilities.globus.sdk_errors import Call, ExistsError, explain, unreadable
+from facilities.globus.sdk_errors import Call, ExistsError, explain
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class GlobusHook(BaseHook):
     def new_submission_id(self) -> str:
         """Ask for an id under which exactly one task can be submitted."""
         reply = self._call("asking for a submission id", lambda transfer: transfer.get_submission_id())
-        return _field(reply, "value", "asking for a submission id")
+        return read_field(reply, "value", "asking for a submission id")
 
     def submit(self, request: Request, submission_id: str) -> str:
         """Submit a transfer or delete; returns the task's id. May be repeated with the same submission id.
@@ -134,7 +134,7 @@ class GlobusHook(BaseHook):
             return transfer.submit_transfer(request.document(submission_id))
 
         reply = self._call(what, post, remote_id=f"submission {submission_id}", changes=True)
-        return check_task_id(_field(reply, "task_id", what))
+        return check_task_id(read_field(reply, "task_id", what))
 
     def get_task(self, task_id: str) -> TaskSnapshot:
         """Read one task."""
@@ -170,7 +170,7 @@ class GlobusHook(BaseHook):
             "listing tasks",
             lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby=orderby),
         )
-        return [TaskSnapshot.from_document(document) for document in _documents(reply, "listing tasks")]
+        return [TaskSnapshot.from_document(document) for document in read_documents(reply, "listing tasks")]
 
     def cancel(self, task_id: str, *, within: float = 15.0) -> TaskSnapshot:
         """Cancel a task, wait until it has ended, and return what became of it: it may have succeeded.
@@ -201,20 +201,20 @@ class GlobusHook(BaseHook):
             ),
             remote_id=task_id,
         )
-        said = [_event(document) for document in _documents(reply, "reading a task's events")[:1]]
+        said = [describe_event(document) for document in read_documents(reply, "reading a task's events")[:1]]
         pause = self._call(
             "reading why a task is paused",
             lambda transfer: transfer.task_pause_info(task_id),
             remote_id=task_id,
         )
-        return "\n".join([*said, *_pauses(pause)])[:_REPORT_LIMIT]
+        return "\n".join([*said, *read_pauses(pause)])[:_REPORT_LIMIT]
 
     def skipped_errors(self, task_id: str) -> list[str]:
         """The first few paths that a task left out, each with the reason."""
         task_id = check_task_id(task_id)
         what = "reading what a task left out"
         reply = self._call(what, lambda transfer: transfer.task_skipped_errors(task_id), remote_id=task_id)
-        entries = [entry for entry in _documents(reply, what)[:5] if isinstance(entry, Mapping)]
+        entries = [entry for entry in read_documents(reply, what)[:5] if isinstance(entry, Mapping)]
         return [f"{entry.get('source_path')}: {entry.get('error_code')}" for entry in entries]
 
     # Files
@@ -262,7 +262,7 @@ class GlobusHook(BaseHook):
                 )
 
             what = f"listing {path}"
-            page = _documents(self._call(what, ls, remote_id=f"{collection}:{path}"), what)
+            page = read_documents(self._call(what, ls, remote_id=f"{collection}:{path}"), what)
             yield from map(FileEntry.from_document, page)
             if len(page) < page_size:
                 return
@@ -323,7 +323,7 @@ class GlobusHook(BaseHook):
             try:
                 with self._lock:
                     reply = act(self._client())
-                return _json(reply, call)
+                return read_json(reply, call)
             except globus_sdk.TransferAPIError as error:
                 if refusal is not None or not self._cure(error):
                     raise explain(error, call) from error
@@ -374,41 +374,3 @@ class GlobusHook(BaseHook):
                 retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
             )
         return self._transfer
-
-
-def _json(reply: Any, call: Call) -> Any:
-    data = getattr(reply, "data", None)
-    if not isinstance(data, Mapping):
-        raise unreadable(call, f"HTTP {reply.http_status}, {reply.content_type or 'no content type'}")
-    return data
-
-
-def _field(reply: Mapping[str, Any], key: str, what: str) -> str:
-    value = reply.get(key)
-    if not isinstance(value, str) or not value:
-        raise TransientError(f"Globus: {what} was answered without a {key}")
-    return value
-
-
-def _documents(reply: Mapping[str, Any], what: str) -> list[Any]:
-    documents = reply.get("DATA")
-    if not isinstance(documents, list):
-        raise TransientError(f"Globus: {what} was answered without a list")
-    return documents
-
-
-def _pauses(pause: Mapping[str, Any]) -> list[str]:
-    """Why a task is paused: messages of its two collections' managers, and of their rules."""
-    rules = pause.get("pause_rules")
-    rules = rules if isinstance(rules, list) else []
-    messages = [rule.get("message") for rule in rules if isinstance(rule, Mapping)]
-    messages += [value for key, value in pause.items() if "pause_message" in key]
-    return [f"paused: {message}" for message in messages if isinstance(message, str) and message]
-
-
-def _event(document: object) -> str:
-    if not isinstance(document, Mapping):
-        return ""
-    details = document.get("details")
-    text = details if isinstance(details, str) else json.dumps(details)
-    return f"{document.get('code')} at {document.get('time')}: {document.get('description')}; {text}"

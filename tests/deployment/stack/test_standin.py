@@ -149,6 +149,7 @@ def test_runs_in_flight_survive_down_and_up(stack: Stack) -> None:
     stack.wait_for_tasks(second, "copy_to_nersc", "deferred")
     stack.down()
     stack.up()
+    stack.install_test_engine()  # the stand-in installs the real ones at every start
     stack.control("globus", "bandwidth", bytes_per_second=None)
     stack.control("nersc", "set", slots=2)
     stack.wait_for_runs(first + second)

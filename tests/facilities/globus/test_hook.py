@@ -13,27 +13,16 @@ import pytest
 from facilities.errors import (
     CredentialsError,
     FacilityError,
-    LostReplyError,
     NotFoundError,
     TransientError,
     UserError,
 )
 from facilities.globus.connection import CONNECTION_TYPE, GlobusSettings
 from facilities.globus.hook import GlobusHook
-from facilities.globus.requests import DeleteRequest, TransferRequest
+from facilities.globus.requests import DeleteRequest
 from facilities.globus.sdk_errors import SubmissionConflictError
 from facility.testing import Facility
-from support.globus import CONN_ID, Place, use_connection
-
-
-def request(place: Place, **changes: Any) -> TransferRequest:
-    return TransferRequest(
-        source_collection=place.source,
-        source_path=place.path,
-        destination_collection=place.destination,
-        destination_path=place.path,
-        **{"label": "test", **changes},
-    )
+from support.globus import CONN_ID, Place, transfer_request, use_connection
 
 
 def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
@@ -45,7 +34,7 @@ def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
 
 
 def test_a_transfer_and_a_delete(hook: GlobusHook, place: Place) -> None:
-    task_id = hook.submit(request(place), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place), hook.new_submission_id())
     task = wait_for_end(hook, task_id)
     assert (task.state, task.bytes_transferred, task.files_transferred) == ("SUCCEEDED", 600, 1)
     assert place.at_destination.read_bytes() == place.at_source.read_bytes()
@@ -57,20 +46,20 @@ def test_a_transfer_and_a_delete(hook: GlobusHook, place: Place) -> None:
 
 def test_the_same_submission_id_is_the_same_task(hook: GlobusHook, place: Place) -> None:
     submission_id = hook.new_submission_id()
-    task_ids = {hook.submit(request(place), submission_id) for _ in range(3)}
+    task_ids = {hook.submit(transfer_request(place), submission_id) for _ in range(3)}
     assert len(task_ids) == 1
     assert len(place.books()) == 1
 
 
 def test_identical_paths_are_a_conflict(hook: GlobusHook, standin: Facility, place: Place) -> None:
     standin.control("globus", "bandwidth", bytes_per_second=1)
-    hook.submit(request(place), hook.new_submission_id())
+    hook.submit(transfer_request(place), hook.new_submission_id())
     with pytest.raises(SubmissionConflictError, match="identical paths has not yet completed"):
-        hook.submit(request(place), hook.new_submission_id())
+        hook.submit(transfer_request(place), hook.new_submission_id())
 
 
 def test_tasks_are_listed_with_one_request(hook: GlobusHook, standin: Facility, place: Place) -> None:
-    ids = {hook.submit(request(place), hook.new_submission_id())}
+    ids = {hook.submit(transfer_request(place), hook.new_submission_id())}
     wait_for_end(hook, next(iter(ids)))
     delete = DeleteRequest(place.destination, place.path, "test")
     ids.add(hook.submit(delete, hook.new_submission_id()))
@@ -90,7 +79,7 @@ def test_many_ids_are_asked_for_in_portions(hook: GlobusHook, standin: Facility)
 
 def test_tasks_are_found_by_exact_label(hook: GlobusHook, place: Place) -> None:
     label = f"scan__{uuid.uuid4().hex}-0123456789ab"
-    task_id = hook.submit(request(place, label=label), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place, label=label), hook.new_submission_id())
     assert [task.task_id for task in hook.find_tasks(label, "TRANSFER")] == [task_id]
     assert hook.find_tasks(label, "DELETE") == []
     assert hook.find_tasks(label[:-1], "TRANSFER") == []
@@ -99,21 +88,21 @@ def test_tasks_are_found_by_exact_label(hook: GlobusHook, place: Place) -> None:
 
 def test_cancelling(hook: GlobusHook, standin: Facility, place: Place) -> None:
     standin.control("globus", "bandwidth", bytes_per_second=10)
-    task_id = hook.submit(request(place), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place), hook.new_submission_id())
     task = hook.cancel(task_id)
     assert task.was_cancelled
     assert hook.cancel(task_id).was_cancelled
 
 
 def test_cancelling_what_has_succeeded_changes_nothing(hook: GlobusHook, place: Place) -> None:
-    task_id = hook.submit(request(place), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place), hook.new_submission_id())
     wait_for_end(hook, task_id)
     assert hook.cancel(task_id).state == "SUCCEEDED"
 
 
 def test_the_report_about_a_missing_file(hook: GlobusHook, standin: Facility, place: Place) -> None:
     place.at_source.unlink()
-    task_id = hook.submit(request(place), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place), hook.new_submission_id())
     end = time.monotonic() + 20
     while not hook.get_task(task_id).trouble:
         assert time.monotonic() < end
@@ -125,7 +114,7 @@ def test_the_report_about_a_missing_file(hook: GlobusHook, standin: Facility, pl
 
 def test_the_report_about_a_paused_task(hook: GlobusHook, standin: Facility, place: Place) -> None:
     standin.control("globus", "bandwidth", bytes_per_second=10)
-    task_id = hook.submit(request(place), hook.new_submission_id())
+    task_id = hook.submit(transfer_request(place), hook.new_submission_id())
     standin.control("globus", "pause", task_id=task_id, message="maintenance until noon")
     assert hook.get_task(task_id).trouble == "PAUSED"
     assert "maintenance until noon" in hook.trouble_report(task_id)
@@ -186,7 +175,7 @@ def test_a_consent_is_asked_for_and_the_call_repeated(
     assert hook.stat(place.source, place.path).size == 600
     tokens = [entry for entry in standin.requests("globus") if "token" in entry["path"]]
     assert len(tokens) == 2
-    hook.submit(request(place), hook.new_submission_id())
+    hook.submit(transfer_request(place), hook.new_submission_id())
     assert len([entry for entry in standin.requests("globus") if "token" in entry["path"]]) == 2
 
 
@@ -273,121 +262,6 @@ def test_the_sdks_environment_changes_nothing(standin: Facility, monkeypatch: py
     monkeypatch.setenv("GLOBUS_SDK_ENVIRONMENT", "preview")
     GlobusHook(CONN_ID).ping()
     assert len(standin.requests("globus")) == 2
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind", "says"),
-    [
-        ({"status": 400, "body": {"code": "ClientError.BadRequest", "message": "No."}}, UserError, "refuses"),
-        ({"status": 403, "body": {"code": "PermissionDenied", "message": "No."}}, UserError, "permission"),
-        ({"status": 404, "body": {"code": "EndpointDeleted", "message": "No."}}, NotFoundError, "not know"),
-        ({"status": 409, "body": {"code": "Odd", "message": "No."}}, UserError, "refuses"),
-        ({"status": 422, "body": {"code": "X", "message": "No."}}, UserError, "HTTP 422"),
-        ({"status": 429, "retry_after": 7}, TransientError, "HTTP 429"),
-        ({"status": 500}, TransientError, "HTTP 500"),
-        ({"status": 502}, TransientError, "HTTP 502"),
-        ({"status": 503}, TransientError, "HTTP 503"),
-        ({"status": 504}, TransientError, "HTTP 504"),
-        ({"status": 200, "body": "<html>Welcome</html>"}, TransientError, "cannot be read"),
-        ({"status": 200, "body": [1, 2]}, TransientError, "cannot be read"),
-        ({"status": 200, "body": {"type": 3}}, TransientError, "instead|something else"),
-        (
-            {
-                "status": 502,
-                "body": {"code": "ExternalError.DirListingFailed.GCDisconnected", "message": "Offline."},
-            },
-            TransientError,
-            "cannot be done at the moment",
-        ),
-        (
-            {
-                "status": 502,
-                "body": {"code": "ExternalError.DirListingFailed.PermissionDenied", "message": "No."},
-            },
-            UserError,
-            "permission denied",
-        ),
-    ],
-)
-def test_refusals_have_their_class_and_say_what_globus_says(
-    standin: Facility, place: Place, fault: dict[str, Any], kind: type[FacilityError], says: str
-) -> None:
-    standin.fault(kind="status", path="/stat", **fault)
-    hook = GlobusHook(CONN_ID, attempts=1)
-    with pytest.raises(kind, match=says) as raised:
-        hook.stat(place.source, place.path)
-    assert type(raised.value) is kind
-    body = fault.get("body")
-    if isinstance(body, dict) and "code" in body:
-        assert f"Globus says: {body['code']}: {body['message']}" in str(raised.value)
-    if isinstance(raised.value, TransientError):
-        assert raised.value.retry_after == fault.get("retry_after")
-
-
-@pytest.mark.parametrize("kind", ["drop_before", "drop_reply", "reset", "truncate"])
-def test_broken_connections_are_passing_failures(standin: Facility, place: Place, kind: str) -> None:
-    standin.fault(kind=kind, path="/stat")
-    with pytest.raises(TransientError, match="looking at") as raised:
-        GlobusHook(CONN_ID, attempts=1).stat(place.source, place.path)
-    assert not isinstance(raised.value, LostReplyError)
-
-
-@pytest.mark.parametrize("kind", ["drop_before", "drop_reply", "reset", "truncate"])
-def test_a_lost_reply_to_a_change_is_told_as_such(standin: Facility, place: Place, kind: str) -> None:
-    hook = GlobusHook(CONN_ID, attempts=1)
-    submission_id = hook.new_submission_id()
-    standin.fault(kind=kind, method="POST", path="/transfer$")
-    with pytest.raises(LostReplyError, match=f"submitting the transfer of {place.path}"):
-        hook.submit(request(place), submission_id)
-
-
-def test_a_slow_answer_is_given_up(standin: Facility, place: Place) -> None:
-    standin.fault(kind="delay", path="/stat", delay=0.6)
-    with pytest.raises(TransientError, match="got no answer"):
-        GlobusHook(CONN_ID, attempts=1, http_timeout=0.2).stat(place.source, place.path)
-
-
-def test_a_hiccup_is_not_noticed(hook: GlobusHook, standin: Facility, place: Place) -> None:
-    standin.fault(kind="status", path="/stat", status=503, times=2)
-    standin.fault(kind="reset", path="/stat", times=1)
-    assert hook.stat(place.source, place.path).size == 600
-
-
-def test_a_service_that_stays_away_is_asked_as_often_as_was_said(
-    hook: GlobusHook, standin: Facility, place: Place
-) -> None:
-    standin.fault(kind="status", path="/stat", status=503)
-    with pytest.raises(TransientError):
-        hook.stat(place.source, place.path)
-    assert sum("/stat" in entry["path"] for entry in standin.requests("globus")) == hook.attempts == 4
-
-
-def test_a_long_retry_after_is_left_to_the_caller(hook: GlobusHook, standin: Facility, place: Place) -> None:
-    standin.fault(kind="status", path="/stat", status=429, retry_after=300)
-    with pytest.raises(TransientError) as raised:
-        hook.stat(place.source, place.path)
-    assert raised.value.retry_after == 300.0
-    assert sum("/stat" in entry["path"] for entry in standin.requests("globus")) == 1
-
-
-def test_a_dead_auth_service_is_a_passing_failure(standin: Facility) -> None:
-    standin.fault(kind="status", path="token", status=503)
-    with pytest.raises(TransientError, match="HTTP 503"):
-        GlobusHook(CONN_ID, attempts=1).ping()
-
-
-@pytest.mark.parametrize("body", ["<html>", {}, {"access_token": 7}, []])
-def test_a_malformed_token_is_a_passing_failure(standin: Facility, body: Any) -> None:
-    standin.fault(kind="status", path="token", status=200, body=body)
-    with pytest.raises(TransientError):
-        GlobusHook(CONN_ID, attempts=1).ping()
-
-
-def test_nobody_listens(standin: Facility, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls = {"auth_base_url": "http://127.0.0.1:9/", "transfer_base_url": "http://127.0.0.1:9/"}
-    use_connection(standin, monkeypatch, extra=urls)
-    with pytest.raises(TransientError, match="check the network"):
-        GlobusHook(CONN_ID, attempts=1).ping()
 
 
 def test_the_connection_test(standin: Facility, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,130 @@
+"""docker-compose.yaml as text: what must hold whether or not an engine is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployment.settings import SERVICE_NAMES
+from local_airflow.settings import REPOSITORY, read_env_file
+
+DEPLOYMENT = REPOSITORY / "include" / "deployment"
+LIMITS = {"driver": "json-file", "options": {"max-size": "1m", "max-file": "3"}}
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    """The services, anchors resolved."""
+    text = (REPOSITORY / "docker-compose.yaml").read_text()
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
+    return found
+
+
+def test_images_are_those_that_are_asked_for(services: dict[str, dict[str, Any]]) -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    assert "apache/airflow:3.3.2-python3.11" in dockerfile
+    assert services["postgres"]["image"] == "postgres:16"
+    assert services["redis"]["image"] == "redis:7.2-bookworm"
+
+
+def test_only_the_ui_has_a_port(services: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, service in services.items() if "ports" in service} == {"api-server"}
+    assert services["api-server"]["ports"] == ["${UI_ADDRESS:-127.0.0.1}:${UI_PORT:-8080}:8080"]
+
+
+def test_every_service_has_limits_and_a_restart_policy(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert service["logging"] == LIMITS, name
+        assert "mem_limit" in service, name
+        once = name in ("keys", "init")
+        assert service["restart"] == ("no" if once else "unless-stopped"), name
+        assert once or "healthcheck" in service, name
+
+
+def test_code_is_mounted_read_only_and_nobody_is_root(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        for volume in service["volumes"]:
+            if re.match(r"\./(dags|plugins|include|nersc)", volume):
+                assert volume.endswith(":ro"), (name, volume)
+        if name != "postgres":
+            assert service["user"] == "${AIRFLOW_UID:-50000}:0", name
+            assert service["cap_drop"] == ["ALL"], name
+
+
+def test_the_old_agents_mounts(services: dict[str, dict[str, Any]]) -> None:
+    for name in ("scheduler", "worker", "triggerer"):
+        assert "./nersc:/nersc:ro" in services[name]["volumes"]
+        assert "./tmp_job_scripts:/tmp_job_scripts" in services[name]["volumes"]
+    environment = services["worker"]["environment"]
+    assert environment["AIRFLOW__OPERATORS__DEFAULT_QUEUE"] == "transfer_auto_recon"
+    assert "--queues transfer_auto_recon" in (DEPLOYMENT / "start-worker").read_text()
+
+
+def test_no_secret_is_in_a_services_environment(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        environment = service.get("environment") or {}
+        for key, value in environment.items():
+            if re.search(r"SECRET|PASSWORD|FERNET|BROKER|BACKEND|CONN$", key):
+                assert str(value).startswith("cat /keys/"), (name, key)
+    assert [name for name, service in services.items() if "secrets" in service] == ["init"]
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert not [line for line in ignored if line.startswith("!") and re.search("env|nersc$|key", line)]
+
+
+def test_every_variable_of_the_file_is_a_documented_setting() -> None:
+    text = (REPOSITORY / "docker-compose.yaml").read_text()
+    used = set(re.findall(r"\$\{(\w+)", text))
+    assert used <= set(SERVICE_NAMES)
+    documented = set(read_env_file(REPOSITORY / ".env.example"))
+    assert used - {"SETTINGS_FILE"} <= documented
+
+
+def test_scale_is_possible(services: dict[str, dict[str, Any]]) -> None:
+    assert not [name for name, service in services.items() if "container_name" in service]
+
+
+@pytest.mark.parametrize("script", ["start-worker", "start-facility"])
+def test_a_profile_on_the_command_line_only_is_refused(script: str) -> None:
+    done = subprocess.run(
+        ["bash", str(DEPLOYMENT / script)],
+        env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "", "STANDIN_SLOTS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    profile = {"start-worker": "celery", "start-facility": "standin"}[script]
+    assert done.returncode == 1
+    assert f"set COMPOSE_PROFILES={profile} in .env" in done.stderr
+
+
+def test_requirements_are_pinned_around_what_the_image_has(tmp_path: Path) -> None:
+    """The install script, with a `pip` that writes down what it is told."""
+    pip = tmp_path / "pip"
+    pip.write_text(
+        "#!/bin/bash\n"
+        'case $1 in freeze) printf "Foo_Bar==1.0\\nshared==3\\nlocal @ file:///x\\n" ;;\n'
+        f'install) echo "$@" >{tmp_path}/said; cp "$6" {tmp_path}/constraints ;; esac\n'
+    )
+    pip.chmod(0o755)
+    (tmp_path / "constraints.in").write_text("# pins\nfoo-bar==2.0\nmine==5\nNew.Thing==7\nshared==4\n")
+    (tmp_path / "wanted.txt").write_text("mine==5  # ours\nextra[x]>=1\n-r other.txt\n")
+    subprocess.run(
+        ["bash", str(DEPLOYMENT / "install-requirements"), str(tmp_path / "constraints.in"), "wanted.txt"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        check=True,
+    )
+    # What the image has keeps its version; what is asked for decides itself; the rest is pinned.
+    assert (tmp_path / "constraints").read_text().splitlines() == [
+        "Foo_Bar==1.0",
+        "shared==3",
+        "New.Thing==7",
+    ]
+    assert (tmp_path / "said").read_text().split()[-1] == "-rwanted.txt"

@@ -1,0 +1,124 @@
+"""A month of scans: exactly once, though it is broken off, and live scans do not wait for it.
+
+`make test-slow`; `COSMIC_BACKFILL_SCANS` sets the number of scans.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from support.live import DAG_ID, Pipeline, install_engines, start_live
+from support.missed import FINDER, Day, all_runs, changed_site
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(6 * 3600)]
+
+SCANS = int(os.environ.get("COSMIC_BACKFILL_SCANS", "1000"))
+MONTH = [date(2024, 10, 1) + timedelta(days=number) for number in range(31)]
+PREFIX = "scan__2024__10__"
+LONG = 5 * 3600.0
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Pipeline]:
+    """An Airflow of the test's own, with four worker slots and Globus's three transfers at a time."""
+    for live in start_live(tmp_path, slots=20):
+        install_engines(live.facility)
+        yield Pipeline(live)
+
+
+def write_month(pipeline: Pipeline, count: int) -> list[str]:
+    """That many scans, spread over the month."""
+    days = [Day(pipeline, day) for day in MONTH]
+    return [days[number % len(days)].scan(1 + number // len(days)) for number in range(count)]
+
+
+def create(pipeline: Pipeline, behaviour: str, at_once: int) -> int:
+    """Start a backfill of the month."""
+    body = {
+        "dag_id": FINDER,
+        "from_date": f"{MONTH[0]}T00:00:00Z",
+        "to_date": f"{MONTH[-1]}T00:00:00Z",
+        "dag_run_conf": {"at_once": at_once, "copies_at_once": at_once},
+        "reprocess_behavior": behaviour,
+    }
+    return int(pipeline.rest.call("POST", "/api/v2/backfills", body)["id"])
+
+
+def break_off(pipeline: Pipeline, backfill: int) -> None:
+    """Cancel the backfill and whatever of the finder goes on, and kill the scheduler and the triggerer."""
+    pipeline.rest.call("PUT", f"/api/v2/backfills/{backfill}/cancel")
+    going_on = pipeline.rest.call(
+        "GET", f"/api/v2/dags/{FINDER}/dagRuns?state=running&state=queued&limit=100"
+    )
+    for run in going_on["dag_runs"]:
+        path = f"/api/v2/dags/{FINDER}/dagRuns/{run['dag_run_id'].replace('+', '%2B')}"
+        pipeline.rest.call("PATCH", path, {"state": "failed"})
+    for component in ("scheduler", "triggerer"):
+        pipeline.airflow.kill(component)
+    pipeline.airflow.start("scheduler", "triggerer")
+    pipeline.airflow.wait_ready()
+
+
+def seconds_to_transfer(pipeline: Pipeline) -> float:
+    """Post a live scan; seconds from the post until Globus has its transfer."""
+    scan = pipeline.new_scan()
+    posted = datetime.now(UTC)
+    run = pipeline.start(scan, do_ptychocam=False)
+    pipeline.wait_for(lambda: pipeline.transfers_of(run), "the live scan's transfer", 300)
+    requested = datetime.fromisoformat(pipeline.transfers_of(run)[0]["request_time"])
+    return (requested - posted).total_seconds()
+
+
+def test_a_month_broken_off_twice_is_processed_exactly_once_and_live_scans_go_first(own: Pipeline) -> None:
+    scans = write_month(own, SCANS)
+    began = time.monotonic()
+    waits: list[float] = []
+
+    def count(state: str = "") -> int:
+        query = f"run_id_prefix_pattern={PREFIX}&limit=1" + (f"&state={state}" if state else "")
+        return int(own.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?{query}")["total_entries"])
+
+    with changed_site(own, processing={"parameters": {"do_ptychocam": False}}):
+        backfill = create(own, "none", at_once=20)
+        for share in (0.2, 0.5):
+            own.wait_for(lambda share=share: count() >= share * SCANS, f"{share} of all is started", LONG)  # type: ignore[misc]
+            waits.append(seconds_to_transfer(own))
+            break_off(own, backfill)
+            backfill = create(own, "completed", at_once=20)
+        own.wait_for(lambda: count() == SCANS, "all is started", LONG)
+        waits.append(seconds_to_transfer(own))
+        own.wait_for(lambda: count("success") == SCANS, "all has succeeded", LONG)
+
+    runs = Counter(run["conf"]["file_path"] for run in all_runs(own, PREFIX))
+    transfers = Counter(
+        item[0].lstrip("/")
+        for task in own.facility.transfers()
+        if "/2024/10/" in str(task["items"])
+        for item in task["items"]
+    )
+    print(
+        f"\n{SCANS} scans in {time.monotonic() - began:.0f} s; runs per scan {Counter(runs.values())}, "
+        f"transfers per scan {Counter(transfers.values())}; live scans' transfers began after "
+        + ", ".join(f"{seconds:.1f} s" for seconds in waits)
+    )
+    assert runs == Counter(scans)
+    assert transfers == Counter(scans)
+    assert max(waits) < 30
+
+
+def test_while_500_runs_are_backfilled_a_live_scan_starts_its_transfer_within_30_s(own: Pipeline) -> None:
+    write_month(own, 500)
+    with changed_site(own, processing={"parameters": {"do_ptychocam": False}}):
+        create(own, "none", at_once=50)
+        own.wait_for(lambda: len(all_runs(own, PREFIX)) >= 50, "fifty are going on", 1800)
+        waits = [seconds_to_transfer(own) for _ in range(5)]
+    print("\nlive scans' transfers began after " + ", ".join(f"{seconds:.1f} s" for seconds in waits))
+    assert len(all_runs(own, PREFIX)) < 500  # the backfill still went on
+    assert max(waits) < 30
