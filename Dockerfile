@@ -12,8 +12,14 @@ RUN mkdir -p /keys /config /facility /queue /opt/airflow/logs /opt/airflow/dag_b
     && chmod g+rwx /opt/airflow
 USER airflow
 WORKDIR /opt/airflow
-COPY constraints.txt requirements.txt include/deployment/install-requirements /requirements/
-RUN bash /requirements/install-requirements /requirements/constraints.txt /requirements/requirements.txt
+COPY constraints.txt requirements.txt include/deployment/install-requirements \
+     include/deployment/image-requirements.txt /requirements/
+# The imports show that the image's parts fit each other, before a service fails for it at its start.
+RUN cd /requirements && bash install-requirements constraints.txt requirements.txt image-requirements.txt \
+    && AIRFLOW_CONFIG=/tmp/airflow.cfg AIRFLOW__CORE__EXECUTOR=CeleryExecutor python -W ignore -c "import \
+        airflow.providers.celery.executors.celery_executor, airflow.providers.fab.auth_manager.fab_auth_manager, \
+        airflow.providers.git.bundles.git, globus_sdk, psycopg2, redis, sfapi_client, statsd" >/dev/null \
+    && rm -f /tmp/airflow.cfg
 ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
     PYTHONDONTWRITEBYTECODE=1 \
     AIRFLOW_CONFIG=/config/airflow.cfg

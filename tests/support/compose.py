@@ -109,8 +109,17 @@ class Stack:
         """Bring everything up, and wait until the DAGs are there."""
         scale = [f"--scale={service}={count}" for service, count in self.scale.items()]
         self.compose("up", "-d", "--build", *scale)
+        self.wait_for(self.is_well, "every container is healthy", 300)
         rest = self.rest("admin")
         rest.wait_for_dag(DAG_ID, PATIENCE)
+
+    def is_well(self) -> bool:
+        """Tell whether every container is healthy, or has done its work and ended."""
+        states = [container["State"] for container in json.loads(_docker("inspect", *self.all_containers()))]
+        return all(
+            state["Health"]["Status"] == "healthy" if state["Running"] else state["ExitCode"] == 0
+            for state in states
+        )
 
     def down(self, *, volumes: bool = False) -> None:
         """Take everything down."""
