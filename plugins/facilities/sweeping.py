@@ -31,7 +31,10 @@ WORK_KEY = "remote_work"
 LOOKS = (5.0, 45.0)
 
 
-_one_at_a_time = threading.Lock()  # a run and its tasks are marked together: one of the looks is enough
+_one_at_a_time = threading.Lock()
+# A run and its tasks are marked together, each with its looks, and the queue's cached view tells for a while
+# that a cancelled job lives: what this process cancelled, and when (monotonic seconds).
+_cancelled: dict[str, float] = {}
 
 
 class RemoteWork(TypedDict):
@@ -140,12 +143,18 @@ def _works(session: Any, dag_id: str, run_id: str, task_ids: Iterable[str] | Non
 
 def sweep(work: RemoteWork, whose: str) -> bool:
     """Cancel the work if it lives; tells whether it did."""
+    now = time.monotonic()
+    for remote_id in [known for known, at in _cancelled.items() if now - at >= LOOKS[0]]:
+        del _cancelled[remote_id]
+    if work["remote_id"] in _cancelled:
+        return False
     try:
         cancelled = _sweep_job(work) if work["kind"] == "slurm" else _sweep_transfer(work)
     except FacilityError as error:
         log.error("Whether %s %s of %s lives is not known: %s", work["kind"], work["remote_id"], whose, error)
         return False
     if cancelled:
+        _cancelled[work["remote_id"]] = time.monotonic()
         log.warning("Cancelled %s %s: %s is over.", work["kind"], work["remote_id"], whose)
     return cancelled
 
