@@ -43,6 +43,13 @@ collect_ignore = [] if os.environ.get("COMPOSE_TEST") else ["deployment/stack"]
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there are several processes, one has all tests of the running Airflow; others go file by file."""
+    for item in items:
+        group = "live" if item.get_closest_marker("live") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _no_outside_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a connection to anywhere but this machine an error."""

@@ -252,7 +252,6 @@ class Parameter(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
     optional: bool = False  # may be "none"
-    above: bool = False  # above `least`, not equal to it
     choices: Tuple[str, ...] = ()
 
 
@@ -274,7 +273,7 @@ PARAMETERS: Dict[str, Parameter] = {
     "translation_randomization": Parameter("number", 0, 1000),
     "probe_initialization": Parameter("path", optional=True),
     "init_background": Parameter("flag"),
-    "probe_support_radius": Parameter("number", 0, 100_000, optional=True, above=True),
+    "probe_support_radius": Parameter("number", 1, 100_000, optional=True),
     "n_gpu": Parameter("integer", 1, 4),
     "qos": Parameter("choice", optional=True, choices=("regular", "realtime", "debug", "premium", "shared")),
     "time_limit_minutes": Parameter("integer", 1, 48 * 60, optional=True),
@@ -335,11 +334,9 @@ def check_parameter(name: str, value: Any) -> Any:
         raise InputError(f"{name} must be {WANTED[rule.kind]}, not {value!r}.")
     if rule.kind == "choice" and value not in rule.choices:
         raise InputError(f"{name} must be one of {', '.join(rule.choices)}, not {value!r}.")
-    if rule.kind in ("integer", "number"):
-        inside = rule.least <= value <= rule.most  # false for nan, too
-        if not inside or (rule.above and value == rule.least):
-            low = f"above {rule.least:g}, to" if rule.above else f"from {rule.least:g} to"
-            raise InputError(f"{name} must be {low} {rule.most:g}, not {value!r}.")
+    inside = rule.kind not in ("integer", "number") or rule.least <= value <= rule.most  # nan is not
+    if not inside:
+        raise InputError(f"{name} must be from {rule.least:g} to {rule.most:g}, not {value!r}.")
     return value
 
 

@@ -193,7 +193,7 @@ def test_typed_values(name: str, text: str, value: object) -> None:
         ("n_gpu", "٢", "n_gpu must be a whole number"),
         ("n_iter", "none", "n_iter must be a whole number"),
         ("n_iter", "1.5", "n_iter must be a whole number"),
-        ("probe_support_radius", "0", "above 0, to 100000"),
+        ("probe_support_radius", "0.5", "from 1 to 100000"),
         ("propagation_distance", "nan", "must be a number"),
         ("propagation_distance", "inf", "must be a number"),
         ("propagation_distance", "1e999", "must be from -1 to 1"),

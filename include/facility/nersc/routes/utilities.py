@@ -19,6 +19,7 @@ from aiohttp import web
 
 from facility.nersc.paths import locate
 from facility.nersc.routes.api import Api, form_fields, invalid, query_bool, required
+from facility.nersc.routes.slurm_commands import SLURM_COMMANDS, CommandError, sacct
 from facility.nersc.schedulers.environment import clean_environment
 
 MAX_BYTES = 5_242_880
@@ -111,6 +112,8 @@ class UtilityRoutes:
             return _command_result(2, "", f"{error}: {work['executable']}")
         if not words:
             return _command_result(2, "", "no command")
+        if self._api.scheduler.name == "builtin" and words[0] in SLURM_COMMANDS:
+            return await self._run_slurm_command(words)
         try:
             process = await asyncio.create_subprocess_exec(
                 *words,
@@ -122,6 +125,14 @@ class UtilityRoutes:
             reason = "command not found" if isinstance(error, FileNotFoundError) else str(error)
             return _command_result(127, "", f"{words[0]}: {reason}")
         return await _outcome(process)
+
+    async def _run_slurm_command(self, words: list[str]) -> dict[str, Any]:
+        if words[0] != "sacct":
+            return _command_result(127, "", f"{words[0]}: command not found")
+        try:
+            return _command_result(0, await sacct(self._api.scheduler, words[1:]), "")
+        except CommandError as error:
+            return _command_result(1, "", str(error))
 
 
 async def _content(field: str | bytes | bytearray | web.FileField) -> bytes:

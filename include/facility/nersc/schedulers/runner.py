@@ -264,8 +264,12 @@ class Run:
             self.signal_all(signal.SIGKILL)
 
     def signal_all(self, number: int, spare: int | None = None) -> None:
-        """Send a signal to everything that the script started."""
-        for pid in family(os.getpid()):
+        """Send a signal to everything that the script started.
+
+        To the script first, or it may see a child die of the signal and end by itself before its own comes.
+        """
+        script = self.process.pid if self.process is not None else None
+        for pid in sorted(family(os.getpid()), key=lambda pid: pid != script):
             if pid != spare:
                 try:
                     os.kill(pid, number)
