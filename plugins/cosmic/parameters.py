@@ -98,6 +98,7 @@ def _job_params() -> dict[str, Param]:
             None,
             type=["null", "string"],
             enum=[None, "regular", "realtime", "debug", "premium", "shared"],
+            values_display={"null": "as in beamline.yaml"},
             title="Quality of service",
             description="Empty: as in beamline.yaml (regular). The ALS may also use realtime.",
             section=_JOB,

@@ -10,7 +10,7 @@ from local_airflow.rest import FINISHED
 from local_airflow.stack import wait_until
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
-pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 SCANS = 50
 
 
