@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, TaskGroup, task
 
 from cosmic import tasks
@@ -74,23 +75,18 @@ with DAG(
     )
 
     engines = task.branch(task_id="choose_engines")(tasks.choose_engines)(plan["engines"])
-    transfer_only = task(task_id="transfer_only")(tasks.transfer_only)(plan["scan"])
-    # Beside the branch, not in it: what a branch has chosen keeps all that comes after it.
-    needs_perlmutter = task.short_circuit(task_id="needs_perlmutter", ignore_downstream_trigger_rules=False)(
-        tasks.needs_perlmutter
-    )(plan["engines"])
-    perlmutter_is_up = SystemStatusSensor(
-        task_id="perlmutter_is_up",
-        http_conn_id=plan["status_conn_id"],
-        system=plan["machine"],
-        timeout=timedelta(days=7).total_seconds(),
-    )
+    transfer_only = EmptyOperator(task_id="transfer_only")
     engines >> transfer_only
-    needs_perlmutter >> perlmutter_is_up
 
     results: Any = []
     for engine in ENGINES:
         with TaskGroup(engine):
+            perlmutter_is_up = SystemStatusSensor(
+                task_id="perlmutter_is_up",
+                http_conn_id=plan["status_conn_id"],
+                system=plan["machine"],
+                timeout=timedelta(days=7).total_seconds(),
+            )
             job = SfapiSubmitJobOperator(
                 task_id="submit",
                 superfacility_conn_id=plan["superfacility_conn_id"],
@@ -117,7 +113,8 @@ with DAG(
             collected = task(task_id="collect", pool="nersc", outlets=[RECONSTRUCTIONS])(tasks.collect)(
                 engine, finished
             )
-            [engines, copy, perlmutter_is_up] >> job >> wait
+            engines >> perlmutter_is_up
+            [copy, perlmutter_is_up] >> job >> wait
             results.append(collected)
 
     copied: Any = copy.output

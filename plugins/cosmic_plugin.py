@@ -1,11 +1,14 @@
-"""The bundle's Airflow plugin: a "Result" tab on every run, and the timetable of `find_missed_scans`."""
+"""The bundle's Airflow plugin: a "Result" tab on every run, a timetable, and modules for tasks."""
 
 from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
 from cosmic.pages import URL_PREFIX, app
+from cosmic.preloading import preload
 from cosmic.timetable import BeamlineDays
+
+preload()
 
 
 class CosmicPlugin(AirflowPlugin):

@@ -45,20 +45,9 @@ def check_path(params: Any = None) -> dict[str, Any]:
 def choose_engines(engines: Sequence[Engine]) -> list[str]:
     """Ids of the tasks that a run goes on with."""
     if not engines:
+        log.info("No engine was chosen (do_ptychocam, do_cdtools): the scan is only copied to NERSC.")
         return ["transfer_only"]
-    return [f"{engine}.submit" for engine in engines]
-
-
-def needs_perlmutter(engines: Sequence[Engine]) -> bool:
-    """Whether there is anything to reconstruct; a scan that is only copied does not wait for Perlmutter."""
-    return bool(engines)
-
-
-def transfer_only(scan: str) -> str:
-    """Say that no reconstruction was asked for."""
-    message = f"No engine was chosen for {scan} (do_ptychocam, do_cdtools): it is only copied to NERSC."
-    log.info(message)
-    return message
+    return [f"{engine}.perlmutter_is_up" for engine in engines]
 
 
 def collect(engine: Engine, job: Mapping[str, Any]) -> Reconstruction:

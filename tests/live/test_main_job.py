@@ -54,7 +54,7 @@ def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(pipeline:
     run_id = pipeline.start(scan, do_ptychocam=False)
     assert pipeline.finish(run_id) == "success"
     assert "no reconstruction was asked for" in pipeline.rest.xcom(DAG_ID, run_id, "report")["message"]
-    assert "No engine was chosen" in pipeline.rest.log(DAG_ID, run_id, "transfer_only")
+    assert "No engine was chosen" in pipeline.rest.log(DAG_ID, run_id, "choose_engines")
     assert pipeline.state(run_id, "ptychocam.submit") == "skipped"
     assert pipeline.jobs_of(scan) == []
 
