@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class LocalAirflow:
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = local_environment(self.home, self.port, extra)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, datetime] = {}
 
     @property
     def passwords(self) -> dict[str, str]:
@@ -75,6 +77,7 @@ class LocalAirflow:
         """Start the named components (all by default) without waiting for them."""
         for name in components or COMPONENTS:
             log = (self.home / f"{name}.log").open("ab")
+            self._started[name] = datetime.now(UTC)
             with log:
                 self.processes[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and Airflow
                     [sys.executable, "-m", "airflow", name],
@@ -87,18 +90,21 @@ class LocalAirflow:
                 )
 
     def wait_ready(self, timeout: float = 120.0) -> None:
-        """Wait until every started component is healthy.
+        """Wait until every started component is healthy, and says so itself since it was started.
+
+        Airflow calls a component healthy for half a minute after its last heartbeat, killed or not.
 
         :raises LocalAirflowError: a component ended, or is not healthy after `timeout` seconds.
         """
-        wanted = {"metadatabase"} | {
-            name.replace("-", "_") for name in self.processes if name != "api-server"
-        }
 
         def healthy() -> bool:
             self.check_alive()
             report = self._health()
-            return all((report.get(name) or {}).get("status") == "healthy" for name in wanted)
+            return _is_healthy(report, "metadatabase") and all(
+                _is_healthy(report, name.replace("-", "_"), since=self._started[name])
+                for name in self.processes
+                if name != "api-server"
+            )
 
         if not wait_until(healthy, timeout):
             raise LocalAirflowError(
@@ -111,6 +117,13 @@ class LocalAirflow:
             if process.poll() is not None:
                 log = tail(self.home / f"{name}.log")
                 raise LocalAirflowError(f"airflow {name} ended with code {process.returncode}.\n{log}")
+
+    def restart(self, *components: str, timeout: float = 120.0) -> None:
+        """Kill components as a power cut would, start them again, and wait until they are ready."""
+        for component in components:
+            self.kill(component)
+        self.start(*components)
+        self.wait_ready(timeout)
 
     def kill(self, component: str) -> None:
         """Send SIGKILL to a component and everything that it started, as a power cut would."""
@@ -166,6 +179,13 @@ def tail(path: Path, lines: int = 30) -> str:
     if not path.exists():
         return f"(no {path.name})"
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _is_healthy(report: dict[str, Any], name: str, *, since: datetime | None = None) -> bool:
+    part = report.get(name) or {}
+    if part.get("status") != "healthy":
+        return False
+    return since is None or datetime.fromisoformat(part[f"latest_{name}_heartbeat"]) >= since
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -164,9 +164,7 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
         for run in finders(pipeline, days):
             if run["state"] not in FINISHED:
                 pipeline.rest.call("PATCH", _run(run), {"state": "failed"})
-        pipeline.airflow.kill("scheduler")
-        pipeline.airflow.start("scheduler")
-        pipeline.airflow.wait_ready()
+        pipeline.airflow.restart("scheduler")
         assert len(started()) < len(scans)
         again = backfill(pipeline, days, reprocess_behavior="completed", dag_run_conf=conf)
         finish_backfill(pipeline, days, again["id"])

@@ -60,10 +60,7 @@ def break_off(pipeline: Pipeline, backfill: int) -> None:
     for run in going_on["dag_runs"]:
         path = f"/api/v2/dags/{FINDER}/dagRuns/{run['dag_run_id'].replace('+', '%2B')}"
         pipeline.rest.call("PATCH", path, {"state": "failed"})
-    for component in ("scheduler", "triggerer"):
-        pipeline.airflow.kill(component)
-    pipeline.airflow.start("scheduler", "triggerer")
-    pipeline.airflow.wait_ready()
+    pipeline.airflow.restart("scheduler", "triggerer")
 
 
 def seconds_to_transfer(pipeline: Pipeline) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from datetime import date, datetime
 from functools import partial
 from urllib.parse import quote
@@ -10,6 +12,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
+from cosmic.scans import day_folder
+from cosmic.watcher import SCAN_FOLDER
 from support.live import DAG_ID, Pipeline
 from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
 
@@ -94,3 +98,38 @@ def test_the_watcher_starts_what_is_new_once_it_is_turned_on(pipeline: Pipeline)
     assert day.finish(*scans, late) == ["success"] * 3
     assert [len(all_runs(pipeline, run_id(scan))) for scan in (*scans, late)] == [1, 1, 1]
     assert pipeline.rest.run(DAG_ID, run_id(late))["conf"] == {"do_ptychocam": True, "file_path": late}
+
+
+def test_the_watcher_goes_on_where_it_was_when_scheduler_and_triggerer_are_killed(pipeline: Pipeline) -> None:
+    day = Day(pipeline, datetime.now(ZoneInfo("America/Los_Angeles")).date())
+    scans = [day.scan(911)]
+
+    def told() -> list[str]:
+        query = f"name_pattern={SCAN_FOLDER.name}&limit=100&order_by=-timestamp"
+        events = pipeline.rest.call("GET", f"/api/v2/assets/events?{query}")["asset_events"]
+        paths = (path for event in events for path in event["extra"]["payload"]["scans"])
+        return [path for path in paths if path in scans]
+
+    with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[0])), "the first is started", SLOW)
+        scans.append(day.scan(912))
+        pipeline.wait_for(lambda: scans[1] in told(), "the second is noticed", SLOW)
+        for component in ("scheduler", "triggerer"):  # before, or while, or after its run is started
+            pipeline.airflow.kill(component)
+        scans.append(day.scan(913))
+        pipeline.airflow.start("scheduler", "triggerer")
+        pipeline.airflow.wait_ready()
+        pipeline.facility.clear_requests()
+        for scan in scans:
+            pipeline.wait_for(lambda scan=scan: all_runs(pipeline, run_id(scan)), f"{scan} is started", SLOW)  # type: ignore[misc]
+        assert day.finish(*scans) == ["success"] * 3
+        listings = [
+            request["time"]
+            for request in pipeline.facility.requests("globus")
+            if day_folder(day.day) in str(request["query"])
+        ]
+    assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1, 1, 1]
+    assert Counter(told()) == Counter(scans)
+    gaps = [after - before for before, after in itertools.pairwise(listings)]
+    assert gaps
+    assert min(gaps) > 1.0  # of two seconds, jittered
