@@ -646,7 +646,7 @@ class Airflow:
 
     def _whom_to_ask(self) -> str:
         source = self.settings.token_file or self.settings.password_file
-        return f"Renew {source} with whoever runs {self.settings.url}, then: submit_scan.py flush"
+        return f"Renew {source} with whoever runs {self.settings.url}."
 
     def _send(self, method: str, address: str, body: Any, token: Optional[str], deadline: float) -> Reply:
         headers = {"Accept": "application/json", "User-Agent": "cosmic-submit-scan"}
@@ -833,8 +833,7 @@ def _refusal(reply: Reply) -> ClientError:
     if reply.status in (400, 422) and ours and "import errors" not in said and "manual runs" not in said:
         return RejectedError(f"Airflow finds the request wrong ({reply.status}): {said}")
     return HeldError(
-        f"Airflow cannot start {DAG_ID} at the moment ({reply.status}: {said}). Tell whoever runs it; the "
-        "request is kept and sent again by: submit_scan.py flush"
+        f"Airflow cannot start {DAG_ID} at the moment ({reply.status}: {said}). Tell whoever runs it."
     )
 
 
@@ -1184,7 +1183,8 @@ class Sender:
         _, request = self.spool.find(name)
         path, run_id = (request.path, request.run_id) if request else ("", "")
         code = REFUSED if isinstance(trouble, RefusedError) else SPOOLED
-        return Outcome(path, run_id, "kept", code, message=f"It waits in {self.spool.folder}. {trouble}")
+        where = f"It waits in {self.spool.folder} for the next submit, or for: submit_scan.py flush."
+        return Outcome(path, run_id, "kept", code, message=f"{where} {trouble}")
 
     def _told(
         self, asked: Request, kept: Request, done: Mapping[str, Outcome], why: Optional[ClientError]
@@ -1250,9 +1250,10 @@ class Client:
         path = self.scan_path(file)
         why = unusual_name(path)
         if why and not (self.settings.any_name if any_name is None else any_name):
-            raise InputError(
-                f"Is {path} a scan? {why[0].upper()}{why[1:]}. If it is one, say so: --any-name."
-            )
+            hint = "If it is one, say so: --any-name."
+            if file.startswith("/") and not self.settings.data_root:
+                hint += " Is its beginning a folder of this computer? Name that: data_root in [client]."
+            raise InputError(f"Is {path} a scan? {why[0].upper()}{why[1:]}. {hint}")
         if why:
             self.say(f"Note: {path}: {why}.")
         here = (self.settings.data_root or Path()) / path
@@ -1815,6 +1816,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         arguments.insert(0, "submit")
     options = _parser().parse_args(arguments)
     try:
+        _check_for_mistyped_command(arguments)
         overrides = {key: getattr(options, key) or "" for key in ("url", "spool", "timeout")}
         settings = load_settings(options.config, {key: text for key, text in overrides.items() if text})
         client = Client(settings, say=_to_stderr if options.json else _to_stdout)
@@ -1827,6 +1829,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     code = min((outcome.exit_code for outcome in outcomes), key=GRAVEST_FIRST.index, default=ACCEPTED)
     _print_outcomes(outcomes, code, options.json)
     return code
+
+
+def _check_for_mistyped_command(arguments: Sequence[str]) -> None:
+    if arguments[0] != "submit" or not re.fullmatch("[a-z]+", arguments[1]):
+        return
+    near = difflib.get_close_matches(arguments[1], COMMANDS, n=1)
+    if near:
+        raise InputError(f"There is no command {arguments[1]!r}. Did you mean {near[0]}?")
 
 
 def _to_stdout(message: str) -> None:
@@ -1883,10 +1893,12 @@ def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
         return [outcome for name in options.names for outcome in client.status(name)]
     outcomes = []
     for request in client.spool.pending():
-        message = f"since {_local_time(request.created)}"
+        message = f"Since {_local_time(request.created)}; to send it: submit_scan.py flush"
         outcomes.append(Outcome(request.path, request.run_id, "kept", SPOOLED, message=message))
     for request in client.spool.rejected():
-        outcomes.append(Outcome(request.path, request.run_id, "rejected", message=request.message))
+        record = client.spool.rejected_folder / request.name
+        message = f"{request.message} (until you remove {record})"
+        outcomes.append(Outcome(request.path, request.run_id, "rejected", message=message))
     if not outcomes:
         client.say(f"Nothing waits in {client.spool.folder}.")
     return outcomes

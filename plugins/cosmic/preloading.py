@@ -30,6 +30,9 @@ NEEDED_BY_TASKS = (
     "facilities.superfacility.operators",
     "facilities.superfacility.sensors",
     "facilities.superfacility.status_sensor",
+    "globus_sdk.services.auth",
+    "globus_sdk.services.transfer",
+    "jinja2.ext",
 )
 
 

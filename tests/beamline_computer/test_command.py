@@ -96,6 +96,9 @@ def test_a_dry_run_sends_and_keeps_nothing(api: AirflowApi, command: Command) ->
     ("arguments", "message"),
     [
         (["../x.cxi"], "The path '../x.cxi' cannot be a scan"),
+        (["statsu", SCAN], "There is no command 'statsu'. Did you mean status?"),
+        (["nonsense", SCAN], "The path 'nonsense' cannot be a scan"),
+        ([f"/data/{SCAN}"], "Is its beginning a folder of this computer? Name that: data_root in [client]."),
         ([SCAN, "--param", "n_gpu=9"], "n_gpu must be from 1 to 4, not 9"),
         ([SCAN, "--n-gpu", "many"], "n_gpu must be a whole number, not 'many'"),
         ([SCAN, "--wait", "--wait-limit", "x"], "'x' is not a positive number of seconds"),
@@ -125,7 +128,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
 def test_an_outage_ends_with_3_and_flush_sends(api: AirflowApi, command: Command, down: Path) -> None:
     assert main([SCAN, "--config", str(down)]) == 3
     assert command("status") == 3
-    assert f"{SCAN}: kept. since 20" in command.out
+    assert f"{SCAN}: kept. Since 20" in command.out
     assert command("status", SCAN) == 3
     assert "Kept here since" in command.out
     assert command("flush") == 0
@@ -138,6 +141,7 @@ def test_a_refusal_ends_with_4(api: AirflowApi, command: Command) -> None:
     api.users.clear()
     assert command(SCAN) == 4
     assert "kept. It waits in" in command.out
+    assert "for: submit_scan.py flush" in command.out
     assert "Airflow refuses to log in 'beamline' (401: Invalid credentials)" in command.out
     api.users["beamline"] = "secret"
     assert command(OTHER, "--n-gpu", "3") == 4
