@@ -1207,9 +1207,10 @@ class Sender:
 
     def _send_unkept(self, request: Request, why: ClientError) -> Outcome:
         """Send a submission that could not be written to disk: better once unsafely than not at all."""
+        if request.kind != "submit":  # sent twice, for want of a record, it would be two runs
+            message = f"Not sent and NOT kept: {why} Free the disk, then reprocess it again."
+            return Outcome(request.path, "", "refused", BAD_INPUT, message=message)
         self.say(f"Warning: {why} Sending {request.path} without keeping it first.")
-        if request.kind != "submit":
-            return Outcome(request.path, "", "refused", BAD_INPUT, message=f"Not sent and NOT kept: {why}")
         try:
             _, is_new, run = self._start(request)
         except ClientError as error:
