@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from local_airflow.stack import wait_until
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 from support.missed import FINDER, Day, all_runs, changed_site
 
@@ -68,29 +69,53 @@ def seconds_to_transfer(pipeline: Pipeline) -> float:
     scan = pipeline.new_scan()
     posted = time.time()
     run = pipeline.start(scan, do_ptychocam=False)
-    pipeline.wait_for(lambda: pipeline.transfers_of(run), "the live scan's transfer", 300)
+    assert wait_until(lambda: pipeline.transfers_of(run), 300, every=1.0), "no transfer of the live scan"
     return float(pipeline.transfers_of(run)[0]["request_time"]) - posted
+
+
+class Progress:
+    """Counts the month's runs and prints the count as it grows."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.began = time.monotonic()
+        self._printed: dict[str, int] = {}
+
+    def count(self, state: str = "") -> int:
+        """How many there are in this state; all of them without one."""
+        query = f"run_id_prefix_pattern={PREFIX}&limit=1" + (f"&state={state}" if state else "")
+        found = int(self.pipeline.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?{query}")["total_entries"])
+        if found >= self._printed.get(state, 0) + 20:
+            self._printed[state] = found
+            self.say(f"{found} runs {state or 'started'}")
+        return found
+
+    def say(self, what: str) -> None:
+        """Print a line with the time since the beginning."""
+        print(f"{time.monotonic() - self.began:6.0f} s  {what}", flush=True)
+
+    def wait_until(self, number: int, state: str = "") -> None:
+        """Wait until so many runs are there, or are in this state."""
+        assert wait_until(lambda: self.count(state) >= number, LONG, every=3.0), f"not {number} {state}"
 
 
 def test_a_month_broken_off_twice_is_processed_exactly_once_and_live_scans_go_first(own: Pipeline) -> None:
     scans = write_month(own, SCANS)
-    began = time.monotonic()
+    progress = Progress(own)
     waits: list[float] = []
-
-    def count(state: str = "") -> int:
-        query = f"run_id_prefix_pattern={PREFIX}&limit=1" + (f"&state={state}" if state else "")
-        return int(own.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?{query}")["total_entries"])
 
     with changed_site(own, processing={"parameters": {"do_ptychocam": False}}):
         backfill = create(own, "none", copies_at_once=6)
         for share in (0.2, 0.5):
-            own.wait_for(lambda share=share: count() >= share * SCANS, f"{share} of all is started", LONG)  # type: ignore[misc]
+            progress.wait_until(int(share * SCANS))
             waits.append(seconds_to_transfer(own))
+            progress.say(f"a live scan's transfer began {waits[-1]:.1f} s after its post; breaking off")
             break_off(own, backfill)
             backfill = create(own, "completed", copies_at_once=6)
-        own.wait_for(lambda: count() == SCANS, "all is started", LONG)
+            progress.say("begun again")
+        progress.wait_until(SCANS)
         waits.append(seconds_to_transfer(own))
-        own.wait_for(lambda: count("success") == SCANS, "all has succeeded", LONG)
+        progress.wait_until(SCANS, "success")
 
     runs = Counter(run["conf"]["file_path"] for run in all_runs(own, PREFIX))
     transfers = Counter(
@@ -100,9 +125,9 @@ def test_a_month_broken_off_twice_is_processed_exactly_once_and_live_scans_go_fi
         for item in task["items"]
     )
     print(
-        f"\n{SCANS} scans in {time.monotonic() - began:.0f} s; runs per scan {Counter(runs.values())}, "
-        f"transfers per scan {Counter(transfers.values())}; live scans' transfers began after "
-        + ", ".join(f"{seconds:.1f} s" for seconds in waits)
+        f"\n{SCANS} scans in {time.monotonic() - progress.began:.0f} s; "
+        f"runs per scan {Counter(runs.values())}, transfers per scan {Counter(transfers.values())}; "
+        "live scans' transfers began after " + ", ".join(f"{seconds:.1f} s" for seconds in waits)
     )
     assert runs == Counter(scans)
     assert transfers == Counter(scans)
@@ -114,8 +139,9 @@ def test_while_500_runs_are_backfilled_a_live_scan_starts_its_transfer_within_30
     waits = []
     with changed_site(own, processing={"parameters": {"do_ptychocam": False}}):
         create(own, "none")
+        progress = Progress(own)
         for started in (5, 15, 25, 35, 45):
-            own.wait_for(lambda most=started: len(all_runs(own, PREFIX)) >= most, f"{started} started", 1800)  # type: ignore[misc]
+            progress.wait_until(started)
             waits.append(seconds_to_transfer(own))
     print("\nlive scans' transfers began after " + ", ".join(f"{seconds:.1f} s" for seconds in waits))
     assert len(all_runs(own, PREFIX)) < 500  # the backfill still went on
