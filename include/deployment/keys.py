@@ -8,11 +8,12 @@ key that changes makes the connections in the database unreadable.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 KEYS = Path("/keys")
@@ -43,10 +44,11 @@ def make_keys(folder: Path = KEYS) -> list[str]:
     postgres, redis = read_key("postgres_password", folder), read_key("redis_password", folder)
     addresses = {
         "sql_alchemy_conn": f"postgresql+psycopg2://airflow:{postgres}@postgres/airflow",
-        "result_backend": f"db+postgresql://airflow:{postgres}@postgres/airflow",
+        # The driver is named: left open, SQLAlchemy 2.1 takes another one than Airflow.
+        "result_backend": f"db+postgresql+psycopg2://airflow:{postgres}@postgres/airflow",
         "broker_url": f"redis://:{redis}@redis:6379/0",
     }
-    return made + [name for name, address in addresses.items() if _write_once(folder / name, address)]
+    return made + [name for name, address in addresses.items() if _write_current(folder / name, address)]
 
 
 def read_key(name: str, folder: Path = KEYS) -> str:
@@ -58,19 +60,35 @@ def _write_once(path: Path, text: str) -> bool:
     """Write a file that does not exist yet, whole or not at all; False when it does."""
     if path.exists():
         return False
+    with _whole(path, text) as new:
+        try:
+            os.link(new, path)  # fails when another got there first, unlike a rename
+        except FileExistsError:
+            return False
+    return True
+
+
+def _write_current(path: Path, text: str) -> bool:
+    """Write a file that follows from others, whole or not at all; False when it is as it should be."""
+    if path.exists() and path.read_text() == text:
+        return False
+    with _whole(path, text) as new:
+        new.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _whole(path: Path, text: str) -> Iterator[Path]:
+    """A complete file beside `path`, for the services' user and group only; what is left of it is removed."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
             os.fchmod(file.fileno(), 0o440)
             os.fsync(file.fileno())
-        try:
-            os.link(name, path)  # fails when another got there first, unlike a rename
-        except FileExistsError:
-            return False
+        yield Path(name)
     finally:
-        Path(name).unlink()
-    return True
+        Path(name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -92,12 +92,7 @@ def write_airflow_cfg(deployment: Deployment, folder: Path = CONFIG) -> Path:
         host, port = deployment.statsd
         config["metrics"] = {"statsd_on": "True", "statsd_host": host, "statsd_port": str(port)}
     if deployment.dags_git is not None:
-        url, ref = deployment.dags_git
-        bundle = {
-            "name": "cosmic",
-            "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
-            "kwargs": {"repo_url": url, "tracking_ref": ref, "subdir": "dags", "refresh_interval": 60},
-        }
+        bundle = git_bundle(*deployment.dags_git)
         # Airflow reads its file with interpolation: a percent sign is written twice.
         config["dag_processor"] = {"dag_bundle_config_list": json.dumps([bundle]).replace("%", "%%")}
     text = io.StringIO()
@@ -105,6 +100,20 @@ def write_airflow_cfg(deployment: Deployment, folder: Path = CONFIG) -> Path:
     path = folder / "airflow.cfg"
     _write(path, text.getvalue())
     return path
+
+
+def git_bundle(url: str, ref: str) -> dict[str, Any]:
+    """An entry of `[dag_processor] dag_bundle_config_list` that takes the DAGs from a git repository.
+
+    The repository has this one's shape. From the checkout come `dags/` and the job scripts' templates in
+    `include/job_scripts`. A checkout is never on `sys.path`: what DAGs import, `plugins/`, is installed with
+    the services, as is the rest of `include/`, and is brought up to date by a restart of them.
+    """
+    return {
+        "name": "cosmic",
+        "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
+        "kwargs": {"repo_url": url, "tracking_ref": ref, "subdir": "dags", "refresh_interval": 60},
+    }
 
 
 def _write(path: Path, text: str) -> None:

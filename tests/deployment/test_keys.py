@@ -42,6 +42,18 @@ def test_an_upgrade_adds_what_is_new_and_keeps_the_rest(tmp_path: Path) -> None:
     assert before.items() <= after.items()
 
 
+def test_addresses_follow_the_passwords_and_the_release(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    address = tmp_path / "result_backend"
+    right = address.read_text()
+    address.unlink()
+    address.write_text("db+postgresql://as-an-earlier-release-had-it")
+    assert make_keys(tmp_path) == ["result_backend"]
+    assert address.read_text() == right
+    assert right.startswith("db+postgresql+psycopg2://")
+    assert stat.S_IMODE(address.stat().st_mode) == 0o440
+
+
 def test_addresses_need_no_quoting(tmp_path: Path) -> None:
     make_keys(tmp_path)
     password = read_key("postgres_password", tmp_path)

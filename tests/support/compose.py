@@ -172,9 +172,14 @@ class Stack:
         """Submit scans with the beamline's client; returns the ids of their runs."""
         done = self.submit("submit", *scans, "--engine", "ptychocam")
         assert done.returncode == 0, done.stdout + done.stderr
+        return self.runs_of(scans)
+
+    def runs_of(self, scans: list[str]) -> list[str]:
+        """The ids of the scans' runs; every scan has exactly one."""
         runs = self.rest("admin").call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100")["dag_runs"]
-        ids = {run["conf"]["file_path"]: run["dag_run_id"] for run in runs}
-        return [ids[scan] for scan in scans]
+        found = [[run["dag_run_id"] for run in runs if run["conf"]["file_path"] == scan] for scan in scans]
+        assert [len(ids) for ids in found] == [1] * len(scans), dict(zip(scans, found, strict=True))
+        return [ids[0] for ids in found]
 
     def states(self, run_ids: list[str]) -> list[str]:
         """States of runs."""
