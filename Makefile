@@ -20,7 +20,7 @@ COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose |
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down compose-config compose-test
+.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,11 +50,17 @@ chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (
 
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
 
-up: ## The production stack with Docker Compose, as .env says (README, "Run it with Docker Compose")
-	@bash include/deployment/up $(ARGS)
+up: ## The production stack with Docker Compose, as .env says (PROFILES=standin,celery ARGS='--scale worker=2')
+	@$(if $(filter undefined,$(origin PROFILES)),,PROFILES='$(PROFILES)') bash include/deployment/up $(ARGS)
 
 down: ## Take the production stack down; its data stay
 	@$(COMPOSE) down --remove-orphans
+
+backup: ## Save the production stack's database, keys and .env (TO=folder)
+	@bash include/deployment/backup '$(TO)'
+
+restore: ## Make the production stack's data anew from a backup, where there are none (FROM=folder)
+	@bash include/deployment/restore '$(FROM)'
 
 compose-config: ## Check docker-compose.yaml, without a Docker engine
 	@for profiles in '' standin celery standin,celery; do COMPOSE_PROFILES=$$profiles $(COMPOSE) --env-file .env.example config -q || exit 1; done

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from local_airflow.rest import Rest
+from local_airflow.settings import read_env_file
 from local_airflow.stack import free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -86,13 +87,10 @@ class Stack:
         command = [*compose_command(), "-p", self.project, "--env-file", str(self.env_file)]
         for file in self.files:
             command += ["-f", file]
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "COMPOSE", "PYTHON"))
-        }
         done = subprocess.run(
             [*command, *arguments],
             cwd=REPOSITORY,
-            env=environment,
+            env=_environment(),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -104,6 +102,19 @@ class Stack:
             )
             raise AssertionError(f"{' '.join(arguments)}:\n{done.stdout}\n{done.stderr}\n{logs}")
         return done.stdout
+
+    def script(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of `include/deployment`'s scripts for this installation instead of the checkout's own."""
+        settings = read_env_file(self.env_file)
+        settings |= {"COMPOSE_PROJECT_NAME": self.project, "COMPOSE_FILE": os.pathsep.join(self.files)}
+        return subprocess.run(
+            ["bash", str(REPOSITORY / "include" / "deployment" / name), *arguments],
+            env=_environment() | settings,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
 
     def up(self) -> None:
         """Bring everything up, and wait until the DAGs are there."""
@@ -259,6 +270,10 @@ class Stack:
     def wait_for(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
         """Wait until a condition holds."""
         assert wait_until(condition, timeout, every=1.0), f"not within {timeout:.0f} s: {what}"
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "COMPOSE", "PYTHON"))}
 
 
 def _docker(*arguments: str) -> str:

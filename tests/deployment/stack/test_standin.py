@@ -156,6 +156,29 @@ def test_runs_in_flight_survive_down_and_up(stack: Stack) -> None:
     stack.assert_exactly_once(waiting_for_job + in_transfer, first + second)
 
 
+@pytest.mark.timeout(1800)
+def test_a_backup_makes_the_installation_anew(stack: Stack) -> None:
+    folder = stack.folder / "backup"
+    saved = stack.script("backup", str(folder))
+    assert saved.returncode == 0, saved.stderr
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    refused = stack.script("restore", str(folder))
+    assert (refused.returncode, "there is an installation here" in refused.stderr) == (1, True)
+    before = stack.rest("admin").call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?order_by=id")["dag_runs"]
+    stack.down()
+    docker("volume", "rm", f"{stack.project}_keys", f"{stack.project}_database")
+    restored = stack.script("restore", str(folder))
+    assert restored.returncode == 0, restored.stderr
+    stack.up()
+    admin = stack.rest("admin")  # with the password of before
+    assert admin.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?order_by=id")["dag_runs"] == before
+    stack.install_test_engine()
+    scans = stack.place_scans(31, 1)
+    runs = stack.send(scans)
+    stack.wait_for_runs(runs)
+    stack.assert_exactly_once(scans, runs)
+
+
 def docker(*arguments: str) -> str:
     """The output of a docker command."""
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
