@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "dags").glob("*.py"))
 POOLS = set(json.loads((REPOSITORY / "include" / "pools.json").read_text()))
 EXPECTED = {"transfer_auto_recon", "process_newfile_7012_ptycho4", "test_cosmicDTN_transfers"}
+SUBMITTING = ("GlobusTransferOperator", "GlobusDeleteOperator", "SfapiSubmitJobOperator")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,18 @@ def test_nothing_waits_in_a_worker_or_without_an_end(dags: dict[str, Any]) -> No
             if type(task).__name__ in waiting:
                 assert task.deferrable, f"{dag_id}.{task.task_id}"
                 assert task.timeout, f"{dag_id}.{task.task_id}"
+
+
+def test_the_reaper_knows_every_task_that_looks_after_remote_work(dags: dict[str, Any]) -> None:
+    carers = dags["cancel_abandoned_work"].get_task("cancel_abandoned").op_args[0]
+    groups = {(dag_id, *group) for dag_id, listed in carers.items() for group in listed}
+    expected = set()
+    for dag_id, dag in dags.items():
+        for task in dag.tasks:
+            if type(task).__name__ in SUBMITTING:
+                waits = [t.task_id for t in task.downstream_list if type(t).__name__ == "SlurmJobSensor"]
+                expected.add((dag_id, task.task_id, *waits))
+    assert groups == expected
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -2,95 +2,121 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from facility.testing import SpawnedFacility
+from chaos.system import DAG_ID, Scan, System
 from local_airflow.rest import Rest
 
-DAG_ID = "transfer_auto_recon"
+# What the log of the failed task of a scan that is meant to fail must tell.
+TOLD = {
+    "program fails": ("ptychocam.wait", ("UserError", "exit code 3", "cannot allocate the probe")),
+    "no such file": ("copy_to_nersc", ("NotFoundError", "on the source collection", "Nothing was submitted")),
+}
+_CLASS = re.compile(r"facilities\.errors\.(\w+)|\b(\w+Error): ")
 
 
 @dataclass
 class Reckoning:
-    """Scans by what became of them; every list but `survived` has to be empty."""
+    """Scans by what became of them, a line each; all lists but the first two have to be empty."""
 
-    survived: list[str] = field(default_factory=list)
-    failed_as_meant: list[str] = field(default_factory=list)  # their program fails: told so, not repeated
+    succeeded: list[str] = field(default_factory=list)
+    failed_as_meant: list[str] = field(default_factory=list)  # and told so, in the right class
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
     wrong_message: list[str] = field(default_factory=list)
+    bad_runs: set[str] = field(default_factory=set)
 
     @property
     def clean(self) -> bool:
         """Whether everything that was promised holds."""
         return not (self.lost or self.doubled or self.orphaned or self.wrong_message)
 
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan of the chaos: its path, its run and whether its program is meant to fail."""
-
-    file_path: str
-    run_id: str
-    fails: bool
-
-    @property
-    def stem(self) -> str:
-        """Its name without folder and ending."""
-        return self.file_path.rsplit("/", 1)[1].removesuffix(".cxi")
+    def bad(self, kind: list[str], scan: Scan, what: str) -> None:
+        """Note what must not be."""
+        kind.append(f"{scan.run_id}: {what}")
+        self.bad_runs.add(scan.run_id)
 
 
-def reckon(rest: Rest, facility: SpawnedFacility, scans: list[Scan], spoiled_jobs: set[str]) -> Reckoning:
-    """Compare the books.
+def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str]) -> Reckoning:
+    """Compare the books, when all has ended.
 
-    :param spoiled_jobs: ids of jobs that a fault has ended; they do not count as done.
+    :param spoiled: ids of jobs that a fault has ended for good: to each belongs a successor.
     """
     result = Reckoning()
-    jobs, transfers = facility.jobs(), facility.transfers()
+    jobs, transfers = parts.facility.jobs(), parts.facility.transfers()
     for scan in scans:
         own_jobs = [job for job in jobs if scan.stem in job["name"]]
-        own_transfers = [task for task in transfers if task["label"].startswith(scan.run_id)]
-        _judge_end(result, rest, scan)
-        _judge_jobs(result, scan, own_jobs, spoiled_jobs)
+        own_transfers = [task for task in transfers if task["label"].startswith(f"{scan.run_id}-")]
+        _judge_end(result, parts.rest, scan)
+        _judge_jobs(result, scan, own_jobs, spoiled)
         _judge_transfers(result, scan, own_transfers)
     return result
 
 
 def _judge_end(result: Reckoning, rest: Rest, scan: Scan) -> None:
     state = rest.run(DAG_ID, scan.run_id)["state"]
-    if not scan.fails:
-        (result.survived if state == "success" else result.lost).append(f"{scan.run_id}: {state}")
+    if scan.meant == "success":
+        if state == "success":
+            result.succeeded.append(scan.run_id)
+        else:
+            result.bad(result.lost, scan, f"{state}; {why(rest, scan.run_id)}")
         return
+    task_id, words = TOLD[scan.meant]
     if state != "failed":
-        result.wrong_message.append(f"{scan.run_id}: its program fails, and the run is {state}")
+        result.bad(result.wrong_message, scan, f"{scan.meant}, and its run is {state}")
         return
-    wait = rest.task_instances(DAG_ID, scan.run_id)["ptychocam.wait"]
-    log = rest.log(DAG_ID, scan.run_id, "ptychocam.wait", max(wait["try_number"], 1))
-    told = "UserError" in log and "exit code 3" in log and "cannot allocate the probe" in log
-    (result.failed_as_meant if told else result.wrong_message).append(f"{scan.run_id}: {wait['state']}")
+    log = _last_log(rest, scan.run_id, task_id)
+    if missing := [word for word in words if word not in log]:
+        what = f"{scan.meant}, but not told: {', '.join(missing)}; {why(rest, scan.run_id)}"
+        result.bad(result.wrong_message, scan, what)
+    else:
+        result.failed_as_meant.append(f"{scan.run_id}: {scan.meant} ({words[0]})")
 
 
-def _judge_jobs(result: Reckoning, scan: Scan, jobs: list[dict[str, Any]], spoiled: set[str]) -> None:
-    whole = [job for job in jobs if job["job_id"] not in spoiled]
-    states = Counter(job["state"] for job in jobs)
-    if len(whole) > 1 or any(job["runs"] > 1 + job["restarts"] for job in jobs):
-        result.doubled.append(f"{scan.run_id}: jobs {dict(states)}")
-    if not whole and f"{scan.run_id}: success" in result.survived:
-        result.lost.append(f"{scan.run_id}: success without a job")
-    result.orphaned += [f"{scan.run_id}: job {job['job_id']} {job['state']}" for job in jobs if job["active"]]
+def why(rest: Rest, run_id: str) -> str:
+    """Which tasks of a run failed, and the last error that each log tells."""
+    told = []
+    for task_id, task in rest.task_instances(DAG_ID, run_id).items():
+        if task["state"] == "failed":
+            lines = _last_log(rest, run_id, task_id).splitlines()
+            error = next((line for line in reversed(lines) if _CLASS.search(line)), "no error in the log")
+            told.append(f"{task_id} (try {task['try_number']}): {error[:300]}")
+    return "; ".join(told) or "no task failed"
+
+
+def _last_log(rest: Rest, run_id: str, task_id: str) -> str:
+    task = rest.task_instances(DAG_ID, run_id)[task_id]
+    return rest.log(DAG_ID, run_id, task_id, max(task["try_number"], 1))
+
+
+def _judge_jobs(result: Reckoning, scan: Scan, jobs: list[dict[str, Any]], spoiled: dict[str, str]) -> None:
+    states = dict(Counter(job["state"] for job in jobs))
+    completed = [job for job in jobs if job["state"] == "COMPLETED"]
+    # A job that a fault has ended has a successor; any other is one more than the scan needs, once it ran.
+    ran = [job for job in jobs if job["runs"] and job["job_id"] not in spoiled]
+    if len(completed) > 1 or len(ran) > 1 or any(job["runs"] > 1 + job["restarts"] for job in jobs):
+        result.bad(result.doubled, scan, f"jobs {states}, {len(ran)} of them unspoiled")
+    if scan.meant == "success" and not completed:
+        result.bad(result.lost, scan, f"no job has completed: {states}")
+    if scan.meant == "no such file" and jobs:
+        result.bad(result.doubled, scan, f"a job without a file: {states}")
+    for job in jobs:
+        if job["active"]:
+            result.bad(result.orphaned, scan, f"job {job['job_id']} is {job['state']}")
 
 
 def _judge_transfers(result: Reckoning, scan: Scan, transfers: list[dict[str, Any]]) -> None:
     moved = sum(task["files_moved"] for task in transfers)
-    if moved > 1:
-        result.doubled.append(f"{scan.run_id}: {moved} files moved by {len(transfers)} transfers")
-    if moved < 1:
-        result.lost.append(f"{scan.run_id}: no file was moved")
-    result.orphaned += [
-        f"{scan.run_id}: transfer {task['task_id']} {task['status']}"
-        for task in transfers
-        if task["status"] not in ("SUCCEEDED", "FAILED")
-    ]
+    wanted = 0 if scan.meant == "no such file" else 1
+    what = f"{moved} files moved by {len(transfers)} transfers"
+    if moved > wanted:
+        result.bad(result.doubled, scan, what)
+    if moved < wanted:
+        result.bad(result.lost, scan, what)
+    for task in transfers:
+        if task["status"] not in ("SUCCEEDED", "FAILED"):
+            result.bad(result.orphaned, scan, f"transfer {task['task_id']} is {task['status']}")

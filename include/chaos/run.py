@@ -5,45 +5,31 @@ from __future__ import annotations
 import random
 import time
 import urllib.error
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
-from chaos.books import DAG_ID, Reckoning, Scan, reckon
-from chaos.faults import KINDS, Switches
-from facility.testing import SpawnedFacility, spawn
-from local_airflow.rest import FINISHED, Rest, RestError
-from local_airflow.seed import standin_beamline, standin_seed
-from local_airflow.stack import LocalAirflow, running
+from chaos.books import Reckoning, reckon
+from chaos.faults import KINDS, Fault, Switches
+from chaos.kills import Kills
+from chaos.processes import resident_memory
+from chaos.rules import Rules
+from chaos.system import DAG_ID, Scan, System, make_scans, post, system
+from local_airflow.rest import FINISHED, RestError
 
-# What is quicker here than at a beamline, so that an hour shows what a month would: a dead worker is
-# noticed and a task tried again sooner.
-SETTINGS = {
-    "AIRFLOW__CORE__PARALLELISM": "6",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
-    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
-}
+AT_ONCE = 16  # scans that are under way at once
+OUTAGES = (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException, RestError)
+REAPER = "cancel_abandoned_work"
 
-# The reconstruction: takes the seconds that the scan says, and fails when it says so.
-ENGINE = r"""#!/bin/bash
-set -eu
-for file; do case $file in *.cxi) break ;; esac; done
-read -r seconds what < "$file"
-sleep "$seconds"
-if [ "$what" = fail ]; then echo "cannot allocate the probe" >&2; exit 3; fi
-printf 'result\n' > "$COSMIC_OUTPUT.cxi"
-printf '\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1' > "$COSMIC_OUTPUT.png"
-printf '{"frames": 1}\n' > "$COSMIC_OUTPUT.json"
-"""
 
-BATCH = 12  # scans that are under way at once
-FAILING = 0.05  # of the scans have a program that fails
-OUTAGES = (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException)
+@dataclass(frozen=True)
+class MemorySample:
+    """Memory of the triggerer, in MiB, at a moment (seconds since the beginning)."""
+
+    at: float
+    pid: int
+    size: float
 
 
 @dataclass
@@ -51,125 +37,162 @@ class Result:
     """What a run was and what came of it."""
 
     seed: int
-    scans: list[Scan] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
+    scans: list[Scan]
+    faults: list[Fault] = field(default_factory=list)
     reckoning: Reckoning = field(default_factory=Reckoning)
     seconds: float = 0.0
-    triggerer_memory: list[float] = field(default_factory=list)  # MiB, over time
+    memory: list[MemorySample] = field(default_factory=list)
+    died_by_themselves: list[str] = field(default_factory=list)
+    killed_in_submit: int = 0
+
+    @property
+    def happened(self) -> list[Fault]:
+        """The faults that really happened: rules that no request met are not among them."""
+        return [fault for fault in self.faults if fault.happened]
 
 
 class Chaos:
     """Runs `scans` scans with about `faults` faults.
 
+    :param folder: for everything; empty or not there.
     :param seed: decides which scans, which faults and in which order.
+    :param database: see `chaos.system.system`.
+    :param limit: seconds that it may take.
+    :param say: gets a line now and then.
     """
 
-    def __init__(self, folder: Path, *, scans: int, faults: int, seed: int, limit: float = 7200.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        scans: int,
+        faults: int,
+        seed: int,
+        database: str | None = None,
+        limit: float = 5400.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.folder = folder
-        self.random = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self.faults = faults
+        self.database = database
         self.limit = limit
-        self.result = Result(seed, [self._new_scan(number) for number in range(scans)])
+        self.say = say
+        # One for the scans and one for the faults, so that neither depends on how the other went.
+        self.result = Result(seed, make_scans(scans, random.Random(f"scans {seed}")))  # noqa: S311
+        self._draw = random.Random(f"faults {seed}")  # noqa: S311 - repeatable on purpose
+        self._under_way: set[str] = set()
+        self._waiting = list(self.result.scans)
+        self._began = time.monotonic()
+        self._next_fault = 0.0
+        self._noted = (-1, 0.0)
 
     def run(self) -> Result:
         """Run it all.
 
         :raises TimeoutError: scans were still under way after `limit` seconds.
         """
-        started = time.monotonic()
-        with self._system() as (airflow, facility):
-            switches = Switches(airflow, facility, self.random)
-            rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
-            rest.wait_for_dag(DAG_ID)
-            self._put_scans(facility)
-            self._go(rest, switches, started + self.limit)
-            self.result.reckoning = reckon(rest, facility, self.result.scans, switches.spoiled_jobs)
-        self.result.seconds = time.monotonic() - started
-        return self.result
+        scans, result = self.result.scans, self.result
+        with system(self.folder, scans, at_once=AT_ONCE, database=self.database) as parts:
+            self._began = time.monotonic()
+            rules = Rules(parts.facility)
+            kills = Kills(parts.airflow, parts.facility, self._draw)
+            switches = Switches(parts, self._draw, kills, rules)
+            while self._waiting or self._under_way:
+                self._step(parts, switches)
+            switches.tend(all_of_them=True)
+            rules.clear()
+            self._settle(parts)
+            self._learn(switches)
+            self._sample(parts)
+            result.died_by_themselves = kills.died_by_themselves
+            result.killed_in_submit = kills.killed_in_submit
+            result.reckoning = reckon(parts, scans, switches.spoiled)
+        result.seconds = time.monotonic() - self._began
+        return result
 
-    @contextmanager
-    def _system(self) -> Iterator[tuple[LocalAirflow, SpawnedFacility]]:
-        with spawn(self.folder / "facility", slots=BATCH) as facility:
-            script = facility.nersc / "software" / "ptychocam_reconstruction.sh"
-            script.parent.mkdir(parents=True, exist_ok=True)
-            script.write_text(ENGINE)
-            script.chmod(0o755)
-            beamline = standin_beamline(
-                facility.description, self.folder / "beamline.yaml", self.folder / "scripts"
-            )
-            settings = SETTINGS | {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline)}
-            airflow = LocalAirflow(self.folder / "airflow", extra=settings)
-            with running(airflow, standin_seed(facility.description)):
-                yield airflow, facility
+    def _step(self, parts: System, switches: Switches) -> None:
+        """Look who has ended, send what there is room for, do a fault when one is due."""
+        if time.monotonic() - self._began > self.limit:
+            raise TimeoutError(f"Still under way after {self.limit:.0f} s: {sorted(self._under_way)}")
+        switches.kills.tend()
+        switches.tend()
+        self._learn(switches)
+        self._under_way -= self._ended(parts)
+        self._send(parts)
+        if self._fault_is_due():
+            self._fault(switches)
+        else:
+            time.sleep(0.3)
+        self._note(parts)
 
-    def _new_scan(self, number: int) -> Scan:
-        stem = f"NS_230216{number:03}_ccdframes_0_0"
-        return Scan(f"2023/02/230216/{stem}.cxi", f"scan__{stem}", self.random.random() < FAILING)
+    @property
+    def _posted(self) -> int:
+        return len(self.result.scans) - len(self._waiting)
 
-    def _put_scans(self, facility: SpawnedFacility) -> None:
-        for scan in self.result.scans:
-            path = facility.collection("data7012") / scan.file_path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            seconds = self.random.uniform(0.5, 8)
-            path.write_text(f"{seconds:.1f} {'fail' if scan.fails else 'ok'}\n")
+    def _send(self, parts: System) -> None:
+        """Post scans, but not faster than faults can happen to them."""
+        behind = self.faults * (self._posted - AT_ONCE) / len(self.result.scans)
+        while self._waiting and len(self._under_way) < AT_ONCE and len(self.result.happened) >= behind:
+            try:
+                if not post(parts.rest, self._waiting[0]):
+                    return
+            except OUTAGES:
+                return
+            self._under_way.add(self._waiting.pop(0).run_id)
 
-    def _go(self, rest: Rest, switches: Switches, deadline: float) -> None:
-        """Post scans, do faults and look, until all have ended."""
-        waiting, under_way = list(self.result.scans), set[str]()
-        every = max(len(self.result.scans), 1) / max(self.faults, 1)
-        done_before = 0
-        while waiting or under_way:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"Still under way after {self.limit:.0f} s: {sorted(under_way)}")
-            under_way -= self._ended(rest, under_way)
-            while waiting and len(under_way) < BATCH and self._post(rest, waiting[0]):
-                under_way.add(waiting.pop(0).run_id)
-            ended = len(self.result.scans) - len(waiting) - len(under_way)
-            done = self.result.faults.total()
-            # As many faults as scans have come far, spread over the run.
-            if done < self.faults and done * every <= ended + len(under_way) / 2:
-                self._fault(switches)
-            else:
-                time.sleep(0.5)
-            if done // 20 != done_before // 20:
-                self._note(switches.airflow, ended)
-            done_before = done
-        switches.facility.clear_faults()
+    def _ended(self, parts: System) -> set[str]:
+        path = f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100&order_by=-id"
+        try:
+            found = parts.rest.call("GET", path, timeout=20.0)["dag_runs"]
+        except OUTAGES:
+            return set()
+        return {run["dag_run_id"] for run in found if run["state"] in FINISHED} & self._under_way
+
+    def _fault_is_due(self) -> bool:
+        """As many faults as scans have been sent, spread over the run."""
+        due = self.faults * self._posted / len(self.result.scans)
+        to_come = len(self.result.faults) - len(self.result.happened)  # laid, and not met by a request yet
+        return len(self.result.happened) + to_come / 2 < due and time.monotonic() >= self._next_fault
 
     def _fault(self, switches: Switches) -> None:
-        (kind,) = self.random.choices(KINDS, weights=[kind.weight for kind in KINDS])
+        (kind,) = self._draw.choices(KINDS, weights=[kind.weight for kind in KINDS])
+        laid = len(switches.rules.all)
         said = kind.act(switches)
-        self.result.faults[kind.name] += 1
-        print(f"  fault {self.result.faults.total():4}: {kind.name}: {said}", flush=True)
-        time.sleep(self.random.uniform(0.1, 1.5))
+        if said is None:
+            return  # nothing to act on; the next may have
+        fault = Fault(kind.name, said, frozenset(self._under_way))
+        if len(switches.rules.all) > laid:
+            fault.rule, fault.happened = switches.rules.all[-1].number, False
+        self.result.faults.append(fault)
+        self._next_fault = time.monotonic() + self._draw.uniform(0.1, 1.5)
+        self.say(f"{time.monotonic() - self._began:6.0f} s  {kind.name}: {said}")
 
-    def _post(self, rest: Rest, scan: Scan) -> bool:
-        """Post as the beamline's client does: 409 means that it is there already."""
-        try:
-            rest.trigger(DAG_ID, {"file_path": scan.file_path, "do_ptychocam": True}, scan.run_id)
-        except RestError as error:
-            return error.status == 409
-        except OUTAGES:
-            return False
-        return True
+    def _learn(self, switches: Switches) -> None:
+        """Which of the laid faults have been met, and by which scans at the latest."""
+        switches.rules.look()
+        for fault in self.result.faults:
+            if not fault.happened and fault.rule is not None and switches.rules.all[fault.rule].hits:
+                fault.happened = True
+                fault.under_way |= self._under_way
 
-    def _ended(self, rest: Rest, under_way: set[str]) -> set[str]:
-        try:
-            found = rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100&order_by=-id")["dag_runs"]
-        except (RestError, *OUTAGES):
-            return set()
-        return {run["dag_run_id"] for run in found if run["state"] in FINISHED} & under_way
+    def _settle(self, parts: System) -> None:
+        """All is well again: let Airflow look for what was left behind, as it does every ten minutes."""
+        parts.airflow.wait_ready()
+        run_id = parts.rest.trigger(REAPER, run_id="after_the_chaos")
+        state = parts.rest.wait_for_run(REAPER, run_id, 180.0)["state"]
+        self.say(f"{time.monotonic() - self._began:6.0f} s  all runs have ended; {REAPER}: {state}")
 
-    def _note(self, airflow: LocalAirflow, ended: int) -> None:
-        memory = resident_memory(airflow.processes["triggerer"].pid)
-        self.result.triggerer_memory.append(memory)
-        print(f"  {ended} of {len(self.result.scans)} scans ended; triggerer {memory:.0f} MiB", flush=True)
+    def _note(self, parts: System) -> None:
+        ended = self._posted - len(self._under_way)
+        step, at = len(self.result.happened) // 20, time.monotonic()
+        if step != self._noted[0] or at - self._noted[1] > 15.0:
+            self._noted = (step, at)
+            self._sample(parts)
+            count = f"{ended} of {len(self.result.scans)} scans ended, {len(self.result.happened)} faults"
+            memory = self.result.memory[-1].size
+            self.say(f"{at - self._began:6.0f} s  {count}; triggerer {memory:.0f} MiB")
 
-
-def resident_memory(pid: int) -> float:
-    """Resident memory of a process in MiB; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
+    def _sample(self, parts: System) -> None:
+        pid = parts.airflow.processes["triggerer"].pid
+        at = time.monotonic() - self._began
+        self.result.memory.append(MemorySample(at, pid, resident_memory(pid)))

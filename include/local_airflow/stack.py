@@ -97,19 +97,23 @@ class LocalAirflow:
         :raises LocalAirflowError: a component ended, or is not healthy after `timeout` seconds.
         """
 
-        def healthy() -> bool:
+        def ready() -> bool:
             self.check_alive()
-            report = self._health()
-            return _is_healthy(report, "metadatabase") and all(
-                _is_healthy(report, name.replace("-", "_"), since=self._started[name])
-                for name in self.processes
-                if name != "api-server"
-            )
+            return self.is_ready()
 
-        if not wait_until(healthy, timeout):
+        if not wait_until(ready, timeout):
             raise LocalAirflowError(
                 f"Airflow was not ready after {timeout:.0f} s: {self._health()}. Logs are in {self.home}."
             )
+
+    def is_ready(self) -> bool:
+        """Whether every started component is healthy, and has said so since it was started."""
+        report = self._health()
+        return _is_healthy(report, "metadatabase") and all(
+            _is_healthy(report, name.replace("-", "_"), since=self._started[name])
+            for name in self.processes
+            if name != "api-server"
+        )
 
     def check_alive(self) -> None:
         """Raise LocalAirflowError, with the tail of its log, when a component has ended by itself."""

@@ -15,6 +15,7 @@ from airflow.sdk import get_current_context
 from cosmic.beamline import Beamline, Engine, beamline
 from cosmic.plan import plan_run, plan_transfer
 from cosmic.results import Reconstruction, collect_result, summarise
+from facilities.reaping import Reaped, Reaper
 from facilities.superfacility.hook import SuperfacilityHook
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,20 @@ def report(
 ) -> dict[str, Any]:
     """The run's result, for people and for programs."""
     return summarise(scan, transfer, results)
+
+
+def cancel_abandoned(carers: Mapping[str, Sequence[Sequence[str]]]) -> Reaped:
+    """Cancel jobs and transfers that nobody waits for any more.
+
+    :param carers: by DAG, groups of tasks that look after one job or transfer.
+    """
+    site = beamline()
+    reaper = Reaper({dag_id: [tuple(group) for group in groups] for dag_id, groups in carers.items()})
+    reaper.reap_jobs(site.connections.superfacility, site.job.machine)
+    reaper.reap_transfers(site.connections.globus)
+    living = f"{reaper.result['jobs']} jobs and {reaper.result['transfers']} transfers live"
+    log.info("%s, %d were abandoned and cancelled.", living, len(reaper.result["cancelled"]))
+    return reaper.result
 
 
 def _connections(site: Beamline) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -149,7 +149,7 @@ def sweep(work: RemoteWork, whose: str) -> bool:
     if work["remote_id"] in _cancelled:
         return False
     try:
-        cancelled = _sweep_job(work) if work["kind"] == "slurm" else _sweep_transfer(work)
+        cancelled = cancel_living(work)
     except FacilityError as error:
         log.error("Whether %s %s of %s lives is not known: %s", work["kind"], work["remote_id"], whose, error)
         return False
@@ -159,23 +159,35 @@ def sweep(work: RemoteWork, whose: str) -> bool:
     return cancelled
 
 
-def _sweep_job(work: RemoteWork) -> bool:
+def cancel_living(work: RemoteWork, still: Callable[[], bool] = lambda: True) -> bool:
+    """Cancel the work if it lives; tells whether it did.
+
+    :param still: asked right before, once the work is known to live: whether it has to be cancelled.
+    :raises FacilityError: the service does not answer, or refuses.
+    """
+    cancel = _cancel_job if work["kind"] == "slurm" else _cancel_transfer
+    return cancel(work, still)
+
+
+def _cancel_job(work: RemoteWork, still: Callable[[], bool]) -> bool:
     from facilities.superfacility.hook import SuperfacilityHook  # noqa: PLC0415 - listeners load everywhere
+    from facilities.superfacility.states import SlurmState  # noqa: PLC0415 - the same
 
     machine = work.get("machine", "perlmutter")
     with closing(SuperfacilityHook(work["conn_id"])) as hook:
         job = hook.jobs(machine, [work["remote_id"]], "squeue").get(work["remote_id"])
-        if job is None or job.final:
+        # A job that was cancelled is COMPLETING until its processes have ended.
+        if job is None or job.final or job.state is SlurmState.COMPLETING or not still():
             return False
         hook.cancel(machine, work["remote_id"])
     return True
 
 
-def _sweep_transfer(work: RemoteWork) -> bool:
+def _cancel_transfer(work: RemoteWork, still: Callable[[], bool]) -> bool:
     from facilities.globus.hook import GlobusHook  # noqa: PLC0415 - listeners load everywhere
 
     with closing(GlobusHook(work["conn_id"])) as hook:
-        if not hook.get_task(work["remote_id"]).is_living:
+        if not hook.get_task(work["remote_id"]).is_living or not still():
             return False
         hook.cancel(work["remote_id"])
     return True

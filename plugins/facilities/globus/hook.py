@@ -156,6 +156,10 @@ class GlobusHook(BaseHook):
         found = self._tasks({"label": f"={label}"}, kinds=[kind], orderby="request_time DESC", limit=100)
         return [task for task in found if task.label == label]
 
+    def living_tasks(self) -> list[TaskSnapshot]:
+        """All our tasks that have not ended, at most a thousand."""
+        return [task for task in self._tasks({"status": ["ACTIVE", "INACTIVE"]}) if task.is_living]
+
     def _tasks(
         self,
         clauses: Mapping[str, str | list[str]],

@@ -16,11 +16,11 @@ from typing import Literal, get_args
 import globus_sdk
 
 from facilities.errors import UserError
+from facilities.owners import Owner
 
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
 
 LABEL_LIMIT = 128
-_LABEL_DIGEST = 12
 _PATH_LIMIT = 4096
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NOT_LABEL = re.compile(r"[^A-Za-z0-9._ -]+")
@@ -185,14 +185,15 @@ def check_sync_level(value: object) -> SyncLevel:
     )
 
 
-def make_label(base: str, *identity: str) -> str:
-    """Label of at most 128 plain characters that is the same for the same `identity`, and for no other.
+def make_label(base: str, owner: Owner, fingerprint: str) -> str:
+    """Label of at most 128 plain characters that is the same for the same owner and work, and for no other.
 
-    Plain, because Globus's filters give `/`, `:`, `,`, `~`, `=` and `!` a meaning.
+    Plain, because Globus's filters give `/`, `:`, `,`, `~`, `=` and `!` a meaning. It ends in the owner's
+    hash and the work's.
     """
-    room = LABEL_LIMIT - _LABEL_DIGEST - 1
-    plain = _NOT_LABEL.sub("_", base).strip()[:room].strip()
-    return f"{plain}-{_digest(*identity)[:_LABEL_DIGEST]}" if plain else _digest(*identity)
+    end = f"-{owner.digest}-{fingerprint[:8]}"
+    plain = _NOT_LABEL.sub("_", base).strip()[: LABEL_LIMIT - len(end)].strip()
+    return (plain or "task") + end
 
 
 def _digest(*parts: str) -> str:

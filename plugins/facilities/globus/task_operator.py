@@ -24,6 +24,7 @@ from facilities.globus.submission import Record, Submission
 from facilities.globus.triggers import GlobusAnswersTrigger, GlobusTaskTrigger
 from facilities.globus.watching import Limits, TaskWatch
 from facilities.killing import task_is_over, timed_out
+from facilities.owners import Owner
 from facilities.polling import Pace, Seen
 from facilities.sweeping import WORK_KEY, RemoteWork
 
@@ -107,8 +108,8 @@ class GlobusTaskOperator(BaseOperator):
     def make_label(self, context: Context, fingerprint: str) -> str:
         """Label that leads to this task's work even when nothing else is left."""
         ti = context["ti"]
-        identity = (ti.dag_id, ti.task_id, ti.run_id, str(ti.map_index), fingerprint)
-        return make_label(self.task_label or f"{ti.dag_id}.{ti.task_id}.{ti.run_id}", *identity)
+        owner = Owner(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
+        return make_label(self.task_label or f"{ti.dag_id}.{ti.task_id}.{ti.run_id}", owner, fingerprint)
 
     # Airflow's entries
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from facilities.owners import Owner
+
 
 class Store(Protocol):
     """Where a task keeps small values between its tries; Airflow's task state store."""
@@ -39,6 +41,11 @@ class JobIdentity:
         """Hash that only this task instance has."""
         parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def owner(self) -> Owner:
+        """The task instance."""
+        return Owner(self.dag_id, self.run_id, self.task_id, self.map_index)
 
     def name(self, generation: int) -> str:
         """Job name of a generation, in characters that Slurm's look-up survives."""

@@ -61,6 +61,7 @@ class JobSnapshot:
     stdout: str | None = None
     stderr: str | None = None
     work_dir: str | None = None
+    comment: str | None = None
 
     @property
     def final(self) -> bool:
@@ -145,6 +146,7 @@ def _from_sacct(row: Row, job_id: str, zone: ZoneInfo) -> JobSnapshot:
         stdout=_text(row, "stdout"),
         stderr=_text(row, "stderr"),
         work_dir=_text(row, "workdir"),
+        comment=_text(row, "comment"),
     )
 
 
@@ -169,6 +171,7 @@ def _from_squeue(row: Row, job_id: str, zone: ZoneInfo) -> JobSnapshot:
         qos=_text(row, "qos"),
         user=_text(row, "user"),
         work_dir=_text(row, "work_dir"),
+        comment=_text(row, "comment"),
     )
 
 

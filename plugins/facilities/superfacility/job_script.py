@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import jinja2
 
 from facilities.errors import UserError
+from facilities.owners import Owner
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.&|,()\[\]*-]{0,127}")
@@ -215,11 +216,12 @@ def render_file(path: Path, context: Mapping[str, Any]) -> str:
     return render_template(template, context, name=f"Job script template {path.name}")
 
 
-def job_script(resources: SlurmResources, job_name: str, body: str) -> str:
+def job_script(resources: SlurmResources, job_name: str, body: str, *, owner: Owner | None = None) -> str:
     """Put directives and body together.
 
     Directives come first: sbatch reads none after the first command. The body's own shebang is kept.
 
+    :param owner: goes into the job's comment.
     :raises UserError: the body is empty, brings directives of its own, or has DOS line ends.
     """
     first, _, rest = body.lstrip("\n").partition("\n")
@@ -230,7 +232,8 @@ def job_script(resources: SlurmResources, job_name: str, body: str) -> str:
         _refuse("The job script brings #SBATCH lines of its own", "give them as resources.")
     if "\r\n" in body:
         _refuse("The job script has DOS line ends", "save it with Unix line ends.")
-    lines = [shebang, *resources.directives(job_name), "", commands.strip("\n"), ""]
+    comment = [f"#SBATCH --comment={owner.mark}"] if owner else []
+    lines = [shebang, *resources.directives(job_name), *comment, "", commands.strip("\n"), ""]
     return "\n".join(lines)
 
 

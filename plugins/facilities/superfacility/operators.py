@@ -227,11 +227,8 @@ class SfapiSubmitJobOperator(BaseOperator):
         )
 
     def _submission(self, context: Context, doubtful_since: float | None) -> Submission:
-        resources = self._checked_resources()
         body = self._body()
-        job_script(
-            resources, self._identity.name(0), body
-        )  # what is wrong with it is told before anything is asked
+        self._script(self._identity.name(0), body)  # what is wrong with it is told before anything is asked
         store = context.get("task_state_store")
         if store is None:
             self.log.warning(
@@ -241,7 +238,7 @@ class SfapiSubmitJobOperator(BaseOperator):
             self.hook,
             self._identity,
             machine=self.machine,
-            script_for=lambda name: self._keep_copy(name, job_script(resources, name, body)),
+            script_for=lambda name: self._keep_copy(name, self._script(name, body)),
             store=store,
             doubtful_since=doubtful_since,
             settle=self.settle,
@@ -294,7 +291,7 @@ class SfapiSubmitJobOperator(BaseOperator):
             stderr=files.stderr,
             url=url,
             script_copy=self._script_copy,
-            script=job_script(resources, job.name, self._body()),
+            script=self._script(job.name, self._body()),
         )
         context["ti"].xcom_push(key="job", value=dict(values))
         announce_work(context, job.job_id, self.superfacility_conn_id, self.machine)
@@ -314,6 +311,9 @@ class SfapiSubmitJobOperator(BaseOperator):
         )
 
     # The script
+
+    def _script(self, name: str, body: str) -> str:
+        return job_script(self._checked_resources(), name, body, owner=self._identity.owner)
 
     def _checked_resources(self) -> SlurmResources:
         resources = self.slurm_resources

@@ -20,6 +20,7 @@ from facilities.globus.requests import (
     check_task_id,
     make_label,
 )
+from facilities.owners import Owner
 
 SOURCE = "639c49be-604f-423c-9c5d-82a53afe1bf1"
 DESTINATION = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
@@ -98,21 +99,25 @@ def test_sync_levels() -> None:
         check_sync_level("md5")
 
 
+OWNERS = st.builds(Owner, st.text(), st.text(), st.text(), st.integers(-1, 9))
+FINGERPRINTS = st.text("0123456789abcdef", min_size=32, max_size=32)
+
+
 @settings(deadline=None)
-@given(st.text(max_size=300), st.lists(st.text(), min_size=1, max_size=4))
-def test_labels_are_what_globus_takes_and_filters_exactly(base: str, identity: list[str]) -> None:
-    label = make_label(base, *identity)
+@given(st.text(max_size=300), OWNERS, FINGERPRINTS)
+def test_labels_are_what_globus_takes_and_filters_exactly(base: str, owner: Owner, work: str) -> None:
+    label = make_label(base, owner, work)
     assert re.fullmatch(r"[A-Za-z0-9._ -]{12,128}", label)
     assert label == label.strip()
-    assert label == make_label(base, *identity)
-    assert label != make_label(base, *identity, "other")
+    assert label == make_label(base, owner, work)
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(), min_size=1), st.lists(st.text(), min_size=1))
-def test_labels_of_different_work_differ(one: list[str], other: list[str]) -> None:
-    assume(one != other)
-    assert make_label("scan", *one) != make_label("scan", *other)
+@given(OWNERS, OWNERS, FINGERPRINTS, FINGERPRINTS)
+def test_labels_of_different_work_differ(one: Owner, other: Owner, this: str, that: str) -> None:
+    assume(one != other and this[:8] != that[:8])
+    labels = {make_label("scan", owner, work) for owner in (one, other) for work in (this, that)}
+    assert len(labels) == 4
 
 
 def request(**changes: object) -> TransferRequest:

@@ -28,6 +28,7 @@ SCRIPT = """\
 #SBATCH --nodes=1
 #SBATCH --gpus=1
 #SBATCH --output={log}
+#SBATCH --comment={mark}
 
 echo reconstructed
 """
@@ -54,7 +55,7 @@ def test_a_first_try_submits_once_and_says_where(nersc: Facility, task: Task) ->
         "stderr": str(task.log),
         "url": task.ti.xcoms["_link_SlurmJobLink"],
         "script_copy": None,
-        "script": SCRIPT.format(name=task.identity.name(0), log=task.log),
+        "script": SCRIPT.format(name=task.identity.name(0), log=task.log, mark=task.identity.owner.mark),
     }
     assert task.ti.xcoms["_link_SlurmJobLink"].startswith("https://iris.nersc.gov/user/")
     assert INTENT_KEY not in task.store

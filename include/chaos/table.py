@@ -1,0 +1,60 @@
+"""What a chaos run prints at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from chaos.faults import KINDS
+from chaos.run import MemorySample, Result
+
+
+def table(result: Result) -> str:
+    """Faults by kind, scans by what became of them, the triggerer's memory, the seed."""
+    return "\n".join([*_head(result), *_faults(result), *_scans(result), *_memory(result.memory)])
+
+
+def _head(result: Result) -> Iterator[str]:
+    counts = f"{len(result.scans)} scans, {len(result.happened)} faults, {result.seconds:.0f} s"
+    yield f"\nSeed {result.seed}: {counts}"
+
+
+def _faults(result: Result) -> Iterator[str]:
+    """A fault is survived when every scan that was under way ended as it should."""
+    injected = Counter(fault.kind for fault in result.happened)
+    bad = result.reckoning.bad_runs
+    survived = Counter(fault.kind for fault in result.happened if not fault.under_way & bad)
+    yield f"\n{'fault':<24}{'injected':>10}{'survived':>10}"
+    for name in [kind.name for kind in KINDS if injected[kind.name]]:
+        yield f"{name:<24}{injected[name]:>10}{survived[name]:>10}"
+    yield f"{'all':<24}{injected.total():>10}{survived.total():>10}"
+    if result.killed_in_submit:
+        yield f"task processes killed while a submit was on its way: {result.killed_in_submit}"
+    if result.died_by_themselves:
+        yield f"died by themselves, and were started again: {', '.join(result.died_by_themselves)}"
+
+
+def _scans(result: Result) -> Iterator[str]:
+    reckoning = result.reckoning
+    yield f"\n{'scans':<24}{len(result.scans):>10}"
+    for name in ("succeeded", "failed_as_meant", "lost", "doubled", "orphaned", "wrong_message"):
+        lines: list[str] = getattr(reckoning, name)
+        yield f"  {name.replace('_', ' '):<22}{len(lines):>10}"
+        if name != "succeeded":
+            yield from (f"      {line}" for line in lines)
+
+
+def _memory(samples: list[MemorySample]) -> Iterator[str]:
+    """The triggerer is killed now and then; its longest life tells whether it grows."""
+    if not samples:
+        return
+    first, last, peak = samples[0].size, samples[-1].size, max(sample.size for sample in samples)
+    yield f"\ntriggerer's memory: {first:.0f} MiB at the beginning, {last:.0f} at the end, {peak:.0f} at most"
+    lives: dict[int, list[MemorySample]] = {}
+    for sample in samples:
+        lives.setdefault(sample.pid, []).append(sample)
+    life = max(lives.values(), key=lambda seen: seen[-1].at - seen[0].at)
+    settled = [sample for sample in life if sample.at - life[0].at >= 30.0] or life
+    minutes = (settled[-1].at - settled[0].at) / 60
+    sizes = f"{settled[0].size:.0f} to {settled[-1].size:.0f} MiB"
+    yield f"in its longest life, {minutes:.1f} min once settled: {sizes}"

@@ -1,0 +1,73 @@
+"""Which task instance a remote job or transfer belongs to, as the remote side itself tells it.
+
+A job carries its owner in Slurm's comment: squeue shows that to the Superfacility API with every job (its
+job name has room for a hash only), also when nothing of the submit was ever written down here. A Globus
+task has nothing but a label of 128 characters, so that holds the owner's hash, and Airflow is asked which
+of its runs has it.
+
+Several Airflows may share an account at the facility (a test system beside the production): owners of
+another one are not ours to judge, so a mark names its Airflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from urllib.parse import quote, unquote
+
+from airflow.configuration import conf
+
+_DIGITS = 12
+_LABEL = re.compile(rf".*-([0-9a-f]{{{_DIGITS}}})-[0-9a-f]{{8}}")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A task instance; `map_index` is -1 for a task that is not mapped."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+    @property
+    def mark(self) -> str:
+        """What a Slurm comment says: one word, safe in a job script."""
+        # No slash in any part: Airflow refuses one in ids, and what its patterns may be widened to is quoted.
+        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        return "/".join(["airflow", this_airflow(), *(quote(part, safe="+:~") for part in parts)])
+
+    @classmethod
+    def read(cls, mark: str | None) -> Owner | None:
+        """The owner that a comment names; None when it is not a mark of this Airflow."""
+        parts = (mark or "").split("/")
+        if len(parts) != 6 or parts[:2] != ["airflow", this_airflow()]:
+            return None
+        dag_id, run_id, task_id, index = (unquote(part) for part in parts[2:])
+        return cls(dag_id, run_id, task_id, int(index)) if re.fullmatch(r"-?\d{1,9}", index) else None
+
+    @property
+    def digest(self) -> str:
+        """Hash for a label."""
+        parts = (this_airflow(), self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]
+
+    def __str__(self) -> str:
+        index = "" if self.map_index < 0 else f"[{self.map_index}]"
+        return f"{self.dag_id}.{self.task_id}{index} of run {self.run_id}"
+
+
+def owner_digest(label: str) -> str | None:
+    """The owner's hash in a label; None when the label is not of this kind."""
+    match = _LABEL.fullmatch(label)
+    return match[1] if match else None
+
+
+@cache
+def this_airflow() -> str:
+    """What tells this Airflow from others: a hash of its address, `[api] base_url`."""
+    address = conf.get("api", "base_url", fallback="").rstrip("/")
+    return hashlib.sha256(address.encode()).hexdigest()[:8]
