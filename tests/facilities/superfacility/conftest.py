@@ -22,6 +22,7 @@ QUICK = {
     "requeue_delay": 20.0,
     "kill_wait": 5.0,
     "timezone": "America/Los_Angeles",
+    "job_path": "",
 }
 
 

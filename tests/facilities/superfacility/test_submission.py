@@ -280,8 +280,12 @@ def test_a_job_whose_id_cannot_be_written_down_is_found_by_name(nersc: Facility,
 
 
 def test_a_job_that_slurm_does_not_list_is_kept_for_a_day_then_replaced(
-    nersc: Facility, task: Task, hook: Any
+    nersc: Facility, task: Task, hook: Any, tmp_path: Path
 ) -> None:
+    sacct = tmp_path / "sacct"  # this machine may have one that knows no Slurm
+    sacct.write_text("#!/bin/sh\n")
+    sacct.chmod(0o755)
+    nersc.control("nersc", "set", job_path=str(tmp_path))
     task.store.set(JOB_KEY, {"job_id": "4711", "name": "x", "generation": 0, "submitted_at": time.time()})
     assert task.finish(task.submit()) == "4711"
     task.store.set(
