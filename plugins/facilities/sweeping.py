@@ -29,6 +29,7 @@ WORK_KEY = "remote_work"
 
 # After these seconds: on_kill has had its time, and a cleared task is not "over" any more.
 LOOKS = (5.0, 45.0)
+QUEUE_LAG = 30.0  # seconds for which the queue may still show a job that was cancelled
 
 
 _one_at_a_time = threading.Lock()
@@ -84,9 +85,10 @@ def _task_marked(task_instance: Any) -> None:
         _look_later(task_instance.dag_id, task_instance.run_id, task_instance.task_id)
 
 
-def _look_later(dag_id: str, run_id: str, task_id: str | None) -> None:
+def _look_later(dag_id: str, run_id: str, task_id: str | None) -> threading.Thread:
     thread = threading.Thread(target=_look, args=(dag_id, run_id, task_id), name="sweep", daemon=True)
     thread.start()
+    return thread
 
 
 def _look(dag_id: str, run_id: str, task_id: str | None) -> None:
@@ -144,7 +146,7 @@ def _works(session: Any, dag_id: str, run_id: str, task_ids: Iterable[str] | Non
 def sweep(work: RemoteWork, whose: str) -> bool:
     """Cancel the work if it lives; tells whether it did."""
     now = time.monotonic()
-    for remote_id in [known for known, at in _cancelled.items() if now - at >= LOOKS[0]]:
+    for remote_id in [known for known, at in _cancelled.items() if now - at >= QUEUE_LAG]:
         del _cancelled[remote_id]
     if work["remote_id"] in _cancelled:
         return False
