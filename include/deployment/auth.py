@@ -1,8 +1,13 @@
-"""Airflow's FAB auth manager, with "may start runs of this DAG" as a permission of its own.
+"""Airflow's FAB auth manager, with two things of its own.
+
+"May start runs of this DAG" is a permission.
 
 FAB asks for "may edit the DAG" before somebody may start a run of it, and whoever may edit a DAG may also
 pause it. A beamline computer must not be able to stop the pipeline for everybody, so here "can_create" on
 "DAG Run:<dag_id>" together with "can_read" on the DAG is enough for a start.
+
+A login while the database is away is an outage (503). FAB takes a user whom it cannot look up for one who
+does not exist, and a beamline computer that hears "wrong password" (401) needs a person; for 503 it waits.
 """
 
 from __future__ import annotations
@@ -13,10 +18,27 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.providers.fab.auth_manager.fab_auth_manager import (  # type: ignore[import-not-found]
     FabAuthManager,
 )
+from airflow.utils.session import create_session
+from fastapi import HTTPException
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 
 class BeamlineAuthManager(FabAuthManager):  # type: ignore[misc] # the provider is in the image only
     """FAB's auth manager; set as `[core] auth_manager`."""
+
+    def create_token(self, headers: dict[str, str], body: dict[str, Any]) -> Any:
+        """The user who logs in for a token; None when name or password are wrong."""
+        user = super().create_token(headers=headers, body=body)
+        if user is not None:
+            return user
+        try:
+            with create_session() as session:
+                session.execute(text("SELECT 1"))
+        except DBAPIError as error:
+            raise HTTPException(503, "The database does not answer; try again.") from error
+        # It may have been away a moment ago.
+        return super().create_token(headers=headers, body=body)
 
     def is_authorized_dag(
         self,
