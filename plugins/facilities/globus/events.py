@@ -22,6 +22,8 @@ class TaskEvent(TypedDict):
     next_step: str
     report: str  # Globus's report about the trouble
     cancelled: Cancelled
+    stuck_seconds: float  # since when the task, in trouble, has made no progress
+    moved: list[int]  # bytes and files until then
 
 
 def read_event(event: object) -> TaskEvent:
@@ -29,14 +31,15 @@ def read_event(event: object) -> TaskEvent:
 
     :raises InfrastructureError: when it is not one of ours: the wait starts again with the next try.
     """
-    keys = TaskEvent.__annotations__
-    if not isinstance(event, Mapping) or any(not isinstance(event.get(key), str) for key in keys):
+    texts = [key for key in TaskEvent.__annotations__ if key not in ("stuck_seconds", "moved")]
+    if not isinstance(event, Mapping) or any(not isinstance(event.get(key), str) for key in texts):
         raise InfrastructureError(
             "The trigger ended without a proper event",
             state=str(event)[:200],
             next_step="clear the task: it takes the transfer up again.",
         )
-    return cast("TaskEvent", {key: event[key] for key in keys})
+    progress = {"stuck_seconds": event.get("stuck_seconds", 0.0), "moved": event.get("moved", [0, 0])}
+    return cast("TaskEvent", {key: event[key] for key in texts} | progress)
 
 
 def error_of(event: TaskEvent, url: str) -> FacilityError:

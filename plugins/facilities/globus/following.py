@@ -89,6 +89,8 @@ def end(hook: GlobusHook, watch: TaskWatch, verdict: Verdict) -> TaskEvent:
         next_step=verdict.next_step,
         report=watch.report,
         cancelled=cancelled,
+        stuck_seconds=watch.stuck_for(time.monotonic()),
+        moved=list(watch.moved),
     )
 
 

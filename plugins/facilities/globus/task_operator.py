@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,8 +21,9 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.links import GlobusTaskLink
 from facilities.globus.requests import Request, make_label
 from facilities.globus.states import TaskStatus, failure_class_of, next_step_for
-from facilities.globus.submission import Record, Submission
+from facilities.globus.submission import Record, StateStore, Submission
 from facilities.globus.triggers import GlobusAnswersTrigger, GlobusTaskTrigger
+from facilities.globus.waits import Wait, forget
 from facilities.globus.watching import Limits, TaskWatch
 from facilities.killing import task_is_over, timed_out
 from facilities.owners import Owner
@@ -41,7 +43,7 @@ class GlobusTaskOperator(BaseOperator):
     :param globus_conn_id: connection of type `globus`.
     :param label: text for Globus's own lists; characters that it might misread are replaced and a
         fingerprint of the run and the work is added. None: DAG, task and run.
-    :param timeout: longest wait for the Globus task in one try. Then it is cancelled and the task fails.
+    :param timeout: longest wait for one Globus task, over all tries. Then it is cancelled and the task fails.
     :param give_up_after: a Globus task that makes no progress for that long for a reason that does not
         pass by itself (missing file, permission, quota, credentials) is cancelled and the task fails.
     :param give_up_outage_after: the same for a collection that does not answer or is paused.
@@ -122,6 +124,10 @@ class GlobusTaskOperator(BaseOperator):
         self._ti = context["ti"]
         told = read_event(event)
         self._globus_task_id = told["task_id"]
+        store = context.get("task_state_store")
+        if told["outcome"] == "in trouble":
+            self._wait_on(store, told)  # defers
+        forget(store)
         if told["outcome"] != "finished":
             raise error_of(told, self.hook.task_url(told["task_id"]))
         request = self.make_request(context)
@@ -178,7 +184,7 @@ class GlobusTaskOperator(BaseOperator):
                 submission.request, expected = self.prepare(request)
                 task = submission.submit()
             self._announce(context, task)
-            self._wait_for(task, expected)  # defers
+            self._wait_for(context.get("task_state_store"), task, expected)  # defers
         except TransientError as error:
             return self._hold(request, error, hold_until, holds)
         return self.execute_complete(context, self._follow(task, expected))
@@ -211,23 +217,41 @@ class GlobusTaskOperator(BaseOperator):
         GlobusTaskLink().persist(context, url)
         self.log.info("Globus task %s: %s", task.task_id, url)
 
-    def _wait_for(self, task: TaskSnapshot, expected: int | None) -> None:
+    def _wait_for(self, store: StateStore | None, task: TaskSnapshot, expected: int | None) -> None:
         if not self.deferrable or task.is_final:
             return
+        wait = Wait.read(store, task.task_id)
+        if wait is None:
+            deadline = time.time() + self.timeout.total_seconds()
+            wait = Wait(task.task_id, deadline, expected).keep(store)
+        self._defer_wait(wait)
+
+    def _wait_on(self, store: StateStore | None, told: TaskEvent) -> NoReturn:
+        """Write down since when the task makes no progress, and wait on."""
+        wait = Wait.read(store, told["task_id"])
+        if wait is None:
+            wait = Wait(told["task_id"], time.time() + self.timeout.total_seconds())
+        self.log.warning("No progress for %.0f s: %s.", told["stuck_seconds"], told["reason"])
+        moved = (told["moved"][0], told["moved"][1])
+        self._defer_wait(wait.stand_still(time.time() - told["stuck_seconds"], moved).keep(store))
+
+    def _defer_wait(self, wait: Wait) -> NoReturn:
         self.defer(
             trigger=GlobusTaskTrigger(
                 globus_conn_id=self.globus_conn_id,
-                task_id=task.task_id,
-                deadline=time.time() + self.timeout.total_seconds(),
+                task_id=wait.task_id,
+                deadline=wait.deadline,
                 pace_least=self.poll_least,
                 pace_most=self.poll_most,
                 give_up_after=self.give_up_after.total_seconds(),
                 give_up_outage_after=self.give_up_outage_after.total_seconds(),
-                expected_bytes=expected,
+                expected_bytes=wait.expected,
+                standstill=asdict(wait.standstill) if wait.standstill else None,
             ),
             method_name="execute_complete",
-            timeout=self.timeout + _DEFER_GRACE,
+            timeout=timedelta(seconds=max(wait.deadline - time.time(), 0.0)) + _DEFER_GRACE,
         )
+        raise AssertionError("defer raises")
 
     def _finish(self, request: Request, task: TaskSnapshot) -> Any:
         if task.status is TaskStatus.SUCCEEDED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -13,6 +14,7 @@ from facilities.errors import CredentialsError
 from facilities.globus.documents import TaskSnapshot
 from facilities.globus.following import ask_by_name, cancel, cancel_by_label, end, explain, say
 from facilities.globus.hook import GlobusHook
+from facilities.globus.waits import Standstill
 from facilities.globus.watching import Limits, TaskWatch, Verdict
 from facilities.killing import really_killed
 from facilities.polling import Pace, Seen, shared_poller
@@ -82,6 +84,7 @@ class GlobusTaskTrigger(BaseTrigger):
     :param give_up_after: see `Limits`, in seconds.
     :param give_up_outage_after: see `Limits`, in seconds.
     :param expected_bytes: see `Limits`.
+    :param standstill: fields of the `Standstill` that an earlier wait has found.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class GlobusTaskTrigger(BaseTrigger):
         give_up_after: float,
         give_up_outage_after: float,
         expected_bytes: int | None = None,
+        standstill: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.globus_conn_id = globus_conn_id
@@ -105,7 +109,9 @@ class GlobusTaskTrigger(BaseTrigger):
             give_up_after=give_up_after,
             give_up_outage_after=give_up_outage_after,
             expected_bytes=expected_bytes,
+            keeps=True,
         )
+        self.standstill = Standstill.read(standstill)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments."""
@@ -120,13 +126,16 @@ class GlobusTaskTrigger(BaseTrigger):
                 "give_up_after": self.limits.give_up_after,
                 "give_up_outage_after": self.limits.give_up_outage_after,
                 "expected_bytes": self.limits.expected_bytes,
+                "standstill": asdict(self.standstill) if self.standstill else None,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         now = asyncio.get_running_loop().time()
-        watch = TaskWatch(self.globus_task_id, self.limits, max(self.deadline - time.time(), 0.0), now)
+        known, left = self.standstill, max(self.deadline - time.time(), 0.0)
+        stuck = (max(time.time() - known.since, 0.0), known.moved) if known else None
+        watch = TaskWatch(self.globus_task_id, self.limits, left, now, stuck)
         verdict = await self._watch(watch)
         event = await asyncio.to_thread(end, self._hook(), watch, verdict)
         yield _fire(event)

@@ -14,12 +14,13 @@ from facilities.globus.documents import TaskSnapshot
 from facilities.globus.states import failure_class_of, next_step_for
 from facilities.polling import Pace, PollFailed, Seen
 
-Outcome = Literal["finished", "stuck", "timeout", "lost", "credentials"]
+Outcome = Literal["finished", "in trouble", "stuck", "timeout", "lost", "credentials"]
 
 _SAY_AGAIN = 60.0  # seconds between lines about progress
 _STILL_THE_SAME = 600.0  # seconds between lines when nothing changes
 _ABSENCES = 3  # looks in a row that do not list the task before it is asked for by name
 _REFUSALS = 3  # looks in a row that are refused for their credentials
+_KEEP_AFTER = 60.0  # seconds of a standstill after which it is worth writing down
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Limits:
         file, permission, quota, credentials) is cancelled after that time without progress.
     :param give_up_outage_after: the same for a collection that does not answer, or is paused.
     :param expected_bytes: size of the work, if it is known.
+    :param keeps: whether whoever watches writes a standstill down, when told so by the outcome "in trouble".
     """
 
     pace: Pace = Pace(least=2.0, most=30.0)  # noqa: RUF009 - frozen
     give_up_after: float = 1800.0
     give_up_outage_after: float = 12 * 3600.0
     expected_bytes: int | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class TaskWatch:
     :param limits: how it is watched.
     :param remaining: seconds until the wait's own limit.
     :param now: seconds on a monotonic clock; every later `now` is on the same one.
+    :param stuck: how long the task had been in trouble when the watch began, and what it had moved by then.
     """
 
     task_id: str
     limits: Limits
     remaining: float
     now: float
+    stuck: tuple[float, tuple[int, int]] | None = None
     messages: list[tuple[int, str]] = field(default_factory=list)
     wants_report: bool = False
     """The task is in trouble that has not been explained: fetch Globus's report, and `explain` it."""
@@ -76,10 +81,10 @@ class TaskWatch:
         self._said_at = float("-inf")
         self._said_bytes = 0
         self._said_state: tuple[object, ...] | None = None
-        self._moved: tuple[int, int] = (0, 0)
+        self.moved: tuple[int, int] = self.stuck[1] if self.stuck else (0, 0)
         self._faults = 0
         self._trouble = ""
-        self._trouble_since: float | None = None
+        self._trouble_since = self._kept_since = self.now - self.stuck[0] if self.stuck else None
         self._report = ""
         self._absences = 0
         self._refusals = 0
@@ -153,10 +158,10 @@ class TaskWatch:
 
     def _note_trouble(self, task: TaskSnapshot, now: float) -> None:
         moved = (task.bytes_transferred, task.files_transferred + task.files_skipped)
-        if moved != self._moved:
+        if moved != self.moved:
             self._trouble_since = None
             self._faults = task.faults
-        self._moved = moved
+        self.moved = moved
         # Faults without progress are trouble, too, even while Globus calls the task OK.
         trouble = task.trouble or ("UNKNOWN" if task.faults > self._faults else "")
         if not trouble:
@@ -173,7 +178,7 @@ class TaskWatch:
         kind = failure_class_of(self._trouble)
         limit = self.limits.give_up_outage_after if kind == "infrastructure" else self.limits.give_up_after
         if now - self._trouble_since < limit:
-            return None
+            return self._keep(now)
         return Verdict(
             "stuck",
             f"the Globus task made no progress for {limit / 60:.3g} min because of {self._trouble}",
@@ -181,6 +186,15 @@ class TaskWatch:
             next_step=next_step_for(self._trouble),
             cancel=True,
         )
+
+    def _keep(self, now: float) -> Verdict | None:
+        """Have a standstill written down, once."""
+        wanted = self.limits.keeps and self._trouble_since != self._kept_since
+        return Verdict("in trouble", self._trouble) if wanted and self.stuck_for(now) >= _KEEP_AFTER else None
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds since the task has made progress, if it is in trouble."""
+        return 0.0 if self._trouble_since is None else now - self._trouble_since
 
     def _unanswered(self, failed: PollFailed, now: float) -> Verdict | None:
         self._refusals = self._refusals + 1 if isinstance(failed.error, CredentialsError) else 0

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # The triggers keep the limits themselves; Airflow's own comes later, in case that no triggerer runs.
 _DEFER_GRACE = timedelta(minutes=5)
 
+WAIT_KEY = "slurm_wait"
+
 
 class SlurmJobSensor(BaseSensorOperator):
     """Waits for a Slurm job, cancels it when this task is ended, and returns a `JobResult`.
@@ -48,7 +50,8 @@ class SlurmJobSensor(BaseSensorOperator):
     :param machine: such as perlmutter.
     :param stdout: the job's output file, %j its id; None: what the submit task says, else Slurm's default.
     :param stderr: the same for errors; None: as `stdout`.
-    :param timeout: longest wait, in seconds. Then the job is cancelled and the task fails.
+    :param timeout: longest wait for one job, over all tries, in seconds. Then the job is cancelled and the task
+        fails.
     :param deferrable: wait in the triggerer; otherwise a worker slot is held.
     :param poll_least: seconds between two looks, at least.
     :param poll_most: seconds between two looks, at most.
@@ -136,7 +139,7 @@ class SlurmJobSensor(BaseSensorOperator):
         announce_work(context, job_id, self.superfacility_conn_id, self.machine)
         self.log.info("Waiting for Slurm job %s on %s. %s", job_id, self.machine, url)
         if self.deferrable:
-            self._defer(job_id)
+            self._defer(job_id, self._deadline(context, job_id))
         watch = JobWatch(job_id, self.machine, self._limits, self.timeout, time.monotonic())
         with closing(SlurmJobs(self.superfacility_conn_id, self.machine, attempts=4)) as source:
             verdict = follow(source, watch, self.log)
@@ -146,6 +149,8 @@ class SlurmJobSensor(BaseSensorOperator):
         """Judge the end of the wait."""
         self._ti = context["ti"]
         successors = self._successors(context)
+        if (store := context.get("task_state_store")) is not None:
+            store.delete(WAIT_KEY)  # another wait, for the same job too, counts from its own beginning
         job = read_job_event(event, self._checked_job_id())
         if successors is not None and (script := self._script_after(successors, job)):
             return self._succeed(context, successors, job, script)
@@ -195,20 +200,31 @@ class SlurmJobSensor(BaseSensorOperator):
             pace=Pace(least=self.poll_least, most=self.poll_most), confirm=self.confirm, grace=self.grace
         )
 
-    def _defer(self, job_id: str) -> None:
+    def _deadline(self, context: Context, job_id: str) -> float:
+        """End of the wait for this job, in seconds since 1970; counted from the first try that waits for it."""
+        store = context.get("task_state_store")
+        kept: Any = store.get(WAIT_KEY) if store is not None else None
+        if isinstance(kept, Mapping) and kept.get("job_id") == job_id:
+            return float(kept["deadline"])
+        deadline = time.time() + self.timeout
+        if store is not None:
+            store.set(WAIT_KEY, {"job_id": job_id, "deadline": deadline})
+        return deadline
+
+    def _defer(self, job_id: str, deadline: float) -> None:
         self.defer(
             trigger=SlurmJobTrigger(
                 superfacility_conn_id=self.superfacility_conn_id,
                 machine=self.machine,
                 job_id=job_id,
-                deadline=time.time() + self.timeout,
+                deadline=deadline,
                 poll_least=self.poll_least,
                 poll_most=self.poll_most,
                 confirm=self.confirm,
                 grace=self.grace,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout) + _DEFER_GRACE,
+            timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE,
         )
 
     # A job that takes the place of a lost one

@@ -47,7 +47,7 @@ def test_the_trigger_is_stored_without_secrets_and_comes_back(run: Run, place: P
     assert secret not in json.dumps([kwargs, run.ti.xcoms, run.store])
     assert run.trigger(waiting).serialize() == (path, kwargs)
     assert kwargs["expected_bytes"] == 600
-    assert waiting.timeout == timedelta(hours=3, minutes=5)
+    assert waiting.timeout.total_seconds() == pytest.approx(3 * 3600 + 300, abs=30)
     assert kwargs["deadline"] == pytest.approx(time.time() + 3 * 3600, abs=30)
 
 
@@ -107,6 +107,38 @@ def test_a_stuck_transfer_is_told_and_given_up(run: Run, place: Place, task_log:
     assert "check that the path exists on the source collection" in str(raised.value)
     assert "The Globus task was cancelled." in str(raised.value)
     assert [(task["status"], task["canceled_by"]) for task in place.books()] == [("FAILED", "user")]
+
+
+def test_a_standstill_counts_from_its_beginning_whatever_starts_anew(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute of it is written down; then neither a new triggerer nor a new try begins the count again."""
+    monkeypatch.setattr("facilities.globus.watching._KEEP_AFTER", 0.5)
+    make = making(place, give_up_after=timedelta(minutes=30), timeout=timedelta(hours=5))
+    place.facility.control("globus", "bandwidth", bytes_per_second=1)
+    waiting = deferred(run.start(make))
+    place.at_source.unlink()
+    place.facility.control("globus", "bandwidth", bytes_per_second=None)
+    task_id = waiting.trigger.serialize()[1]["task_id"]
+    place.facility.control("globus", "retry", task_id=task_id)
+    event = run.fire(waiting)
+    assert (event["outcome"], event["reason"], event["cancelled"]) == (
+        "in trouble",
+        "FILE_NOT_FOUND",
+        "not asked",
+    )
+    again = deferred(run.resume(make, waiting, event))
+    since = again.trigger.serialize()[1]["standstill"]["since"]
+    assert time.time() - since == pytest.approx(0.5, abs=5)
+    run.retry()
+    retried = deferred(run.start(make)).trigger.serialize()[1]
+    assert (retried["standstill"]["since"], retried["task_id"]) == (since, task_id)
+    assert retried["deadline"] == waiting.trigger.serialize()[1]["deadline"]
+
+    run.store["globus_wait"]["standstill"]["since"] = time.time() - 29 * 60 - 59  # type: ignore[index]
+    last = deferred(run.start(make))
+    assert run.fire(last)["outcome"] == "stuck"
+    assert place.books()[0]["canceled_by"] == "user"
 
 
 @pytest.mark.parametrize(

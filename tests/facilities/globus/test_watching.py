@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,30 @@ def test_missing_file_is_told_at_once_and_given_up_later() -> None:
     assert (verdict.outcome, verdict.cancel, verdict.failure_class) == ("stuck", True, "user")
     assert "10 min because of FILE_NOT_FOUND" in verdict.reason
     assert watch.report == "FILE_NOT_FOUND at noon: No such file"
+
+
+def test_a_standstill_of_a_minute_is_handed_out_once_to_be_kept() -> None:
+    watch = watching(replace(LIMITS, keeps=True))
+    missing = seen(is_ok=False, nice_status="FILE_NOT_FOUND")
+    assert [watch.look(missing, at) for at in (30.0, 89.0)] == [None, None]
+    assert watch.look(missing, 90.0) == Verdict("in trouble", "FILE_NOT_FOUND")
+    assert (watch.stuck_for(90.0), watch.moved) == (60.0, (0, 0))
+    resumed = TaskWatch("t", replace(LIMITS, keeps=True), 86_400.0, 1000.0, (590.0, (0, 0)))
+    assert resumed.look(missing, 1009.0) is None
+    assert resumed.look(missing, 1010.0) == watching_since(410.0).look(missing, 1010.0)
+
+
+def watching_since(began: float) -> TaskWatch:
+    watch = watching()
+    watch.look(seen(is_ok=False, nice_status="FILE_NOT_FOUND"), began)
+    return watch
+
+
+def test_progress_since_it_was_kept_ends_a_standstill() -> None:
+    moved = seen(is_ok=False, nice_status="FILE_NOT_FOUND", bytes_transferred=1)
+    resumed = TaskWatch("t", LIMITS, 86_400.0, 1000.0, (599.0, (0, 0)))
+    assert resumed.look(moved, 1002.0) is None
+    assert resumed.stuck_for(1002.0) == 0.0
 
 
 def test_an_outage_of_a_collection_is_waited_for_longer() -> None:

@@ -1,0 +1,25 @@
+"""A short chaos run: a real Airflow of its own and a stand-in, both killed and cut off; then the books."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaos.run import Chaos
+from chaos.table import table
+
+pytestmark = pytest.mark.live
+
+SCANS, FAULTS, SEED = 4, 15, 3
+
+
+def test_nothing_is_lost_nothing_done_twice_and_nothing_left_running(tmp_path: Path) -> None:
+    said: list[str] = []
+    chaos = Chaos(tmp_path, scans=SCANS, faults=FAULTS, seed=SEED, limit=280.0, say=said.append)
+    result = chaos.run()
+    told = "\n".join([*said, table(result)])
+    assert result.reckoning.clean, told
+    ended = len(result.reckoning.succeeded) + len(result.reckoning.failed_as_meant)
+    assert ended == SCANS, told
+    assert len(result.happened) >= FAULTS / 2, told
