@@ -50,8 +50,8 @@ class SlurmJobSensor(BaseSensorOperator):
     :param machine: such as perlmutter.
     :param stdout: the job's output file, %j its id; None: what the submit task says, else Slurm's default.
     :param stderr: the same for errors; None: as `stdout`.
-    :param timeout: longest wait for one job, over all tries, in seconds. Then the job is cancelled and the task
-        fails.
+    :param timeout: longest wait for one job, over all tries, in seconds. Then the job is cancelled and the
+        task fails.
     :param deferrable: wait in the triggerer; otherwise a worker slot is held.
     :param poll_least: seconds between two looks, at least.
     :param poll_most: seconds between two looks, at most.
@@ -201,7 +201,7 @@ class SlurmJobSensor(BaseSensorOperator):
         )
 
     def _deadline(self, context: Context, job_id: str) -> float:
-        """End of the wait for this job, in seconds since 1970; counted from the first try that waits for it."""
+        """End of the wait, in seconds since 1970: counted from the first try that waits for this job."""
         store = context.get("task_state_store")
         kept: Any = store.get(WAIT_KEY) if store is not None else None
         if isinstance(kept, Mapping) and kept.get("job_id") == job_id:

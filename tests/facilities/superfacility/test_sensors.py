@@ -255,15 +255,6 @@ def test_defer_has_a_timeout_later_than_the_triggers_own(waiting: Task) -> None:
     assert deferral.trigger.deadline - time.time() == pytest.approx(100, abs=5)
 
 
-def test_a_retried_wait_keeps_the_limit_of_the_first_and_a_new_job_has_its_own(waiting: Task) -> None:
-    first = waiting.start(waiting.wait("4711", timeout=100.0)).trigger.deadline
-    waiting.retry()
-    again = waiting.start(waiting.wait("4711", timeout=500.0))
-    assert again.trigger.deadline == first
-    assert again.timeout.total_seconds() < 401
-    assert waiting.start(waiting.wait("4712", timeout=500.0)).trigger.deadline > first + 300
-
-
 @pytest.mark.parametrize(
     "event", [None, {}, "success", {"outcome": "final", "job_id": "4711"}, {"job_id": "1"}]
 )
