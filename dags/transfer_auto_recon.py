@@ -110,15 +110,15 @@ with DAG(
                 pool="nersc",
             )
             finished: Any = wait.output
-            collected = task(task_id="collect", pool="nersc", outlets=[RECONSTRUCTIONS])(tasks.collect)(
-                engine, finished
-            )
+            collected = task(
+                task_id="collect", pool="nersc", multiple_outputs=False, outlets=[RECONSTRUCTIONS]
+            )(tasks.collect)(engine, finished)
             engines >> perlmutter_is_up
             [copy, perlmutter_is_up] >> job >> wait
             results.append(collected)
 
     copied: Any = copy.output
-    report = task(task_id="report", trigger_rule="none_failed_min_one_success")(tasks.report)(
-        plan["scan"], copied, results
-    )
+    report = task(task_id="report", multiple_outputs=False, trigger_rule="none_failed_min_one_success")(
+        tasks.report
+    )(plan["scan"], copied, results)
     [copy, transfer_only] >> report
