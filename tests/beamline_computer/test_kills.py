@@ -59,8 +59,16 @@ def runs_of(api: AirflowApi, n: int) -> int:
     return sum(run_id.startswith(first) for run_id in api.created)
 
 
-@pytest.mark.parametrize("points", ["lines", "calls"])
-@pytest.mark.parametrize("scenario", ["submit", "reprocess"])
+@pytest.mark.parametrize(
+    ("scenario", "points"),
+    [
+        ("submit", "lines"),
+        ("submit", "calls"),
+        ("reprocess", "lines"),
+        ("reprocess", "calls"),
+        ("outage", "lines"),
+    ],
+)
 def test_killed_anywhere_a_kept_request_is_one_run(
     api: AirflowApi, password_file: Path, tmp_path: Path, scenario: str, points: str
 ) -> None:
@@ -79,10 +87,11 @@ def test_killed_anywhere_a_kept_request_is_one_run(
     assert any(report["waited"] for report in reports)
 
 
+@pytest.mark.parametrize("points", ["lines", "calls"])
 def test_a_watch_killed_anywhere_submits_each_scan_once(
-    api: AirflowApi, password_file: Path, tmp_path: Path
+    api: AirflowApi, password_file: Path, tmp_path: Path, points: str
 ) -> None:
-    reports = kill_at_every("calls", "watch", api, password_file, tmp_path)
+    reports = kill_at_every(points, "watch", api, password_file, tmp_path)
     assert len(reports) > 50
     assert [runs_of(api, report["n"]) for report in reports] == [1] * len(reports)
     assert all(report["recovered"] == 0 and report["left"] == 0 for report in reports)

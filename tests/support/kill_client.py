@@ -1,9 +1,10 @@
-"""Kill the beamline's client at every point: `python kill_client.py SCENARIO SPEC`, SPEC being JSON.
+"""Kill the beamline's client at every point: `python kill_client.py SCENARIO POINTS SPEC`, SPEC being JSON.
 
 For n = 1, 2, ... a forked process does the scenario with a spool of its own and sends itself SIGKILL at its
 n-th point; a second one then does what a person or the next start would do. A point is a line of the client's
 code that runs for the first time ("lines"), or a call into the operating system that the interpreter audits
-("calls"). Ends when the scenario runs to its end unharmed, and prints one JSON object for each n.
+("calls"). At a line the power is cut, too: of the spool only what was synced is left. Ends when the scenario
+runs to its end unharmed, and prints one JSON object for each n.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from beamline_computer import submit_scan
 from beamline_computer.submit_scan import Client, Settings, Watch, WatchLoop, WatchMemory
+from support.power_cut import Disk
 
 CALLS = ("open", "os.", "fcntl.", "socket.", "http.client.", "urllib.")
 
@@ -27,22 +29,26 @@ def quiet(_: str) -> None:
     """Nobody listens."""
 
 
-def no_sync(_: int) -> None:
-    """SIGKILL loses nothing that was written: syncs cost seconds here; another test looks at their order."""
+def no_sync(_: object) -> None:
+    """SIGKILL loses nothing that was written, and real syncs cost seconds here."""
 
 
-def client_of(spec: dict[str, Any], n: int) -> Client:
+def client_of(spec: dict[str, Any], n: int, timeout: float = 10.0) -> Client:
     """The client of try `n`: a spool of its own, a quick first retry."""
     submit_scan.Airflow.first_pause = 0.01
-    os.fsync = no_sync
     settings = Settings(
         url=spec["url"],
         user="beamline",
         password_file=Path(spec["password_file"]),
-        spool=Path(spec["folder"]) / str(n) / "spool",
-        timeout=10.0,
+        spool=spool_of(spec, n),
+        timeout=timeout,
     )
     return Client(settings, say=quiet)
+
+
+def spool_of(spec: dict[str, Any], n: int) -> Path:
+    """The spool of try `n`."""
+    return Path(spec["folder"]).resolve() / str(n) / "spool"
 
 
 def scan(n: int) -> str:
@@ -53,6 +59,11 @@ def scan(n: int) -> str:
 def submit(spec: dict[str, Any], n: int) -> None:
     """Submit a scan."""
     client_of(spec, n).submit([scan(n)], {"n_iter": 7})
+
+
+def submit_in_an_outage(spec: dict[str, Any], n: int) -> None:
+    """Submit a scan while nobody answers; the caller is told that it is kept."""
+    client_of({**spec, "url": "http://127.0.0.1:9"}, n, timeout=0.05).submit([scan(n)], {"n_iter": 7})
 
 
 def reprocess(spec: dict[str, Any], n: int) -> None:
@@ -81,6 +92,7 @@ def watch(spec: dict[str, Any], n: int) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[dict[str, Any], int], None], Callable[[dict[str, Any], int], None]]] = {
     "submit": (submit, flush),
+    "outage": (submit_in_an_outage, flush),
     "reprocess": (reprocess, flush),
     "watch": (watch, watch),
 }
@@ -139,21 +151,28 @@ def main(scenario: str, points: str, spec: dict[str, Any]) -> None:
     """Kill at each point, recover, report."""
     act, recover = SCENARIOS[scenario]
     arm = {"lines": die_at_line, "calls": die_at_call}[points]
+    os.fsync = no_sync  # type: ignore[assignment]  # named fd there
     n = spec["first"]
     killed = True
     while killed:
         n += 1
+        disk = Disk(spool_of(spec, n)) if points == "lines" else None
+        spool_of(spec, n).parent.mkdir(parents=True)
         if scenario == "watch":
             file = Path(spec["folder"]) / str(n) / "data" / scan(n)
             file.parent.mkdir(parents=True)
             file.write_bytes(bytes.fromhex(spec["hdf5"]))
 
-        def doomed(n: int = n) -> None:
+        def doomed(n: int = n, disk: Disk | None = disk) -> None:
+            if disk:
+                disk.watch()
             arm(n - spec["first"])
             act(spec, n)
 
         status = in_child(doomed)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if disk:
+            disk.cut()
         waited = len(client_of(spec, n).spool.names())
         recovered = in_child(lambda n=n: recover(spec, n))  # type: ignore[misc]
         left = len(client_of(spec, n).spool.names())
