@@ -1,6 +1,6 @@
 """A month of scans: exactly once, though it is broken off, and live scans do not wait for it.
 
-`make test-slow`; `COSMIC_BACKFILL_SCANS` sets the number of scans.
+`make test-slow`; `BACKFILL_SCANS` sets the number of scans.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.missed import FINDER, Day, all_runs, changed_site
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(6 * 3600)]
 
-SCANS = int(os.environ.get("COSMIC_BACKFILL_SCANS", "1000"))
+SCANS = int(os.environ.get("BACKFILL_SCANS", "1000"))
 MONTH = [date(2024, 10, 1) + timedelta(days=number) for number in range(31)]
 PREFIX = "scan__2024__10__"
 LONG = 5 * 3600.0
@@ -105,13 +105,13 @@ def test_a_month_broken_off_twice_is_processed_exactly_once_and_live_scans_go_fi
     waits: list[float] = []
 
     with changed_site(own, processing={"parameters": {"do_ptychocam": False}}):
-        backfill = create(own, "none", copies_at_once=6)
+        backfill = create(own, "none", copies_at_once=12)
         for share in (0.2, 0.5):
             progress.wait_until(int(share * SCANS))
             waits.append(seconds_to_transfer(own))
             progress.say(f"a live scan's transfer began {waits[-1]:.1f} s after its post; breaking off")
             break_off(own, backfill)
-            backfill = create(own, "completed", copies_at_once=6)
+            backfill = create(own, "completed", copies_at_once=12)
             progress.say("begun again")
         progress.wait_until(SCANS)
         waits.append(seconds_to_transfer(own))
