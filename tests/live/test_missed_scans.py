@@ -14,6 +14,7 @@ import requests
 
 from cosmic.scans import day_folder
 from cosmic.watcher import SCAN_FOLDER
+from local_airflow.rest import RestError
 from support.live import DAG_ID, Pipeline
 from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
 
@@ -106,7 +107,12 @@ def test_the_watcher_goes_on_where_it_was_when_scheduler_and_triggerer_are_kille
 
     def told() -> list[str]:
         query = f"name_pattern={SCAN_FOLDER.name}&limit=100&order_by=-timestamp"
-        events = pipeline.rest.call("GET", f"/api/v2/assets/events?{query}")["asset_events"]
+        try:
+            events = pipeline.rest.call("GET", f"/api/v2/assets/events?{query}")["asset_events"]
+        except RestError as error:
+            if error.status != 500:
+                raise
+            return []  # Airflow 3.3.2 cannot list an event while a run of it is still queued
         paths = (path for event in events for path in event["extra"]["payload"]["scans"])
         return [path for path in paths if path in scans]
 
