@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 SCANS ?= 20
 FAULTS ?= 60
 SEED ?= 1
+DATABASE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
@@ -45,8 +46,8 @@ lint: $(VENV) ## Style and types, without changing anything
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
 	@$(RUN) -m benchmark
 
-chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1)
-	@$(RUN) -m chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)'
+chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=postgresql+...)
+	@$(RUN) -m chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
 
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
 

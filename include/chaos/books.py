@@ -20,10 +20,11 @@ _CLASS = re.compile(r"facilities\.errors\.(\w+)|\b(\w+Error): ")
 
 @dataclass
 class Reckoning:
-    """Scans by what became of them, a line each; all lists but the first two have to be empty."""
+    """Scans by what became of them, a line each; all lists but the first three have to be empty."""
 
     succeeded: list[str] = field(default_factory=list)
     failed_as_meant: list[str] = field(default_factory=list)  # and told so, in the right class
+    ended_by_a_person: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
@@ -41,9 +42,11 @@ class Reckoning:
         self.bad_runs.add(scan.run_id)
 
 
-def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str]) -> Reckoning:
+def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str], ended: set[str]) -> Reckoning:
     """Compare the books, when all has ended.
 
+    :param ended: run ids that a person has ended (unless they had succeeded before): these may lack a job or
+        transfer, but must not leave one.
     :param spoiled: ids of jobs that a fault has ended for good: to each belongs a successor.
     """
     result = Reckoning()
@@ -51,9 +54,14 @@ def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str]) -> Reckoni
     for scan in scans:
         own_jobs = [job for job in jobs if scan.stem in job["name"]]
         own_transfers = [task for task in transfers if task["label"].startswith(f"{scan.run_id}-")]
-        _judge_end(result, parts.rest, scan)
-        _judge_jobs(result, scan, own_jobs, spoiled)
-        _judge_transfers(result, scan, own_transfers)
+        if scan.run_id in ended and parts.rest.run(DAG_ID, scan.run_id)["state"] == "failed":
+            result.ended_by_a_person.append(scan.run_id)
+            wanted = range(2)
+        else:
+            _judge_end(result, parts.rest, scan)
+            wanted = range(0, 1) if scan.meant == "no such file" else range(1, 2)
+        _judge_jobs(result, scan, own_jobs, spoiled, least=wanted.start)
+        _judge_transfers(result, scan, own_transfers, wanted)
     return result
 
 
@@ -93,14 +101,16 @@ def _last_log(rest: Rest, run_id: str, task_id: str) -> str:
     return rest.log(DAG_ID, run_id, task_id, max(task["try_number"], 1))
 
 
-def _judge_jobs(result: Reckoning, scan: Scan, jobs: list[dict[str, Any]], spoiled: dict[str, str]) -> None:
+def _judge_jobs(
+    result: Reckoning, scan: Scan, jobs: list[dict[str, Any]], spoiled: dict[str, str], *, least: int
+) -> None:
     states = dict(Counter(job["state"] for job in jobs))
     completed = [job for job in jobs if job["state"] == "COMPLETED"]
     # A job that a fault has ended has a successor; any other is one more than the scan needs, once it ran.
     ran = [job for job in jobs if job["runs"] and job["job_id"] not in spoiled]
     if len(completed) > 1 or len(ran) > 1 or any(job["runs"] > 1 + job["restarts"] for job in jobs):
         result.bad(result.doubled, scan, f"jobs {states}, {len(ran)} of them unspoiled")
-    if scan.meant == "success" and not completed:
+    if scan.meant == "success" and len(completed) < least:
         result.bad(result.lost, scan, f"no job has completed: {states}")
     if scan.meant == "no such file" and jobs:
         result.bad(result.doubled, scan, f"a job without a file: {states}")
@@ -109,14 +119,11 @@ def _judge_jobs(result: Reckoning, scan: Scan, jobs: list[dict[str, Any]], spoil
             result.bad(result.orphaned, scan, f"job {job['job_id']} is {job['state']}")
 
 
-def _judge_transfers(result: Reckoning, scan: Scan, transfers: list[dict[str, Any]]) -> None:
+def _judge_transfers(result: Reckoning, scan: Scan, transfers: list[dict[str, Any]], wanted: range) -> None:
     moved = sum(task["files_moved"] for task in transfers)
-    wanted = 0 if scan.meant == "no such file" else 1
-    what = f"{moved} files moved by {len(transfers)} transfers"
-    if moved > wanted:
-        result.bad(result.doubled, scan, what)
-    if moved < wanted:
-        result.bad(result.lost, scan, what)
+    if moved not in wanted:
+        kind = result.doubled if moved >= wanted.stop else result.lost
+        result.bad(kind, scan, f"{moved} files moved by {len(transfers)} transfers")
     for task in transfers:
         if task["status"] not in ("SUCCEEDED", "FAILED"):
             result.bad(result.orphaned, scan, f"transfer {task['task_id']} is {task['status']}")

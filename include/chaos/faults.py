@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.kills import Kills
+from chaos.people import People
 from chaos.rules import Rules
 from chaos.system import System
 
@@ -41,6 +42,7 @@ class Switches:
     draw: random.Random
     kills: Kills
     rules: Rules
+    people: People
     spoiled: dict[str, str] = field(default_factory=dict)  # jobs that a fault has ended for good, with names
     _restores: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
@@ -183,6 +185,8 @@ KINDS = (
     Kind("kill triggerer", 1, lambda switches: switches.kills.component("triggerer")),
     Kind("kill scheduler", 1.2, lambda switches: switches.kills.component("scheduler")),
     Kind("kill API server", 1.2, lambda switches: switches.kills.component("api-server")),
+    Kind("a person ends a run", 0.7, lambda switches: switches.people.end_a_run()),
+    Kind("a person clears a job", 1, lambda switches: switches.people.clear_the_job()),
     Kind("kill DAG processor", 0.6, lambda switches: switches.kills.component("dag-processor")),
 )
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 
 from chaos.books import Reckoning, reckon
 from chaos.faults import KINDS, Fault, Switches
 from chaos.kills import Kills
+from chaos.people import OUTAGES, People
 from chaos.processes import resident_memory
 from chaos.rules import Rules
 from chaos.system import DAG_ID, Scan, System, make_scans, post, system
-from local_airflow.rest import FINISHED, RestError
+from local_airflow.rest import FINISHED
 
 AT_ONCE = 16  # scans that are under way at once
-OUTAGES = (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException, RestError)
 REAPER = "cancel_abandoned_work"
 
 
@@ -96,7 +94,8 @@ class Chaos:
             self._began = time.monotonic()
             rules = Rules(parts.facility)
             kills = Kills(parts.airflow, parts.facility, self._draw)
-            switches = Switches(parts, self._draw, kills, rules)
+            people = People(parts.rest, self._draw, scans, self._under_way)
+            switches = Switches(parts, self._draw, kills, rules, people)
             while self._waiting or self._under_way:
                 self._step(parts, switches)
             switches.tend(all_of_them=True)
@@ -106,7 +105,7 @@ class Chaos:
             self._sample(parts)
             result.died_by_themselves = kills.died_by_themselves
             result.killed_in_submit = kills.killed_in_submit
-            result.reckoning = reckon(parts, scans, switches.spoiled)
+            result.reckoning = reckon(parts, scans, switches.spoiled, people.ended)
         result.seconds = time.monotonic() - self._began
         return result
 
@@ -178,6 +177,8 @@ class Chaos:
     def _settle(self, parts: System) -> None:
         """All is well again: let Airflow look for what was left behind, as it does every ten minutes."""
         parts.airflow.wait_ready()
+        for scan in self.result.scans:  # a task may have been cleared in the moment in which its run ended
+            parts.rest.wait_for_run(DAG_ID, scan.run_id, 300.0)
         run_id = parts.rest.trigger(REAPER, run_id="after_the_chaos")
         state = parts.rest.wait_for_run(REAPER, run_id, 180.0)["state"]
         self.say(f"{time.monotonic() - self._began:6.0f} s  all runs have ended; {REAPER}: {state}")

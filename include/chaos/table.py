@@ -37,10 +37,18 @@ def _faults(result: Result) -> Iterator[str]:
 def _scans(result: Result) -> Iterator[str]:
     reckoning = result.reckoning
     yield f"\n{'scans':<24}{len(result.scans):>10}"
-    for name in ("succeeded", "failed_as_meant", "lost", "doubled", "orphaned", "wrong_message"):
+    for name in (
+        "succeeded",
+        "failed_as_meant",
+        "ended_by_a_person",
+        "lost",
+        "doubled",
+        "orphaned",
+        "wrong_message",
+    ):
         lines: list[str] = getattr(reckoning, name)
         yield f"  {name.replace('_', ' '):<22}{len(lines):>10}"
-        if name != "succeeded":
+        if name not in ("succeeded", "ended_by_a_person"):
             yield from (f"      {line}" for line in lines)
 
 
