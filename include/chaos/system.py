@@ -69,11 +69,11 @@ class System:
 
 
 def make_scans(count: int, draw: random.Random) -> list[Scan]:
-    """So many scans; one in twenty has a program that fails, one in forty is not there."""
+    """So many scans; of forty, three have a program that fails and two are not there."""
     scans = []
     for number in range(count):
         stem = f"NS_230216{number:03}_ccdframes_0_0"
-        (meant,) = draw.choices(("success", "program fails", "no such file"), (37, 2, 1))
+        (meant,) = draw.choices(("success", "program fails", "no such file"), (35, 3, 2))
         path = f"2023/02/230216/{stem}.cxi"
         scans.append(Scan(path, f"scan__{stem}", meant, round(draw.uniform(0.5, 10), 1)))
     return scans
