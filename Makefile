@@ -46,7 +46,7 @@ lint: $(VENV) ## Style and types, without changing anything
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
 	@$(RUN) -m benchmark
 
-chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=postgresql+...)
+chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
 	@$(RUN) -m chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
 
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name

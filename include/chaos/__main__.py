@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--scans", type=int, default=20)
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--database", help="address of an empty PostgreSQL database; SQLite without it")
+    parser.add_argument("--database", default="", help="sqlite, postgresql, or an empty database's address")
     parser.add_argument("--keep", type=Path, help="a folder for everything, kept afterwards")
     parser.add_argument("--limit", type=float, default=7200.0, help="seconds that it may take")
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from chaos.kills import Kills
 from chaos.people import OUTAGES, People
 from chaos.processes import resident_memory
 from chaos.rules import Rules
-from chaos.system import DAG_ID, Scan, System, make_scans, post, system
+from chaos.system import DAG_ID, Scan, System, best_database, make_scans, post, system
 from local_airflow.rest import FINISHED
 
 AT_ONCE = 16  # scans that are under way at once
@@ -36,6 +36,7 @@ class Result:
 
     seed: int
     scans: list[Scan]
+    database: str = ""
     faults: list[Fault] = field(default_factory=list)
     reckoning: Reckoning = field(default_factory=Reckoning)
     seconds: float = 0.0
@@ -54,7 +55,7 @@ class Chaos:
 
     :param folder: for everything; empty or not there.
     :param seed: decides which scans, which faults and in which order.
-    :param database: see `chaos.system.system`.
+    :param database: see `chaos.system.system`; the best that there is when empty.
     :param limit: seconds that it may take.
     :param say: gets a line now and then.
     """
@@ -66,17 +67,18 @@ class Chaos:
         scans: int,
         faults: int,
         seed: int,
-        database: str | None = None,
+        database: str = "",
         limit: float = 5400.0,
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder = folder
         self.faults = faults
-        self.database = database
+        self.database = database or best_database()
         self.limit = limit
         self.say = say
         # One for the scans and one for the faults, so that neither depends on how the other went.
-        self.result = Result(seed, make_scans(scans, random.Random(f"scans {seed}")))  # noqa: S311
+        drawn = make_scans(scans, random.Random(f"scans {seed}"))  # noqa: S311 - repeatable on purpose
+        self.result = Result(seed, drawn, self.database.partition(":")[0].partition("+")[0])
         self._draw = random.Random(f"faults {seed}")  # noqa: S311 - repeatable on purpose
         self._under_way: set[str] = set()
         self._waiting = list(self.result.scans)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from facility.testing import SpawnedFacility, spawn
+from local_airflow.postgres import programs, running_postgres
 from local_airflow.rest import Rest, RestError
 from local_airflow.seed import standin_beamline, standin_seed
 from local_airflow.stack import LocalAirflow, running
@@ -80,24 +81,40 @@ def make_scans(count: int, draw: random.Random) -> list[Scan]:
 
 
 @contextmanager
-def system(folder: Path, scans: list[Scan], *, at_once: int, database: str | None) -> Iterator[System]:
+def system(folder: Path, scans: list[Scan], *, at_once: int, database: str) -> Iterator[System]:
     """Start everything, the scans at the beamline's collection, and stop it at the end.
 
-    :param database: SQLAlchemy address of an empty PostgreSQL database; None for SQLite.
+    :param database: `postgresql` (a server of its own), `sqlite`, or the SQLAlchemy address of an empty
+        database.
     """
-    with spawn(folder / "facility", slots=at_once) as facility:
+    with ExitStack() as stack:
+        facility = stack.enter_context(spawn(folder / "facility", slots=at_once))
         facility.control("nersc", "set", **SITE)
         _install_engine(facility)
         _put_scans(facility, scans)
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
         settings = SETTINGS | {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline)}
-        if database:
+        if database == "postgresql":
+            database = stack.enter_context(running_postgres(_postgres_programs())).address
+        if database != "sqlite":
             settings["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
         airflow = LocalAirflow(folder / "airflow", extra=settings)
-        with running(airflow, standin_seed(facility.description)):
-            rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
-            rest.wait_for_dag(DAG_ID)
-            yield System(airflow, facility, rest)
+        stack.enter_context(running(airflow, standin_seed(facility.description)))
+        rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
+        rest.wait_for_dag(DAG_ID)
+        yield System(airflow, facility, rest)
+
+
+def best_database() -> str:
+    """What `system` can use here: `postgresql` where its server is installed, otherwise `sqlite`."""
+    return "postgresql" if programs() else "sqlite"
+
+
+def _postgres_programs() -> Path:
+    found = programs()
+    if found is None:
+        raise RuntimeError("PostgreSQL is not installed on this machine; use sqlite, or a server's address.")
+    return found
 
 
 def post(rest: Rest, scan: Scan) -> bool:

@@ -16,7 +16,7 @@ def table(result: Result) -> str:
 
 def _head(result: Result) -> Iterator[str]:
     counts = f"{len(result.scans)} scans, {len(result.happened)} faults, {result.seconds:.0f} s"
-    yield f"\nSeed {result.seed}: {counts}"
+    yield f"\nSeed {result.seed}: {counts}; database: {result.database}"
 
 
 def _faults(result: Result) -> Iterator[str]:

@@ -129,7 +129,7 @@ def test_a_run_that_a_person_has_ended_leaves_nothing_and_did_nothing_twice() ->
 
 
 def test_the_table_tells_it_all() -> None:
-    result = Result(7, [SCAN])
+    result = Result(7, [SCAN], "sqlite")
     result.faults = [
         Fault("lost submit", "said", frozenset({SCAN.run_id})),
         Fault("lost submit", "said", frozenset({"another run"})),
@@ -138,7 +138,7 @@ def test_the_table_tells_it_all() -> None:
     result.reckoning = books(SCAN, [job(), job(job_id="2")], [transfer()])
     result.memory = [MemorySample(0.0, 1, 250.0), MemorySample(60.0, 1, 400.0), MemorySample(120.0, 1, 401.0)]
     lines = table(result).splitlines()
-    assert "Seed 7: 1 scans, 2 faults, 0 s" in lines
+    assert "Seed 7: 1 scans, 2 faults, 0 s; database: sqlite" in lines
     assert "lost submit                      2         1" in lines
     assert not any("Globus request" in line for line in lines)
     assert f"      {SCAN.run_id}: jobs {{'COMPLETED': 2}}, 2 of them unspoiled" in lines

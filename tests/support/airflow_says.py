@@ -32,7 +32,7 @@ class AirflowSays:
             state = self.runs.get((msg.dag_id, msg.run_id))
             if state is None:
                 detail = {"status_code": 404, "message": "Not found"}
-                raise AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR, detail=detail))
+                raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=detail))
             return DagRunStateResult(state=state)
         assert isinstance(msg, GetTaskStates)
         found = {

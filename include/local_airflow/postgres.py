@@ -1,4 +1,4 @@
-"""A PostgreSQL server of Debian's packages, for tests: loopback, a password, a folder that is removed."""
+"""A PostgreSQL server of its own, where one is installed: loopback, a password, a folder that is removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Postgres:
     """One server with one database, `airflow`.
 
     :param folder: its data; belongs to the user that the server runs as.
-    :param owner: name of that user; None: the one who runs the tests.
+    :param owner: name of that user; None: the one who runs this program.
     """
 
     def __init__(self, bin_folder: Path, folder: Path, owner: str | None) -> None:
@@ -49,7 +49,7 @@ class Postgres:
             shutil.chown(password, self._owner)
         initdb = ["initdb", "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", "-N"]
         self._run(*initdb, "--pwfile", str(password), "-E", "UTF8", "--locale", "C.UTF-8")
-        # Safety against a power cut costs most of a migration's time, and nothing here outlives the test.
+        # Safety against a power cut costs most of a migration's time, and nothing here outlives the server.
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
@@ -60,7 +60,10 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
 
     def query(self, statement: str, *, database: str = "airflow") -> list[str]:
-        """The rows of a statement's result, a line each, columns parted by `|`."""
+        """The rows of a statement's result, a line each, columns parted by `|`.
+
+        :raises RuntimeError: it failed, with what the server said.
+        """
         return self._client("psql", "-Atq", "-d", database, "-c", statement).splitlines()
 
     def schema(self) -> str:
@@ -75,7 +78,7 @@ class Postgres:
     def _run(self, program: str, *arguments: str, **environment: str) -> str:
         log = self._folder / "output"  # a pipe would stay open as long as the server that pg_ctl starts
         with log.open("wb") as output:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - the server's own programs, no shell
                 [str(self._bin / program), *arguments],
                 cwd=self._folder,
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **environment},
@@ -86,7 +89,8 @@ class Postgres:
                 check=False,
             )
         text = log.read_text()
-        assert done.returncode == 0, f"{program}: {text}"
+        if done.returncode:
+            raise RuntimeError(f"{program} ended with {done.returncode}: {text}")
         return text
 
 
