@@ -15,7 +15,6 @@ from chaos.people import OUTAGES, People
 from chaos.processes import resident_memory
 from chaos.rules import Rules
 from chaos.system import DAG_ID, Scan, System, best_database, make_scans, post, system
-from local_airflow.rest import FINISHED
 
 AT_ONCE = 16  # scans that are under way at once
 REAPER = "cancel_abandoned_work"
@@ -83,7 +82,7 @@ class Chaos:
         self._under_way: set[str] = set()
         self._waiting = list(self.result.scans)
         self._began = time.monotonic()
-        self._next_fault = 0.0
+        self._next_fault = self._next_look = 0.0
         self._noted = (-1, 0.0)
 
     def run(self) -> Result:
@@ -118,7 +117,7 @@ class Chaos:
         switches.kills.tend()
         switches.tend()
         self._learn(switches)
-        self._under_way -= self._ended(parts)
+        self._under_way -= self._ended(parts)  # in place: others look at it too
         self._send(parts)
         if self._fault_is_due():
             self._fault(switches)
@@ -142,12 +141,16 @@ class Chaos:
             self._under_way.add(self._waiting.pop(0).run_id)
 
     def _ended(self, parts: System) -> set[str]:
-        path = f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100&order_by=-id"
+        """Which scans' runs are over; asked every other second, as each answer costs the API server."""
+        if time.monotonic() < self._next_look:
+            return set()
+        self._next_look = time.monotonic() + 2.0
+        path = f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100&state=queued&state=running"
         try:
-            found = parts.rest.call("GET", path, timeout=20.0)["dag_runs"]
+            living = parts.rest.call("GET", path, timeout=20.0)["dag_runs"]
         except OUTAGES:
             return set()
-        return {run["dag_run_id"] for run in found if run["state"] in FINISHED} & self._under_way
+        return self._under_way - {run["dag_run_id"] for run in living}
 
     def _fault_is_due(self) -> bool:
         """As many faults as scans have been sent, spread over the run."""

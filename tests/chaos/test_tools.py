@@ -54,6 +54,17 @@ def test_rules_do_not_pile_up(standin: SpawnedFacility) -> None:
     rules.clear()
 
 
+def test_a_hundred_rules_are_counted_though_the_used_ones_are_cleared_away(standin: SpawnedFacility) -> None:
+    rules = Rules(standin)
+    for _ in range(100):
+        rules.add(service="nersc", path="/status/", kind="status", status=503, times=1)
+        assert _status(standin) == 503
+        rules.look()
+    assert all(rule.hits == 1 for rule in rules.all)
+    assert len(standin.faults()) < 60
+    rules.clear()
+
+
 def test_the_process_that_talks_to_a_port_is_found_among_others() -> None:
     hold = (
         "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()"
