@@ -91,6 +91,7 @@ from typing import (
 
 DAG_ID = "transfer_auto_recon"
 FINAL_STATES = ("success", "failed")
+PASSING_STATES = ("none", "scheduled", "queued", "skipped")  # of tasks: not worth a line for a person
 ACCEPTED, BAD_INPUT, SPOOLED, REFUSED, RUN_FAILED = 0, 2, 3, 4, 5
 NO_SUCH_RUN, UNREACHABLE, STILL_RUNNING, INTERRUPTED = 6, 7, 8, 130
 GRAVEST_FIRST = (
@@ -1388,8 +1389,10 @@ class Client:
             last[run_id] = run
         changed = False
         for task, state in states.items():
+            if task and state in PASSING_STATES:
+                continue
             before = seen.get((run_id, task))
-            if state != before and (before or state != "none"):
+            if state != before:
                 changed = True
                 arrow = f"{before} -> " if before else ""
                 self.say(f"{time.strftime('%H:%M:%S')}  {run_id}  {task or 'run'}: {arrow}{state}")
@@ -1463,7 +1466,7 @@ def _local_time(text: Optional[str]) -> str:
 
 
 def describe(outcome: Outcome) -> str:
-    """An outcome for a person."""
+    """An outcome for a person: what matters of it; `--json` has all."""
     head = outcome.path or outcome.run_id
     facts = [outcome.since if outcome.outcome == "accepted" else f"accepted {outcome.since}"]
     facts += [f"state {outcome.state}"] if outcome.state != outcome.outcome else []
@@ -1472,9 +1475,11 @@ def describe(outcome: Outcome) -> str:
     lines = [f"{head}: {outcome.outcome}{state}{message}"]
     lines += [f"  run    {outcome.run_id}"] if outcome.run_id else []
     lines += [f"  page   {outcome.url}"] if outcome.url else []
-    width = max([len(name) for name in outcome.tasks] + [4])
-    lines += [f"  task   {name:{width}}  {state}" for name, state in outcome.tasks.items()]
-    for name, value in outcome.results.items():
+    tasks = {name: state for name, state in outcome.tasks.items() if state != "skipped"}
+    width = max([len(name) for name in tasks] + [4])
+    lines += [f"  task   {name:{width}}  {state}" for name, state in tasks.items()]
+    report = outcome.results.get("report")  # of the whole run, with what matters of the other tasks' results
+    for name, value in [("report", report)] if report else outcome.results.items():
         lines += [f"  {name}  {key} = {_shown(item)}" for key, item in _rows("", value)]
     for name, errors in outcome.errors.items():
         lines += [f"  {name}: {_printable(error)}" for error in errors or ["see its log on the page"]]

@@ -215,6 +215,23 @@ def test_wait_follows_to_the_result(api: AirflowApi, command: Command, quick: No
     assert shown == ["transfer  files = 1", "transfer  rates = [1.5, 2]", "transfer  engines.0.name = a"]
 
 
+def test_of_a_run_with_a_report_a_person_sees_the_report_and_a_program_everything(
+    api: AirflowApi, command: Command
+) -> None:
+    api.add_run(RUN, "success", {"file_path": SCAN})
+    for task, state in (("plan", "success"), ("other", "skipped"), ("report", "success")):
+        api.add_task(RUN, task, state)
+        api.xcoms[RUN, task] = {"said": task}
+    assert command("status", SCAN) == 0
+    shown = [line.strip() for line in command.out.splitlines()]
+    assert "report  said = report" in shown
+    assert "task   plan    success" in shown
+    assert not any("said = plan" in line or "skipped" in line for line in shown)
+    (outcome,) = command.json("status", SCAN)["results"]
+    assert outcome["results"] == {"plan": {"said": "plan"}, "report": {"said": "report"}}
+    assert outcome["tasks"]["other"] == "skipped"
+
+
 def test_wait_ends_with_5_when_the_run_fails_and_tells_why(
     api: AirflowApi, command: Command, quick: None
 ) -> None:
