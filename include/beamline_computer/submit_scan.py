@@ -91,7 +91,8 @@ from typing import (
 
 DAG_ID = "transfer_auto_recon"
 FINAL_STATES = ("success", "failed")
-PASSING_STATES = ("none", "scheduled", "queued", "skipped")  # of tasks: not worth a line for a person
+IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that have no part in it, or not yet
+WAITING_STATES = ("scheduled", "queued")  # of tasks that are about to run
 ACCEPTED, BAD_INPUT, SPOOLED, REFUSED, RUN_FAILED = 0, 2, 3, 4, 5
 NO_SUCH_RUN, UNREACHABLE, STILL_RUNNING, INTERRUPTED = 6, 7, 8, 130
 GRAVEST_FIRST = (
@@ -799,10 +800,11 @@ class Runs:
         for entry in content:
             if isinstance(entry, dict) and str(entry.get("level", "")).lower() in ("error", "critical"):
                 details = entry.get("error_detail") or []
-                lines += [
-                    f"{d.get('exc_type')}: {d.get('exc_value')}" for d in details if isinstance(d, dict)
-                ]
-                lines += [] if details else [str(entry.get("event", ""))]
+                raised = details[0] if details and isinstance(details[0], dict) else {}  # then its causes
+                said = (
+                    f"{raised.get('exc_type')}: {raised.get('exc_value')}" if raised else entry.get("event")
+                )
+                lines.append(str(said))
         return list(dict.fromkeys(lines))[-most:]
 
     def _of_task(self, task: Mapping[str, Any], *what: str, **query: str) -> Reply:
@@ -1389,7 +1391,7 @@ class Client:
             last[run_id] = run
         changed = False
         for task, state in states.items():
-            if task and state in PASSING_STATES:
+            if task and state in IDLE_STATES + WAITING_STATES:
                 continue
             before = seen.get((run_id, task))
             if state != before:
@@ -1475,11 +1477,13 @@ def describe(outcome: Outcome) -> str:
     lines = [f"{head}: {outcome.outcome}{state}{message}"]
     lines += [f"  run    {outcome.run_id}"] if outcome.run_id else []
     lines += [f"  page   {outcome.url}"] if outcome.url else []
-    tasks = {name: state for name, state in outcome.tasks.items() if state != "skipped"}
+    tasks = {name: state for name, state in outcome.tasks.items() if state not in IDLE_STATES}
     width = max([len(name) for name in tasks] + [4])
     lines += [f"  task   {name:{width}}  {state}" for name, state in tasks.items()]
-    report = outcome.results.get("report")  # of the whole run, with what matters of the other tasks' results
-    for name, value in [("report", report)] if report else outcome.results.items():
+    results = {} if outcome.errors else outcome.results
+    if "report" in outcome.results:  # of the whole run, with what matters of the other tasks' results
+        results = {"report": outcome.results["report"]}
+    for name, value in results.items():
         lines += [f"  {name}  {key} = {_shown(item)}" for key, item in _rows("", value)]
     for name, errors in outcome.errors.items():
         lines += [f"  {name}: {_printable(error)}" for error in errors or ["see its log on the page"]]
