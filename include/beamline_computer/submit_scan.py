@@ -1507,7 +1507,8 @@ def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if isinstance(value, float):
         text = f"{value:.6g}"
-    return _printable(text if len(text) <= 200 else text[:200] + "...")
+    most = 600 if isinstance(value, str) else 200  # a sentence is read to its end, a list of numbers is not
+    return _printable(text if len(text) <= most else text[:most] + "...")
 
 
 def _printable(text: str) -> str:
