@@ -17,7 +17,8 @@ class BeamlineDays(CronDataIntervalTimetable):
 
     The data interval names the day: midnight to midnight in UTC of 2023-02-16 is the folder 230216, so that
     dates without a time, on the command line or in the backfill dialogue, mean what they say in every time
-    zone. The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
+    zone. The backfill dialogue sends the midnights of the reader's own time zone; the nearest one in UTC is
+    meant. The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
 
     When Airflow was down, the days since the last run are made up for, also with `catchup=False`: they are
     those on which scans go missing. But not when that run is of more than two weeks ago. It may be a backfill
@@ -59,6 +60,10 @@ class BeamlineDays(CronDataIntervalTimetable):
             floor = newest - self.MADE_UP_FOR if is_recent else self._get_next(newest)
             earliest = floor if restriction.earliest is None else max(floor, restriction.earliest)
             restriction = TimeRestriction(earliest, restriction.latest, catchup=True)
+        else:
+            restriction = TimeRestriction(
+                _named_day(restriction.earliest), _named_day(restriction.latest), catchup=True
+            )
         info = super().next_dagrun_info(
             last_automated_data_interval=last_automated_data_interval, restriction=restriction
         )
@@ -72,3 +77,8 @@ class BeamlineDays(CronDataIntervalTimetable):
     @staticmethod
     def _now() -> DateTime:
         return DateTime.now("UTC")
+
+
+def _named_day(bound: DateTime | None) -> DateTime | None:
+    """Midnight in UTC of the day that somebody, somewhere, means by this midnight."""
+    return None if bound is None else bound.in_timezone("UTC").add(hours=12).start_of("day")

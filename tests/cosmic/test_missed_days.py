@@ -239,16 +239,20 @@ def test_no_day_is_left_out_and_none_comes_twice(minutes: int, catchup: bool) ->
         assert len(seen) == (due - FEBRUARY.start).days
 
 
-def test_a_range_of_dates_means_these_days_both_included() -> None:
-    """As `airflow backfill create --from-date 2023-02-01 --to-date 2023-02-28` asks."""
-    last, days, latest = None, [], utc(2023, 2, 28)
+@pytest.mark.parametrize(
+    "zone", ["UTC", "America/Los_Angeles", "America/New_York", "Europe/Berlin", "Asia/Tokyo"]
+)
+def test_a_range_of_dates_means_these_days_both_included(zone: str) -> None:
+    """As a backfill asks: the command line in UTC, the dialogue in the reader's own time zone."""
+    first, latest = (DateTime(2023, 2, day, tzinfo=timezone(zone)) for day in (1, 28))
+    last, days = None, []
     timetable = BeamlineDays(15)
-    restriction = TimeRestriction(earliest=utc(2023, 2, 1), latest=latest, catchup=True)
+    restriction = TimeRestriction(earliest=first, latest=latest, catchup=True)
     while info := timetable.next_dagrun_info(last_automated_data_interval=last, restriction=restriction):
         last = info.data_interval
         assert last is not None
         days.append(last.start)
-    assert (days[0], days[-1], len(days)) == (utc(2023, 2, 1), latest, 28)
+    assert (days[0], days[-1], len(days)) == (utc(2023, 2, 1), utc(2023, 2, 28), 28)
 
 
 @pytest.mark.filterwarnings(
