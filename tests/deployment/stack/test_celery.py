@@ -56,23 +56,6 @@ def test_a_killed_worker_and_a_killed_triggerer_lose_nothing(stack: Stack) -> No
     stack.assert_exactly_once(scans + more, runs)
 
 
-def test_metrics_arrive(stack: Stack) -> None:
-    stack.wait_for(lambda: "cosmic.scan.latency.transfer_auto_recon:" in heard(stack), "latency", 60)
-    lines = heard(stack)
-    for name in (
-        "cosmic.scan.success.transfer_auto_recon:1|c",
-        "cosmic.transfer.bytes:",
-        "cosmic.transfer.rate:",
-        "cosmic.transfer.time:",
-        "cosmic.job.queue_time:",
-        "cosmic.job.run_time:",
-        "cosmic.job.node_seconds:",
-        "pool.deferred_slots.globus:",
-        "pool.deferred_slots.nersc:",
-    ):
-        assert f"airflow.{name}" in lines, name
-
-
 @pytest.mark.timeout(2400)
 def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
     stack.compose("up", "-d", "--scale=worker=2", "--scale=triggerer=2")  # the killed ones are back
@@ -93,3 +76,20 @@ def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
     runs = stack.runs_of(scans)
     stack.wait_for_runs(runs)
     stack.assert_exactly_once(scans, runs)
+
+
+def test_metrics_arrive(stack: Stack) -> None:
+    stack.wait_for(lambda: "cosmic.scan.latency.transfer_auto_recon:" in heard(stack), "latency", 60)
+    lines = heard(stack)
+    for name in (
+        "cosmic.scan.success.transfer_auto_recon:1|c",
+        "cosmic.transfer.bytes:",
+        "cosmic.transfer.rate:",
+        "cosmic.transfer.time:",
+        "cosmic.job.queue_time:",
+        "cosmic.job.run_time:",
+        "cosmic.job.node_seconds:",
+        "pool.deferred_slots.globus:",
+        "pool.deferred_slots.nersc:",
+    ):
+        assert f"airflow.{name}" in lines, name
