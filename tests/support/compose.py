@@ -232,6 +232,12 @@ class Stack:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
+    def requests(self, service: str) -> list[dict[str, Any]]:
+        """The requests that one of the stand-in's services has received, the newest last."""
+        address = f"http://127.0.0.1:8000/control/requests?service={service}"
+        found: list[dict[str, Any]] = json.loads(self.run_in("facility", "curl", "-fsS", address))["requests"]
+        return found
+
     def install_test_engine(self) -> None:
         """Put an engine that does what its scan says in place of the real ones."""
         software = "/facility/nersc/software"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -56,12 +57,23 @@ def test_a_killed_worker_and_a_killed_triggerer_lose_nothing(stack: Stack) -> No
     stack.assert_exactly_once(scans + more, runs)
 
 
+def polled_together(stack: Stack) -> set[str]:
+    """The jobs of the newest polls; none when these are of more different sets than there are triggerers."""
+    queries = [parse_qs(r["query"]) for r in stack.requests("nersc") if "/compute/jobs/" in r["path"]]
+    polls = {ids for query in queries[-6:] for ids in query.get("kwargs", []) if ids.startswith("jobid=")}
+    jobs = {job for ids in polls for job in ids.removeprefix("jobid=").split(",")}
+    return jobs if len(polls) <= SCALE["triggerer"] else set()
+
+
 @pytest.mark.timeout(2400)
 def test_a_rolling_restart_under_load_loses_nothing(stack: Stack) -> None:
     stack.compose("up", "-d", "--scale=worker=2", "--scale=triggerer=2")  # the killed ones are back
     scans = stack.place_scans(41, 10, behaviour="hold")
     waiting = stack.send(scans)
-    stack.wait_for_tasks(waiting[:4], "ptychocam.wait", "deferred")
+    stack.wait_for_tasks(waiting, "ptychocam.wait", "deferred")
+    stack.wait_for(
+        lambda: len(polled_together(stack)) == 10, "two triggerers ask for ten jobs with two requests"
+    )
     for number, services in enumerate(RESTARTED):
         more = stack.place_scans(60 + 2 * number, 2)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
