@@ -16,7 +16,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from airflow.configuration import conf
 
@@ -69,5 +69,13 @@ def owner_digest(label: str) -> str | None:
 @cache
 def this_airflow() -> str:
     """What tells this Airflow from others: a hash of its address, `[api] base_url`."""
-    address = conf.get("api", "base_url", fallback="").rstrip("/")
-    return hashlib.sha256(address.encode()).hexdigest()[:8]
+    return hashlib.sha256(_address().encode()).hexdigest()[:8]
+
+
+def has_own_address() -> bool:
+    """Whether no other Airflow can have the same address: each is `localhost` to itself."""
+    return urlsplit(_address()).hostname not in (None, "localhost", "127.0.0.1", "::1")
+
+
+def _address() -> str:
+    return str(conf.get("api", "base_url", fallback="") or "").rstrip("/")

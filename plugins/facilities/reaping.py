@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 from facilities.errors import TransientError
 from facilities.globus.hook import GlobusHook
 from facilities.killing import OVER
-from facilities.owners import Owner, owner_digest
+from facilities.owners import Owner, has_own_address, owner_digest
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.sweeping import RemoteWork, cancel_living
 
@@ -161,7 +161,7 @@ class Reaper:
         """Why nobody will take up the work of this owner; None when somebody may."""
         state = self.runs.state(owner.dag_id, owner.run_id)
         if state is None:
-            return "the run was deleted"
+            return "the run was deleted" if has_own_address() else None
         if state in _RUN_OVER:
             return f"the run is over ({state})"
         groups = self.carers.get(owner.dag_id, ())

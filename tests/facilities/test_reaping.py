@@ -9,7 +9,7 @@ import pytest
 from facilities.errors import CredentialsError
 from facilities.globus.hook import GlobusHook
 from facilities.globus.requests import make_label
-from facilities.owners import Owner
+from facilities.owners import Owner, this_airflow
 from facilities.reaping import Reaped, Reaper
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
@@ -120,8 +120,15 @@ def test_work_is_abandoned_when_all_that_looked_after_it_is_over(
     assert f"ptychocam.submit is {submit}, ptychocam.wait is {wait}" in told
 
 
-def test_a_deleted_run_has_abandoned_its_job(both: Facility, airflow_says: AirflowSays) -> None:
+def test_a_deleted_run_has_abandoned_its_job_unless_it_may_be_another_airflows(
+    both: Facility, airflow_says: AirflowSays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this_airflow()  # stays what it is for this test
     job = start_job(both)
+    for address in ("http://localhost:8080", "http://127.0.0.1:9", ""):
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
+        assert reap()["cancelled"] == []
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
     (told,) = reap()["cancelled"]
     assert told.endswith("the run was deleted")
     until(lambda: job_of(both, job)["state"] == "CANCELLED")
