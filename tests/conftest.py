@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "live" if item.get_closest_marker("live") else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plugins() -> None:
+    """Airflow's plugins are there whichever test is first; what they import warns, an error in a test."""
+    from airflow import plugins_manager
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert "cosmic.timetable.BeamlineDays" in plugins_manager.get_timetables_plugins()
 
 
 @pytest.fixture(autouse=True)

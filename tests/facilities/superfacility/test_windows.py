@@ -82,7 +82,7 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     nersc: Facility, task: Task, hook: SuperfacilityHook, skew: float
 ) -> None:
     """It has begun and ended at once; sacct calls it "allocation". Our clock differs from the facility's."""
-    nersc.control("nersc", "set", sacct_lag=1.5)
+    nersc.control("nersc", "set", sacct_lag=3.0)
     now = time.time() + skew
     name = task.identity.name(0)
     script = job_script(SlurmResources(**RESOURCES), name, "true\n")
@@ -106,6 +106,7 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     step = submission_.step()
     assert isinstance(step, NotYet)
     assert step.why == f"accounting has no name yet for job {job_id}"
+    nersc.control("nersc", "set", sacct_lag=0.0)
     wait_until(lambda: isinstance(submission_.step(), Submitted))
     assert task.store["slurm_job"]["job_id"] == job_id
 
