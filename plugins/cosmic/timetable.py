@@ -17,8 +17,8 @@ class BeamlineDays(CronDataIntervalTimetable):
 
     The data interval names the day: midnight to midnight in UTC of 2023-02-16 is the folder 230216, so that
     dates without a time, on the command line or in the backfill dialogue, mean what they say in every time
-    zone. The backfill dialogue sends the midnights of the reader's own time zone; the nearest one in UTC is
-    meant. The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
+    zone. (The dialogue sends the beginning of the first day and the end of the last in the reader's zone.)
+    The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
 
     When Airflow was down, the days since the last run are made up for, also with `catchup=False`: they are
     those on which scans go missing. But not when that run is of more than two weeks ago. It may be a backfill
@@ -62,7 +62,7 @@ class BeamlineDays(CronDataIntervalTimetable):
             restriction = TimeRestriction(earliest, restriction.latest, catchup=True)
         else:
             restriction = TimeRestriction(
-                _named_day(restriction.earliest), _named_day(restriction.latest), catchup=True
+                _first_day(restriction.earliest), _last_day(restriction.latest), catchup=True
             )
         info = super().next_dagrun_info(
             last_automated_data_interval=last_automated_data_interval, restriction=restriction
@@ -79,6 +79,14 @@ class BeamlineDays(CronDataIntervalTimetable):
         return DateTime.now("UTC")
 
 
-def _named_day(bound: DateTime | None) -> DateTime | None:
-    """Midnight in UTC of the day that somebody, somewhere, means by this midnight."""
+def _first_day(bound: DateTime | None) -> DateTime | None:
+    """Midnight in UTC of the day that begins here somewhere in the world."""
     return None if bound is None else bound.in_timezone("UTC").add(hours=12).start_of("day")
+
+
+def _last_day(bound: DateTime | None) -> DateTime | None:
+    """The same of the day that begins, or whose last second is, here."""
+    if bound is None or bound.second != 59:
+        return _first_day(bound)
+    next_day = _first_day(bound.add(seconds=1))
+    return None if next_day is None else next_day.subtract(days=1)

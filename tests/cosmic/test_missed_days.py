@@ -239,12 +239,15 @@ def test_no_day_is_left_out_and_none_comes_twice(minutes: int, catchup: bool) ->
         assert len(seen) == (due - FEBRUARY.start).days
 
 
-@pytest.mark.parametrize(
-    "zone", ["UTC", "America/Los_Angeles", "America/New_York", "Europe/Berlin", "Asia/Tokyo"]
-)
-def test_a_range_of_dates_means_these_days_both_included(zone: str) -> None:
-    """As a backfill asks: the command line in UTC, the dialogue in the reader's own time zone."""
+ZONES = ["UTC", "America/Los_Angeles", "Europe/Berlin", "Asia/Kolkata", "Asia/Tokyo"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("to_its_end", [False, True])
+def test_a_range_of_dates_means_these_days_both_included(zone: str, to_its_end: bool) -> None:
+    """As a backfill asks: the command line in UTC, the dialogue in the reader's zone, to the day's end."""
     first, latest = (DateTime(2023, 2, day, tzinfo=timezone(zone)) for day in (1, 28))
+    latest = latest.end_of("day") if to_its_end else latest
     last, days = None, []
     timetable = BeamlineDays(15)
     restriction = TimeRestriction(earliest=first, latest=latest, catchup=True)
