@@ -21,7 +21,7 @@ COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose |
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test
+.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test slurm-test
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ compose-config: ## Check docker-compose.yaml, without a Docker engine
 compose-test: $(VENV) ## The production stack for real: needs a Docker engine and about 15 minutes
 	@docker info >/dev/null 2>&1 || { echo "NOT TESTED: no Docker engine answers on this machine (docker info)."; exit 0; }; \
 	COMPOSE_TEST=1 .venv/bin/python -m pytest tests/deployment/stack --timeout 1800 $(PYTEST_ARGS)
+
+slurm-test: $(VENV) ## Jobs and the main job on Slurm itself: installs Debian's packages when it is root, about 8 minutes
+	@bash tests/slurm/install.sh || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
+	PYTHONPATH=plugins:include:tests .venv/bin/python -m support.slurm_cluster \
+	.venv/bin/python -m pytest -m 'both or slurm' tests/facility tests/slurm tests/live $(PYTEST_ARGS)
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt

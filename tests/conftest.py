@@ -97,5 +97,6 @@ def facility(tmp_path: Path) -> Iterator[Any]:
 def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The session's running Airflow and stand-in, shared by all `live` tests; leave it healthy."""
     from support.live import start_live
+    from support.nersc import SCHEDULER
 
-    yield from start_live(tmp_path_factory.mktemp("live"))
+    yield from start_live(tmp_path_factory.mktemp("live"), scheduler=SCHEDULER)

@@ -22,14 +22,15 @@ def run(nersc: Nersc, command: str) -> dict[str, Any]:
     return nersc.result(reply.json()["task_id"])
 
 
+@pytest.mark.both
 def test_one_line_per_job_with_the_columns_that_were_asked_for(nersc: Nersc) -> None:
     ids = [nersc.submit(script("exit 3", directives=f"-J {name}")) for name in ("first", "second")]
     for job_id in ids:
-        nersc.ended(job_id)
+        nersc.wait_for(job_id, "FAILED")
     command = "sacct -X -n -P '--delimiter=|' --name=first,other --format=JobID,State,ExitCode,JobName"
     assert run(nersc, command)["output"] == f"{ids[0]}|FAILED|3:0|first\n"
     assert run(nersc, command + " --starttime=2100-01-01")["output"] == ""
-    with_header = run(nersc, f"sacct -P -j {ids[1]} -o JobID,JobName")
+    with_header = run(nersc, f"sacct -X -P -j {ids[1]} -o JobID,JobName")
     assert with_header["output"] == f"JobID|JobName\n{ids[1]}|second\n"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.nersc import Nersc, nersc_running, script, until
+from support.nersc import Nersc, cancel, nersc_running, script, until
 
 ENDLESS = 'echo "run ${SLURM_RESTART_COUNT:-0}" >> log-$SLURM_JOB_ID; sleep 60'
 
@@ -30,44 +30,16 @@ def started(nersc: Nersc, directives: str = "", run: int = 0) -> str:
     return job_id
 
 
-def cancel(nersc: Nersc, job_id: str) -> None:
-    """Cancel, and wait until nothing is left."""
-    nersc.call("DELETE", f"compute/jobs/perlmutter/{job_id}")
-    nersc.ended(job_id)
-
-
 @pytest.mark.parametrize(
-    ("verb", "state", "reason"),
-    [
-        ("node_failure", "NODE_FAIL", "NodeDown"),
-        ("preempt", "PREEMPTED", "None"),
-        ("boot_fail", "BOOT_FAIL", "NodeDown"),
-    ],
+    ("verb", "state"),
+    [("node_failure", "NODE_FAIL"), ("preempt", "PREEMPTED"), ("boot_fail", "BOOT_FAIL")],
 )
-def test_lost_for_good_without_requeue(nersc: Nersc, verb: str, state: str, reason: str) -> None:
+def test_lost_for_good_without_requeue(nersc: Nersc, verb: str, state: str) -> None:
     job_id = started(nersc, "--no-requeue")
     assert nersc.control(verb, job_id=job_id) == {"job_id": job_id, "state": state, "done": True}
     row = nersc.ended(job_id)
-    assert (row["state"], row["exitcode"], row["reason"]) == (state, "0:0", reason)
+    assert (row["state"], row["exitcode"], row["reason"]) == (state, "0:0", "None")
     assert nersc.book(job_id)["runs"] == 1
-
-
-@pytest.mark.parametrize(
-    ("verb", "shown"), [("node_failure", "NODE_FAIL"), ("preempt", "PREEMPTED"), ("requeue", "REQUEUED")]
-)
-def test_requeued_jobs_run_again_under_their_id(nersc: Nersc, verb: str, shown: str) -> None:
-    job_id = started(nersc, "--requeue")
-    nersc.control(verb, job_id=job_id)
-    row = nersc.row("squeue", job_id)
-    assert (row["state"], row["reason"]) == ("PENDING", "BeginTime")
-    row = nersc.row("sacct", job_id)
-    assert (row["state"], row["end"] != "Unknown") == (shown, True)  # believed too early, it is a failed job
-    row = nersc.wait_for(job_id, "PENDING")
-    assert (row["start"], row["end"]) == ("Unknown", "Unknown")
-    nersc.wait_for(job_id, "RUNNING")
-    until(lambda: nersc.output(job_id, "log-%j") == "run 0\nrun 1\n")
-    assert nersc.book(job_id)["runs"] == 2
-    cancel(nersc, job_id)
 
 
 def test_a_requeued_job_can_be_cancelled_before_it_runs_again(nersc: Nersc) -> None:
@@ -85,34 +57,6 @@ def test_control_decides_over_the_jobs_wish(nersc: Nersc) -> None:
     assert nersc.ended(job_id)["state"] == "NODE_FAIL"
 
 
-def test_requeue_and_hold(nersc: Nersc) -> None:
-    job_id = started(nersc)
-    nersc.control("requeue", job_id=job_id, hold=True)
-    until(lambda: nersc.row("squeue", job_id)["state"] == "REQUEUE_HOLD")
-    assert nersc.row("squeue", job_id)["reason"] == "JobHeldAdmin"
-    nersc.control("release", job_id=job_id)
-    nersc.wait_for(job_id, "RUNNING")
-    cancel(nersc, job_id)
-
-
-def test_held_jobs_hide_from_sacct_by_user_and_name(nersc: Nersc) -> None:
-    job_id = nersc.submit(script(ENDLESS, directives="-H -J heldjob"))
-    assert nersc.row("squeue", job_id)["reason"] == "JobHeldUser"
-    assert nersc.row("squeue", job_id)["priority"] == "0"
-    assert nersc.row("sacct", job_id)["eligible"] == "Unknown"
-    user = nersc.described["user"]
-    assert nersc.list("sacct", user=user, name="heldjob")["output"] == []
-    assert [r["jobid"] for r in nersc.list("squeue", user=user, name="heldjob")["output"]] == [job_id]
-    nersc.control("release", job_id=job_id)
-    nersc.wait_for(job_id, "RUNNING")
-    assert nersc.list("sacct", user=user, name="heldjob")["output"]
-    cancel(nersc, job_id)
-    later = nersc.submit(script("true", directives="-H -J heldagain"))
-    cancel(nersc, later)
-    assert nersc.list("sacct", user=user, name="heldagain")["output"] == []
-    assert nersc.state(later).startswith("CANCELLED by")
-
-
 def test_hold_needs_a_pending_job(nersc: Nersc) -> None:
     job_id = started(nersc)
     with pytest.raises(RuntimeError, match=f"Job {job_id} is RUNNING; this needs PENDING"):
@@ -120,25 +64,6 @@ def test_hold_needs_a_pending_job(nersc: Nersc) -> None:
     with pytest.raises(RuntimeError, match="There is no unfinished job 12"):
         nersc.control("hold", job_id="12")
     cancel(nersc, job_id)
-
-
-def unchanged(nersc: Nersc, job_id: str) -> str:
-    """What the job wrote, when looks over some requests show the same; else nothing."""
-    looks = {nersc.output(job_id) for _ in range(30) if nersc.row("squeue", job_id)}
-    return looks.pop() if len(looks) == 1 else ""
-
-
-def test_suspend_and_resume(nersc: Nersc) -> None:
-    body = "for i in $(seq 25); do echo $i; sleep 0.04; done"
-    job_id = nersc.submit(script(body, directives="-t 20"))
-    until(lambda: "2\n" in nersc.output(job_id))
-    nersc.control("suspend", job_id=job_id)
-    assert nersc.row("squeue", job_id)["st"] == "S"
-    quiet = until(lambda: unchanged(nersc, job_id))
-    assert nersc.output(job_id) == quiet
-    nersc.control("resume", job_id=job_id)
-    assert nersc.wait_for(job_id, "COMPLETED")["suspended"] != "00:00:00"
-    assert nersc.output(job_id).endswith("25\n")
 
 
 @pytest.mark.parametrize(

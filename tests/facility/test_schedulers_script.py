@@ -108,10 +108,10 @@ def test_texts_that_are_no_batch_scripts(text: str, words: str) -> None:
         ("-C haswell", PREFIX + "Invalid feature specification"),
         ("-C gpu -N 2 -G 9", PREFIX + "Requested node configuration is not available"),
         ("-C cpu -G 1", PREFIX + "Requested node configuration is not available"),
-        ("-C gpu --mem=4T", PREFIX + "Requested node configuration is not available"),
+        ("-C gpu --mem=4T", "sbatch: error: Memory specification can not be satisfied"),
         ("-C gpu -L nosuch", PREFIX + "Invalid license specification"),
         ("-C gpu --reservation=x", PREFIX + "Requested reservation is invalid"),
-        ("-C gpu -d expand:3", PREFIX + "Job dependency problem"),
+        ("-C gpu -d expand:3", PREFIX + "Requested operation not supported on this system"),
         ("-C gpu -d afterok", PREFIX + "Job dependency problem"),
         ("-C gpu -d afterok:x", PREFIX + "Job dependency problem"),
         ("-C gpu -d afterok:1?afterany:2", PREFIX + "Job dependency problem"),
@@ -153,10 +153,11 @@ def test_arrays_are_refused_clearly() -> None:
 
 
 def test_limits_of_a_qos() -> None:
-    limit = PREFIX + "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    policy = PREFIX + "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    limit = f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{policy}"
     assert refusal("-C gpu -q debug -t 31") == limit
     assert refusal("-C gpu -q regular -t 2-01:00:00") == limit
-    assert refusal("-C gpu -q debug", submitted=5) == limit
+    assert refusal("-C gpu -q debug", submitted=5) == f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{policy}"
     assert made("-C gpu -q debug -t 30", submitted=4).time_limit == 1800
 
 

@@ -219,10 +219,19 @@ def test_books_count_the_runs(cluster: Cluster) -> None:
     ]
     cluster.command("sacct", "\n".join(FIELD.join(row) for row in rows) + "\n")
     cluster.command("scancel")
+    cluster.command("squeue", "30\n")
+    cluster.database.run("INSERT INTO submissions VALUES ('r1', '30'), ('r2', '31'), ('r3', NULL)")
     run(cluster.scheduler.cancel("30"))
-    (job,) = run(cluster.scheduler.books())
+    cluster.command("squeue", errors="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    run(cluster.scheduler.cancel("30"))
+    job, unaccounted = run(cluster.scheduler.books())
+    assert cluster.calls("sacct")[0][-1] == "--jobs=30,31"
+    assert (unaccounted["job_id"], unaccounted["active"], unaccounted["runs"]) == ("31", True, 0)
     assert (job["runs"], job["restarts"], job["state"], job["cancelled_by"]) == (1, 1, "CANCELLED", 0)
-    assert (job["states"], len(job["cancels"]), job["time_limit"]) == (["NODE_FAIL", "CANCELLED"], 1, 180.0)
+    assert (job["states"], job["time_limit"]) == (["NODE_FAIL", "CANCELLED"], 180.0)
+    assert [cancel["effective"] for cancel in job["cancels"]] == [True, False]
+    run(cluster.scheduler.controls()["end_all"]({}))
+    assert cluster.calls("scancel")[-1] == ["30", "31"]
 
 
 def test_controls(cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_columns_are_those_of_slurm() -> None:
     assert known - set(SQUEUE_COLUMNS) == {"field_"}
 
 
+@pytest.mark.both
 def test_submit_and_task_on_the_wire(nersc: Nersc) -> None:
     form = {"job": script("sleep 60", directives="-t 10"), "isPath": "false"}
     reply = nersc.call("POST", "compute/jobs/perlmutter", data=form).json()
@@ -58,6 +60,7 @@ def test_submit_and_task_on_the_wire(nersc: Nersc) -> None:
     assert result == {"status": "ok", "jobid": result["jobid"], "error": None}
     assert type(result["jobid"]) is str
     for view, columns in (("squeue", SQUEUE_COLUMNS), ("sacct", SACCT_COLUMNS)):
+        until(partial(nersc.row, view, result["jobid"]))
         answer = nersc.list(view, jobid=result["jobid"])
         assert set(answer) == {"status", "output", "error"}
         assert set(answer["output"][0]) == set(columns)
@@ -256,6 +259,7 @@ def test_api_down_takes_everything_but_the_token_endpoint(nersc: Nersc) -> None:
     until(lambda: nersc.call("GET", "status").status_code == 200)
 
 
+@pytest.mark.both
 def test_a_lost_reply_leaves_one_job(nersc: Nersc) -> None:
     token = nersc.token
     nersc.facility.fault(service="nersc", method="POST", path="compute/jobs", kind="drop_reply", times=1)

@@ -15,6 +15,7 @@ from support.live import DAG_ID, Pipeline
 pytestmark = pytest.mark.live
 
 
+@pytest.mark.both
 def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline) -> None:
     scan = pipeline.new_scan()
     run_id = pipeline.start(scan, n_iter=7, use_illu_mask=True, n_gpu=2)
@@ -40,6 +41,7 @@ def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline) -> None
     assert len(pipeline.transfers_of(run_id)) == 1
 
 
+@pytest.mark.both
 def test_both_engines_run_side_by_side(pipeline: Pipeline) -> None:
     scan = pipeline.new_scan()
     run_id = pipeline.start(scan, do_cdtools=True)
@@ -103,10 +105,11 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
 @pytest.mark.parametrize(
     ("behaviour", "task", "said"),
     [
-        (
+        pytest.param(
             "fail 3",
             "ptychocam.wait",
             ("FAILED", "exit code 3", "cannot allocate the probe: see line 17", ".err"),
+            marks=pytest.mark.both,
         ),
         ("nothing", "ptychocam.collect", ("_ptychocam.cxi is missing", "clear the submit task")),
         ("empty", "ptychocam.collect", ("_ptychocam.cxi is empty", "clear the submit task")),

@@ -69,8 +69,17 @@ class Pipeline:
 
     def jobs_of(self, scan: str) -> list[dict[str, Any]]:
         """Every job that was ever submitted for a scan, from the facility's books."""
+        self.wait_for(self._all_have_names, "accounting has the names of all jobs")
         stem = Path(scan).stem
         return [job for job in self.facility.jobs() if stem in job["name"]]
+
+    def _all_have_names(self) -> bool:
+        """Slurm's own accounting calls a job "allocation" at first."""
+        return not {job["name"] for job in self.facility.jobs()} & {"", "allocation"}
+
+    def job_states(self, scan: str) -> list[str]:
+        """The states of all jobs of a scan."""
+        return [job["state"] for job in self.jobs_of(scan)]
 
     def transfers_of(self, run_id: str) -> list[dict[str, Any]]:
         """Every transfer that was ever submitted for a run, from the facility's books."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,6 +21,8 @@ with warnings.catch_warnings():  # authlib warns of httpx when it is imported
     from sfapi_client import AsyncClient, Client
 
 T = TypeVar("T")
+SCHEDULER = "slurm" if "SLURM_TEST_CLUSTER" in os.environ else "builtin"
+"""What runs the jobs of these tests: Slurm itself under `make slurm-test`."""
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAST = {"time_scale": 0.01, "sacct_lag": 0.0, "cached_lag": 0.0}
 
@@ -161,11 +164,13 @@ class Nersc:
         return self.row("sacct", job_id).get("state", "")
 
     def wait_for(self, job_id: str, *states: str, seconds: float = 20.0) -> dict[str, str]:
-        """sacct's row, when the job is in one of the states."""
-        return until(
-            lambda: (row := self.row("sacct", job_id)).get("state", "") in states and row, seconds,
-            f"job {job_id} in {states}; it is {self.state(job_id)}",
-        )  # fmt: skip
+        """sacct's row, when the job is in one of the states and has its name there."""
+
+        def accounted() -> dict[str, str] | Literal[False]:
+            row = self.row("sacct", job_id)
+            return row.get("state", "") in states and row["jobname"] != "allocation" and row
+
+        return until(accounted, seconds, f"job {job_id} in {states}; it was {self.state(job_id)} before")
 
     def ended(self, job_id: str) -> dict[str, str]:
         """sacct's row of a job of which nothing is left."""
@@ -182,10 +187,28 @@ class Nersc:
         return path.read_text() if path.exists() else ""
 
 
+def cancel(nersc: Nersc, job_id: str) -> None:
+    """Cancel a job, and wait until nothing is left."""
+    nersc.call("DELETE", f"compute/jobs/perlmutter/{job_id}")
+    nersc.ended(job_id)
+    until(lambda: nersc.row("squeue", job_id) == {}, what=f"end of job {job_id} in squeue")
+
+
+def processes_of(nersc: Nersc, job_id: str) -> list[int]:
+    """Living processes of a job's script."""
+    marks = {f"SLURM_JOB_ID={job_id}".encode(), f"HOME={nersc.described['home']}".encode()}
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and marks <= set((folder / "environ").read_bytes().split(b"\0")):
+                found.append(int(folder.name))
+    return found
+
+
 @contextmanager
 def nersc_running(root: Path, settings: dict[str, Any] | None = None, **options: Any) -> Iterator[Nersc]:
     """A facility in a thread whose time limits and waits are short. Its jobs are ended with it."""
-    with running(root, **(settings or {})) as facility:
+    with running(root, **{"scheduler": SCHEDULER, **(settings or {})}) as facility:
         nersc = Nersc(facility)
         nersc.control("set", **{**FAST, **options})
         try:

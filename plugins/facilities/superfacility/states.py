@@ -53,8 +53,10 @@ HELD = frozenset({SlurmState.REQUEUE_HOLD, SlurmState.RESV_DEL_HOLD, SlurmState.
 """Active, but nothing happens until somebody releases the job."""
 RUNNING = frozenset({SlurmState.RUNNING, SlurmState.COMPLETING, SlurmState.STAGE_OUT})
 
-HELD_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied"})
-"""Reasons of a pending job that will not start by itself."""
+HELD_REASONS = frozenset({
+    "JobHeldUser", "JobHeldAdmin", "job requeued in held state", "DependencyNeverSatisfied",
+})  # fmt: skip
+"""Reasons of a pending job that will not start by itself. sacct goes on telling them when it has started."""
 
 
 def parse_state(text: str | None) -> SlurmState | None:

@@ -213,7 +213,7 @@ class _Teller:
         if job.state is None:
             text = f"Job {self._job_id} is in a state that is not known here: {job.state_text!r}. Waiting on."
             level = logging.WARNING
-        elif job.state in HELD or job.reason in HELD_REASONS:
+        elif job.state in HELD or (job.state is SlurmState.PENDING and job.reason in HELD_REASONS):
             level = logging.WARNING
             text = (
                 f"Job {self._job_id} is held ({job.state_text}, {job.reason}): nothing happens until "

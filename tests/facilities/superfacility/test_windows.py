@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from facilities.superfacility import operators, submission
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import Intent, NotYet, Submitted
+from facilities.superfacility.job import read_rows
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.submission import INTENT_KEY, Submission
 from facility.testing import Facility
@@ -81,7 +83,10 @@ def _raise_interrupt(_: str) -> None:
 def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     nersc: Facility, task: Task, hook: SuperfacilityHook, skew: float
 ) -> None:
-    """It has begun and ended at once; sacct calls it "allocation". Our clock differs from the facility's."""
+    """It has begun and ended at once; sacct calls it "allocation", and does not list it among the user's.
+
+    Our clock differs from the facility's.
+    """
     nersc.control("nersc", "set", sacct_lag=3.0)
     now = time.time() + skew
     name = task.identity.name(0)
@@ -89,26 +94,46 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     sent = hook.submit(script, machine="perlmutter")
     job_id = wait_until(lambda: hook.submitted_job(sent))
     wait_until(lambda: not job_of(nersc, job_id)["active"])
-    wait_until(lambda: [job for job in hook.jobs_of_user("perlmutter", "sacct") if job.job_id == job_id])
-    (row,) = [job for job in hook.jobs_of_user("perlmutter", "sacct") if job.job_id == job_id]
-    assert row.name is None
+    wait_until(lambda: job_id in hook.jobs("perlmutter", [job_id], "sacct"))
+    assert hook.jobs("perlmutter", [job_id], "sacct")[job_id].name is None
+    assert job_id not in [job.job_id for job in hook.jobs_of_user("perlmutter", "sacct")]
 
-    task.store.set(INTENT_KEY, vars(Intent(0, name, now, missed_at=now - 100)))
+    task.store.set(INTENT_KEY, vars(Intent(0, name, now)))
     submission_ = Submission(
         hook,
         task.identity,
         machine="perlmutter",
         script_for=lambda _: pytest.fail("submitted a second time"),
         store=task.store,
-        settle=0.5,
         clock=lambda: time.time() + skew,
     )
     step = submission_.step()
     assert isinstance(step, NotYet)
-    assert step.why == f"accounting has no name yet for job {job_id}"
+    assert step.why == "a submit may be on its way, though no job of its name is listed"
     nersc.control("nersc", "set", sacct_lag=0.0)
     wait_until(lambda: isinstance(submission_.step(), Submitted))
     assert task.store["slurm_job"]["job_id"] == job_id
+
+
+def test_a_nameless_job_that_accounting_does_list_may_be_the_one(
+    hook: SuperfacilityHook, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm 22.05 does not list it among the user's jobs; should another version do so, it counts."""
+    zone, now = hook.config.zone, time.time()
+    row = {"jobid": "5", "jobname": "allocation", "state": "COMPLETED",
+           "submit": datetime.fromtimestamp(now, zone).strftime("%Y-%m-%dT%H:%M:%S")}  # fmt: skip
+    listed = {"sacct": read_rows([row], "sacct", zone), "squeue": []}
+    monkeypatch.setattr(hook, "jobs_of_user", lambda _machine, origin: listed[origin])
+    task.store.set(INTENT_KEY, vars(Intent(0, task.identity.name(0), now - 100, missed_at=now - 90)))
+    step = Submission(
+        hook,
+        task.identity,
+        machine="perlmutter",
+        script_for=lambda _: pytest.fail("submitted a second time"),
+        store=task.store,
+    ).step()
+    assert isinstance(step, NotYet)
+    assert step.why == "accounting has no name yet for job 5"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from facility.nersc.database import Database
@@ -19,9 +20,9 @@ from facility.nersc.schedulers.mishaps import Mishaps
 from facility.nersc.schedulers.policy import Site, UnavailableConfigurationError, make_job
 from facility.nersc.schedulers.queries import check_filters, keep_sacct, keep_squeue, sacct_window
 from facility.nersc.schedulers.queue import NEVER, Plan, dependency_state, plan
-from facility.nersc.schedulers.rows import as_allocation, sacct_row, squeue_row
+from facility.nersc.schedulers.rows import ALLOCATION, HELD, as_allocation, sacct_row, squeue_row
 from facility.nersc.schedulers.runs import reap, runs_started
-from facility.nersc.schedulers.states import ALLOCATED, PENDING
+from facility.nersc.schedulers.states import PENDING
 from facility.service import Control
 from facility.store import write_atomically
 
@@ -115,7 +116,8 @@ class BuiltinScheduler:
             return
         verdict = dependency_state(job, self._find, self._has_namesake)
         if verdict == "met":
-            job.eligible, job.reason = max(job.begin or 0.0, now), "None"
+            job.eligible = max(job.begin or 0.0, now)
+            job.wait_no_more()
         elif verdict == "never" and job.kill_on_invalid_dependency:
             job.state, job.end, job.reason = "CANCELLED", now, "Dependency"
             del self._jobs[job.job_id]
@@ -146,7 +148,7 @@ class BuiltinScheduler:
             raise RejectedError(str(refusal)) from refusal
         self._drop_purged(job)
         if job.hold:
-            job.priority, job.reason = 0, "JobHeldUser"
+            job.priority, job.reason = 0, HELD["user"]
 
         def keep_script(new: Job) -> None:
             folder = self._lifecycle.folder(new)
@@ -189,7 +191,7 @@ class BuiltinScheduler:
         job = self._jobs.get(int(job_id)) if job_id.isascii() and job_id.isdigit() else None
         uid = self._lifecycle.uid
         effective = job is not None and self._lifecycle.end(
-            job, "CANCELLED", now, grace=self._options.kill_wait, by=uid
+            job, "CANCELLED", now, grace=self._options.kill_wait, message="", by=uid
         )
         if job is not None or self._ledger.get(job_id) is not None:
             self._ledger.note_cancel(int(job_id), uid, now, effective)
@@ -206,7 +208,7 @@ class BuiltinScheduler:
         ids = query.job_ids
         if ids is not None and len(ids) == 1 and not query.cached and not self._known(ids[0]):
             raise QueryError("slurm_load_jobs error: Invalid job id specified")
-        jobs = [job for job in self._ledger.as_of(at, at, ids) if job.active]
+        jobs = [job for job in self._ledger.as_of(at, at, ids) if job.listed]
         return [
             squeue_row(job, options, at, self._expected.get(job.job_id))
             for job in jobs
@@ -224,15 +226,22 @@ class BuiltinScheduler:
         since, until = sacct_window(query, options.zone, now)
         jobs = self._ledger.as_of(now - lag, since, query.job_ids)
         return [
-            sacct_row(shown, options, now)
-            for shown in (self._as_accounted(job, now, lag) for job in jobs)
+            sacct_row(shown, options, now) | (ALLOCATION if nameless else {})
+            for shown, nameless in (self._as_accounted(job, now, lag) for job in jobs)
             if keep_sacct(shown, query, until)
         ]
 
-    def _as_accounted(self, job: Job, now: float, lag: float) -> Job:
-        """A job that started at once is called "allocation" until the accounting has caught up."""
-        at_once = job.start is not None and job.start - job.first_submit <= lag and job.state in ALLOCATED
-        return as_allocation(job) if at_once and lag > 0 and now - job.first_submit < 2 * lag else job
+    def _as_accounted(self, job: Job, now: float, lag: float) -> tuple[Job, bool]:
+        """The job, and whether the accounting has no name for it yet.
+
+        That is so for a while when it started at once, and may last longer than the job.
+        """
+        if now - job.first_submit >= 2 * lag:
+            return job, False
+        if job.start is None and (since := self._ledger.get(str(job.job_id))) is not None:
+            job = replace(job, start=since.start, node_list=since.node_list)
+        nameless = job.start is not None and job.start - job.first_submit <= lag
+        return (as_allocation(job), True) if nameless else (job, False)
 
     async def books(self) -> list[dict[str, Any]]:
         """Every job ever, with how often its script was really started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -14,8 +15,9 @@ NOWHERE = "/nonexistent"
 
 
 def clean_environment(options: Options, home: Path) -> dict[str, str]:
-    """The environment of a login at NERSC."""
-    return {
+    """The environment of a login at NERSC, where Slurm is the one that the server was told to use."""
+    slurm = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
+    return slurm | {
         "PATH": f"{options.job_path}:{BASE_PATH}" if options.job_path else BASE_PATH,
         "HOME": str(home), "USER": options.user_name, "LOGNAME": options.user_name, "SHELL": "/bin/bash",
         "LANG": "C.UTF-8", "TZ": options.timezone, "NERSC_HOST": "perlmutter",

@@ -49,7 +49,8 @@ class Job:
     state: str = "PENDING"
     completing: bool = False
     reason: str = "None"
-    hold: str = ""  # "", "user" or "admin"
+    waited_for: str = "None"  # why it was in the queue before it started
+    hold: str = ""  # "", "user", "admin" or "requeue"
     priority: int = 0
     eligible: float | None = None
     start: float | None = None
@@ -57,6 +58,7 @@ class Job:
     suspended: float = 0.0
     suspended_since: float | None = None
     node_list: str = ""
+    node_lost: bool = False  # nothing is left to clean up: squeue shows no COMPLETING
     exit_code: int = 0
     exit_signal: int = 0
     cpu_seconds: float = 0.0
@@ -79,6 +81,16 @@ class Job:
     def active(self) -> bool:
         """Whether the scheduler still has to look after it."""
         return not self.ended or self.completing
+
+    @property
+    def listed(self) -> bool:
+        """Whether squeue lists it."""
+        return not self.ended or (self.completing and not self.node_lost)
+
+    def wait_no_more(self) -> None:
+        """The reason why it waited is gone; sacct goes on telling it."""
+        if self.reason != "None":
+            self.waited_for, self.reason = self.reason, "None"
 
     def to_record(self) -> dict[str, Any]:
         """For the database."""

@@ -12,10 +12,12 @@ from facility.nersc.schedulers.environment import job_environment, output_path
 from facility.nersc.schedulers.job import Job
 from facility.nersc.schedulers.ledger import Ledger
 from facility.nersc.schedulers.policy import BASE_PRIORITY
+from facility.nersc.schedulers.rows import HELD
 from facility.nersc.schedulers.runs import Exit, Run
 from facility.nersc.schedulers.states import ALLOCATED, CONFIGURING, PENDING, RUNNING, SUSPENDED
 
 NODE_MESSAGE = "DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"
+LOST = ("NODE_FAIL", "BOOT_FAIL")
 STEP_SIGNAL = 125  # what Slurm gives as the signal of a job that ran out of memory
 
 
@@ -56,7 +58,8 @@ class Lifecycle:
         """Give a pending job its nodes, and start it unless they have to boot first."""
         job.run += 1
         job.state = CONFIGURING if self.options.configure_seconds else RUNNING
-        job.start, job.end, job.reason = now, None, "None"
+        job.wait_no_more()
+        job.start, job.end, job.node_lost = now, None, False
         job.suspended, job.suspended_since = 0.0, None
         job.node_list = _nodes(job)
         job.flags = "SchedMain,StartRecieved"
@@ -117,7 +120,8 @@ class Lifecycle:
         job.state = {"timeout": "TIMEOUT", "oom": "OUT_OF_MEMORY"}.get(cause, "NODE_FAIL")
         job.exit_code, job.exit_signal = 0, STEP_SIGNAL if cause == "oom" else 0
         job.end = at
-        job.reason = {"timeout": "TimeLimit", "oom": "OutOfMemory"}.get(cause, "NodeDown")
+        job.reason = "TimeLimit" if job.state == "TIMEOUT" else "None"
+        job.node_lost = job.state == "NODE_FAIL"
 
     def end(
         self,
@@ -126,12 +130,13 @@ class Lifecycle:
         now: float,
         *,
         grace: float = 0.0,
-        message: str = "",
+        message: str | None = None,
         by: int | None = None,
     ) -> bool:
         """End a job; False when it had ended by itself just before.
 
         :param grace: Slurm's seconds from TERM to KILL; 0 kills at once.
+        :param message: why, for the job's stderr; None writes nothing there.
         :param by: uid of who cancelled it.
         """
         self.look(job, now)
@@ -144,8 +149,7 @@ class Lifecycle:
         job.state, job.end, job.cancelled_by = state, now, by
         job.exit_code, job.exit_signal = 0, STEP_SIGNAL if state == "OUT_OF_MEMORY" else 0
         job.sacct_state = ""
-        if state in ("NODE_FAIL", "BOOT_FAIL"):
-            job.reason = "NodeDown"
+        job.node_lost = state in LOST
         job.completing = job.completing or allocated
         self.ledger.save(job, now)
         if allocated:
@@ -155,7 +159,14 @@ class Lifecycle:
         return True
 
     def requeue(
-        self, job: Job, shown: str, now: float, *, grace: float = 0.0, message: str = "", hold: bool = False
+        self,
+        job: Job,
+        shown: str,
+        now: float,
+        *,
+        grace: float = 0.0,
+        message: str | None = None,
+        hold: bool = False,
     ) -> bool:
         """Put a job that has nodes back into the queue; False when it had ended by itself just before.
 
@@ -177,11 +188,11 @@ class Lifecycle:
     ) -> None:
         options = self.options
         job.sacct_state, job.state, job.end, job.completing = shown, PENDING, now, completing
-        job.suspended_since = None
+        job.suspended_since, job.node_lost = None, shown in LOST
         job.reason = "BeginTime"
         job.begin = job.eligible = now + options.real(options.requeue_delay)
         if hold:
-            self._note_hold(job, "admin")
+            job.hold, job.priority, job.reason = "requeue", 0, HELD["requeue"]
         self.ledger.save(job, now)
         job.sacct_state, job.start, job.end, job.node_list = "", None, None, ""
         job.submit, job.restarts, job.db_index = now, job.restarts + 1, self.ledger.next_index()
@@ -194,11 +205,12 @@ class Lifecycle:
         self.ledger.save(job, now)
 
     def _note_hold(self, job: Job, by: str) -> None:
-        job.hold, job.priority, job.eligible, job.reason = by, 0, None, f"JobHeld{by.capitalize()}"
+        job.hold, job.priority, job.eligible, job.reason = by, 0, None, HELD[by]
 
     def release(self, job: Job, now: float) -> None:
         """Let a held job go on."""
-        job.hold, job.priority, job.reason = "", BASE_PRIORITY[job.asked_qos], "None"
+        job.hold, job.priority = "", BASE_PRIORITY[job.asked_qos]
+        job.wait_no_more()
         job.forced.clear()
         self.ledger.save(job, now)
 

@@ -64,13 +64,12 @@ class Mishaps:
         return self._answer(job, self._lifecycle.end(job, state, time.time()))
 
     async def requeue(self, body: Body) -> Body:
-        """As `scontrol requeue` (or, with `hold`, `requeuehold`) does."""
+        """As `scontrol requeue` (or, with `hold`, `requeuehold`) does: only jobs that asked for it."""
         job = self._job(body, ALLOCATED)
+        if not job.requeue:
+            raise ControlError(f"Requested operation is presently disabled for job {job.job_id}")
         grace, hold = self._lifecycle.options.kill_wait, bool(body.get("hold", False))
         done = self._lifecycle.requeue(job, "REQUEUED", time.time(), grace=grace, hold=hold)
-        if hold:
-            job.forced["squeue"] = "REQUEUE_HOLD"
-            self._lifecycle.ledger.save(job, max(time.time(), job.settles))
         return self._answer(job, done)
 
     async def hold(self, body: Body) -> Body:

@@ -35,6 +35,7 @@ GPUS_PER_NODE = 4
 NODES = {"gpu": 1792, "cpu": 3072}
 CPUS = {"gpu": 128, "cpu": 256}
 DEFAULT_LIMIT = 600.0
+MAX_NAME = 1024
 NODE_MEMORY_MB = {"gpu": 229_992, "cpu": 487_802}
 
 FAILED_PREFIX = "sbatch: error: Batch job submission failed: "
@@ -53,14 +54,19 @@ BAD_GRES = "sbatch: error: Invalid generic resource (gres) specification"
 class UnavailableConfigurationError(RejectedError):
     """A refusal that nevertheless leaves a FAILED row in the accounting."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(FAILED_PREFIX + "Requested node configuration is not available")
+    def __init__(self, job: Job, why: str = "") -> None:
+        super().__init__(f"{why}{FAILED_PREFIX}Requested node configuration is not available")
         self.job = job
 
 
 def refuse(reason: str) -> RejectedError:
     """The controller's refusal in sbatch's words."""
     return RejectedError(FAILED_PREFIX + reason)
+
+
+def over_limit(which: str) -> RejectedError:
+    """The refusal of a request that goes beyond a limit of its QOS."""
+    return RejectedError(f"sbatch: error: {which}\n{FAILED_PREFIX}{LIMIT_MESSAGE}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def make_job(submission: Submission, site: Site) -> Job:
         **_identity(site.options),
         **_paths(asked, submission, site),
         **_behaviour(asked, site.options),
-        name=asked.get("job-name", Path(submission.name or "sbatch").name)[:1024],
+        name=asked.get("job-name", Path(submission.name or "sbatch").name),
         account=asked.get("account", site.options.accounts[0]),
         qos=_recorded_qos(qos, architecture),
         asked_qos=qos,
@@ -243,19 +249,20 @@ def _memory(asked: dict[str, str]) -> int | None:
 
 def _check_limits(job: Job, qos: str, site: Site) -> None:
     if job.time_limit > MAX_HOURS[qos] * HOUR:
-        raise refuse(LIMIT_MESSAGE)
+        raise over_limit("QOSMaxWallDurationPerJobLimit")
     if qos in MAX_SUBMITTED and site.submitted(qos) >= MAX_SUBMITTED[qos]:
-        raise refuse(LIMIT_MESSAGE)
-    if len(job.name) > 1023:
+        raise over_limit("QOSMaxSubmitJobPerUserLimit")
+    if len(job.name) > MAX_NAME:
         raise refuse("Pathname of a file, directory or other parameter too long")
 
 
 def _check_configuration(job: Job, architecture: str) -> None:
+    if (job.memory_mb or 0) > NODE_MEMORY_MB[architecture]:
+        raise UnavailableConfigurationError(job, "sbatch: error: Memory specification can not be satisfied\n")
     available = (
         job.nodes <= NODES[architecture]
         and job.gpus <= job.nodes * (GPUS_PER_NODE if architecture == "gpu" else 0)
         and job.ntasks * job.cpus_per_task <= job.nodes * CPUS[architecture]
-        and (job.memory_mb or 0) <= NODE_MEMORY_MB[architecture]
     )
     if not available:
         raise UnavailableConfigurationError(job)
@@ -325,6 +332,8 @@ def _dependency(asked: dict[str, str]) -> str:
     text = asked.get("dependency", "")
     for clause in filter(None, text.split(",")):
         kind, *ids = clause.split(":")
+        if kind == "expand":
+            raise refuse("Requested operation not supported on this system")
         known = kind in DEPENDENCY_TYPES and "?" not in clause
         if not known or (kind != "singleton") != bool(ids) or not all(re.fullmatch(r"\d+", i) for i in ids):
             raise refuse("Job dependency problem")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from facility.nersc.options import Options
 from facility.nersc.schedulers.job import Job
 from facility.nersc.schedulers.policy import MAX_RUNNING, NODES
+from facility.nersc.schedulers.rows import HELD
 from facility.nersc.schedulers.states import PENDING
 
 MAINTENANCE = "ReqNodeNotAvail, Reserved for maintenance"
@@ -55,7 +56,7 @@ def _own_reason(
 ) -> str | None:
     """Why a job could not start even on an empty machine."""
     reasons = (
-        (bool(job.hold), f"JobHeld{job.hold.capitalize()}"),
+        (bool(job.hold), HELD.get(job.hold, "")),
         (job.reason == NEVER, NEVER),
         (job.eligible is None, "Dependency"),
         (job.eligible is not None and job.eligible > now, "BeginTime"),

@@ -33,6 +33,8 @@ SQUEUE_COLUMNS = (
 SQUEUE_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """squeue's format letters of the columns of %all, in its order; of equal headings the last one counts."""
 CLUSTER = "perlmutter"
+HELD = {"user": "JobHeldUser", "admin": "JobHeldAdmin", "requeue": "job requeued in held state"}
+"""Reasons of held jobs in squeue, by who holds them; the last is what `scontrol requeuehold` makes."""
 
 
 def shown_exit_code(code: int, signal: int) -> str:
@@ -52,16 +54,36 @@ def sacct_state(job: Job) -> str:
 
 
 def squeue_state(job: Job) -> str:
-    """The STATE column of squeue."""
+    """The STATE column of squeue. A requeued job is COMPLETING, too, until its processes are gone."""
     if "squeue" in job.forced:
         return job.forced["squeue"]
-    return COMPLETING if job.ended and job.completing else job.state
+    return COMPLETING if job.completing and not job.node_lost else job.state
+
+
+def sacct_reason(job: Job) -> str:
+    """The Reason column of sacct: why a job waited, as far as the accounting is told."""
+    reason = job.reason if job.start is None else job.waited_for
+    if reason in ("Resources", "Priority"):
+        return "None"
+    if reason == HELD["requeue"]:
+        return HELD["user"]
+    return "Dependency" if reason.startswith("Dependency") else reason
 
 
 def as_allocation(job: Job) -> Job:
-    """A job that started at once, as sacct shows it before it has heard all."""
-    return Job(**{**job.to_record(), "name": "allocation", "state": PENDING, "start": None, "end": None,
-                  "run": 0, "node_list": ""})  # fmt: skip
+    """A job that started at once, as sacct knows it before it has heard of its submission."""
+    state = job.state if job.ended else PENDING
+    return Job(**{**job.to_record(), "name": "allocation", "state": state, "eligible": None,
+                  "waited_for": "None"})  # fmt: skip
+
+
+ALLOCATION = {
+    "alloccpus": "0", "allocnodes": "0", "alloctres": "", "constraints": "", "cputime": "00:00:00",
+    "cputimeraw": "0", "flags": "StartRecieved", "ncpus": "0", "nnodes": "0", "partition": "",
+    "priority": "0", "qos": "Unknown", "qosraw": "0", "reqcpus": "0", "reqmem": "16?", "reqnodes": "0",
+    "reqtres": "", "submitline": "", "timelimit": "", "timelimitraw": "", "workdir": "",
+}  # fmt: skip
+"""Columns of such a job that sacct cannot fill in yet (recorded, Slurm 22.05)."""
 
 
 def sacct_row(job: Job, options: Options, now: float) -> Row:
@@ -85,7 +107,7 @@ def sacct_row(job: Job, options: Options, now: float) -> Row:
         "jobname": job.name, "ncpus": str(cpus), "nnodes": str(job.nodes),
         "nodelist": job.node_list or "None assigned", "partition": job.partition,
         "priority": str(job.priority), "qos": job.qos, "qosraw": "2",
-        "reason": "Dependency" if job.reason.startswith("Dependency") else job.reason,
+        "reason": sacct_reason(job),
         "reqcpufreq": "Unknown", "reqcpufreqgov": "Unknown", "reqcpufreqmax": "Unknown",
         "reqcpufreqmin": "Unknown", "reqcpus": str(cpus), "reqmem": f"{job.memory_mb or 0}M",
         "reqnodes": str(job.nodes), "reqtres": tres, "state": sacct_state(job), "submitline": job.submit_line,
@@ -113,6 +135,7 @@ def squeue_row(job: Job, options: Options, now: float, expected: float | None) -
     """One row of `squeue -o %all`; `expected` is the start estimate of a pending job."""
     state = squeue_state(job)
     pending = job.state == PENDING
+    reason = "None" if pending and state == COMPLETING else job.reason
     spent = 0.0 if pending else options.scaled(job.elapsed(now))
     begin = expected if pending else job.start
     end = None if begin is None else begin + options.real(job.time_limit)
@@ -125,21 +148,24 @@ def squeue_row(job: Job, options: Options, now: float, expected: float | None) -
         "group": str(job.gid), "over_subscribe": "OK", "jobid": str(job.job_id), "name": job.name,
         "comment": job.comment or "(null)", "time_limit": limit(job.time_limit, short=True),
         "min_memory": f"{job.memory_mb or 0}M", "req_nodes": "", "command": job.command or "(null)",
-        "priority": str(job.priority), "qos": job.qos, "reason": job.reason, "": "",
+        "priority": str(job.priority), "qos": job.qos, "reason": reason, "": "",
         "st": COMPACT.get(state, state[:2]), "user": job.user, "exc_nodes": "", "nice": "0", "s:c:t": "*:*:*",
         "exec_host": nodes.partition("[")[0] or "n/a", "cpus": str(job.ntasks * job.cpus_per_task),
         "nodes": str(job.nodes),
-        "dependency": f"{job.dependency}(unfulfilled)" if _blocked(job) else "(null)",
+        "dependency": f"{job.dependency}({_blocked(job)})" if _blocked(job) else "(null)",
         "array_job_id": str(job.job_id), "sockets_per_node": "*", "cores_per_socket": "*",
         "threads_per_core": "*", "array_task_id": "N/A",
         "time_left": limit(max(job.time_limit - spent, 0), short=True), "time": short_elapsed(spent),
         "nodelist": nodes, "contiguous": "0", "partition": job.partition,
-        "nodelist(reason)": f"({job.reason})" if pending else nodes,
+        "nodelist(reason)": f"({reason})" if pending else nodes,
         "start_time": moment(begin, options.zone, "N/A"), "state": state, "uid": str(job.uid),
         "submit_time": moment(job.submit, options.zone, "N/A"), "core_spec": "N/A", "work_dir": job.work_dir,
     }  # fmt: skip
     return row
 
 
-def _blocked(job: Job) -> bool:
-    return bool(job.dependency) and job.state == PENDING and job.reason.startswith("Dependency")
+def _blocked(job: Job) -> str:
+    """What squeue says of a dependency that keeps a job from starting; nothing when there is none."""
+    if not job.dependency or job.state != PENDING or not job.reason.startswith("Dependency"):
+        return ""
+    return "unfulfilled" if job.reason == "Dependency" else "failed"

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class Run:
         self.signalled = False
         self.looked_at_memory = 0.0
         self.peak = 0
+        self.out_of_memory = 0  # processes killed for it
 
     def claim(self) -> bool:
         """Become the one runner of this folder."""
@@ -122,7 +124,9 @@ class Run:
                 preexec_fn=_in_child,  # noqa: PLW1509 - this program has one thread
             )  # fmt: skip
         except OSError as error:
-            self.say(f"slurmstepd: error: execve(): {self.spec['script']}: {error.strerror}")
+            with Path(self.spec["script"]).open("rb") as script:
+                interpreter = script.readline()[2:].decode(errors="replace").strip().partition(" ")[0]
+            self.say(f"slurmstepd: error: execve(): bad interpreter({interpreter}): {error.strerror}")
             self.finish_unlaunched(error.errno or 1, 0)
         finally:
             os.close(source)
@@ -172,6 +176,13 @@ class Run:
 
     def report(self, code: int, number: int) -> None:
         """Write how it ended."""
+        if self.out_of_memory:
+            events = f"{self.out_of_memory} oom_kill event{'s' if self.out_of_memory > 1 else ''}"
+            self.say(
+                f"slurmstepd: error: Detected {events} in StepId={self.spec['job_id']}.batch. "
+                "Some of the step tasks have been OOM Killed."
+            )
+            self.cause = "oom" if self.cause == "exit" else self.cause
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         content = {
             "code": code, "signal": number, "cause": self.cause, "ended": self.ended, "gone": time.time(),
@@ -210,14 +221,18 @@ class Run:
                 return
         if self.spec["memory"] is not None and now - self.looked_at_memory > MEMORY_EVERY:
             self.looked_at_memory = now
-            self.peak = max(self.peak, sum(family(os.getpid()).values()))
-            if self.peak > self.spec["memory"]:
-                self.say(
-                    f"slurmstepd: error: Detected 1 oom_kill event in StepId={self.spec['job_id']}.batch. "
-                    "Some of the step tasks have been OOM Killed."
-                )
-                self.end_early("oom", 0.0, "")
+            self.keep_within_memory()
         self.check_server()
+
+    def keep_within_memory(self) -> None:
+        """Kill the largest process as the kernel does; the script goes on, and has run out of memory."""
+        sizes = family(os.getpid())
+        total = sum(sizes.values())
+        self.peak = max(self.peak, total)
+        if total > self.spec["memory"]:
+            self.out_of_memory += 1
+            with suppress(ProcessLookupError):
+                os.kill(max(sizes, key=lambda pid: sizes[pid]), signal.SIGKILL)
 
     def check_server(self) -> None:
         """A job whose scheduler is gone for good must not stay for ever."""
@@ -244,13 +259,13 @@ class Run:
         write_whole(self.folder / "ending.json", {"cause": cause, "at": time.time()})
         self.end(cause, grace, message)
 
-    def end(self, cause: str, grace: float, message: str) -> None:
-        """TERM now, KILL after `grace` seconds."""
+    def end(self, cause: str, grace: float, message: str | None) -> None:
+        """TERM now, KILL after `grace` seconds; `message` is why, for the job's stderr (None: no line)."""
         if self.kill_at is not None or self.status is not None:
             return
         self.cause, self.ended = cause, time.time()
         self.kill_at = time.monotonic() + grace
-        if message:
+        if message is not None:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
             self.say(
                 f"slurmstepd: error: *** JOB {self.spec['job_id']} ON {self.spec['node']} "

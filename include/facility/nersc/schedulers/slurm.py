@@ -28,6 +28,7 @@ BOOK_FIELDS = (
     "NNodes", "TimelimitRaw", "Reason", "WorkDir",
 )  # fmt: skip
 COMMAND_SECONDS = 60.0
+MOST_IDS = 1000  # on one command line
 UNKNOWN_OUTCOME = (
     "sbatch: error: The API server was restarted while sbatch ran. Whether there is a job is unknown: "
     "look it up by its name."
@@ -118,9 +119,12 @@ class SlurmScheduler:
         """Call scancel; what it says of finished and unknown ids is not an error."""
         if not _JOB_ID.fullmatch(job_id):
             return
+        listed = await self._call("squeue", "--noheader", "--format=%i", f"--jobs={job_id}")
+        effective = listed[0] == 0 and bool(listed[1].strip())
         self._database.run(
-            "INSERT INTO cancels VALUES (?, ?, ?, 1)", int(job_id.partition("_")[0]), time.time(), os.getuid()
-        )
+            "INSERT INTO cancels VALUES (?, ?, ?, ?)",
+            int(job_id.partition("_")[0]), time.time(), os.getuid(), effective,
+        )  # fmt: skip
         await self._call("scancel", "--", job_id)
 
     async def squeue(self, query: Query) -> list[Row]:
@@ -166,30 +170,40 @@ class SlurmScheduler:
         return [row for row in rows if _keeps(row, query.filters)]
 
     async def books(self) -> list[dict[str, Any]]:
-        """Every job of the user; a row of sacct for each time that it was in the queue."""
-        arguments = ["--allocations", "--duplicates", "--parsable2", f"--delimiter={FIELD}",
-                     f"--format={','.join(BOOK_FIELDS)}", "--starttime=2020-01-01"]  # fmt: skip
-        code, output, errors = await self._call("sacct", *arguments)
-        if code != 0:
-            raise QueryError(errors.strip())
+        """Every job that was submitted here; a row of sacct for each time that it was in the queue.
+
+        :raises QueryError: when sacct fails.
+        """
         jobs: dict[str, dict[str, Any]] = {}
-        for row in parse_sacct(output):
-            self._enter(jobs, row)
+        for job_ids in self._submitted():  # by their ids: sacct lists held jobs in no other way
+            jobs |= {job_id: _unaccounted(job_id) for job_id in job_ids.split(",")}
+            arguments = ["--allocations", "--duplicates", "--parsable2", f"--delimiter={FIELD}",
+                         f"--format={','.join(BOOK_FIELDS)}", f"--jobs={job_ids}"]  # fmt: skip
+            code, output, errors = await self._call("sacct", *arguments)
+            if code != 0:
+                raise QueryError(errors.strip())
+            for row in parse_sacct(output):
+                self._enter(jobs, row)
         for cancel in self._database.rows("SELECT * FROM cancels"):
             if (job := jobs.get(str(cancel["job_id"]))) is not None:
-                job["cancels"].append({"at": cancel["at"], "uid": cancel["uid"], "effective": True})
+                job["cancels"].append(
+                    {"at": cancel["at"], "uid": cancel["uid"], "effective": bool(cancel["effective"])}
+                )
         return list(jobs.values())
+
+    def _submitted(self) -> list[str]:
+        """Ids of the jobs that were submitted here, joined by commas in parts that fit a command line."""
+        rows = self._database.rows("SELECT job_id FROM submissions WHERE job_id IS NOT NULL ORDER BY rowid")
+        ids = [str(row["job_id"]) for row in rows]
+        return [",".join(ids[i : i + MOST_IDS]) for i in range(0, len(ids), MOST_IDS)]
 
     def _enter(self, jobs: dict[str, dict[str, Any]], row: Row) -> None:
         state, _, by = row["state"].partition(" by ")
         start, end = self._moment(row["start"]), self._moment(row["end"])
-        job = jobs.setdefault(
-            row["jobidraw"],
-            {"job_id": row["jobidraw"], "runs": 0, "restarts": -1, "states": [], "cancels": [],
-             "submitted": self._moment(row["submit"])},
-        )  # fmt: skip
+        job = jobs.setdefault(row["jobidraw"], _unaccounted(row["jobidraw"]))
+        job["submitted"] = job["submitted"] or self._moment(row["submit"])
         job["runs"] += start is not None
-        job["restarts"] += 1
+        job["restarts"] += bool(job["states"])
         job["states"].append(state)
         job |= {
             "name": row["jobname"], "user": row["user"], "state": state, "active": end is None,
@@ -208,11 +222,8 @@ class SlurmScheduler:
     async def _call(self, command: str, *arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
         """Run one of Slurm's commands; returns its exit code and what it wrote."""
         environment = clean_environment(self._live.now, self._home) | {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8",
         }  # fmt: skip
-        if "SLURM_CONF" in os.environ:
-            environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
         process = await asyncio.create_subprocess_exec(
             shutil.which(command) or command, *arguments,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
@@ -239,9 +250,10 @@ class SlurmScheduler:
             return verb
 
         return {
-            "hold": scontrol("hold"), "release": scontrol("release"), "requeue": scontrol("requeue"),
+            "hold": scontrol("hold"), "release": scontrol("release"), "requeue": self._requeue,
             "suspend": scontrol("suspend"), "resume": scontrol("resume"), "signal": self._signal,
             "node_failure": self._node_failure, "restore_nodes": self._restore_nodes,
+            "end_all": self._end_all,
         }  # fmt: skip
 
     async def _scontrol(self, *words: str) -> str:
@@ -250,6 +262,12 @@ class SlurmScheduler:
             raise ControlError(errors.strip() or f"scontrol ended with {code}")
         return output
 
+    async def _requeue(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Requeue a job that may be requeued; with `hold` it stays in the queue until it is released."""
+        job_id = _control_job(body)
+        await self._scontrol("requeuehold" if body.get("hold") else "requeue", job_id)
+        return {"job_id": job_id}
+
     async def _signal(self, body: dict[str, Any]) -> dict[str, Any]:
         """Send signal `number` to all of a job."""
         job_id, number = _control_job(body), body.get("number")
@@ -257,6 +275,12 @@ class SlurmScheduler:
             raise ControlError(f"number is {number!r}; it must be a signal's number.")
         await self._call("scancel", "--full", f"--signal={number}", "--", job_id)
         return {"job_id": job_id}
+
+    async def _end_all(self, _body: dict[str, Any]) -> dict[str, Any]:
+        """Cancel what was submitted here and has not ended; other jobs of the user are not touched."""
+        for job_ids in self._submitted():
+            await self._call("scancel", *job_ids.split(","))
+        return {"ended": [job for jobs in self._submitted() for job in jobs.split(",")]}
 
     async def _node_failure(self, body: dict[str, Any]) -> dict[str, Any]:
         """Set the nodes of a job down; `restore_nodes` brings them back."""
@@ -269,12 +293,24 @@ class SlurmScheduler:
         return {"job_id": job_id, "nodes": nodes}
 
     async def _restore_nodes(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Bring `nodes` back."""
+        """Bring `nodes` back, if they are not back by themselves."""
         nodes = str(body.get("nodes"))
         if not re.fullmatch(r"[\w.,\[\]-]+", nodes):
             raise ControlError(f"nodes is {nodes!r}; it must be a list of nodes.")
-        await self._scontrol("update", f"NodeName={nodes}", "State=RESUME")
+        try:
+            await self._scontrol("update", f"NodeName={nodes}", "State=RESUME")
+        except ControlError as error:
+            if "Invalid node state" not in str(error):  # that is said of a node that is up
+                raise
         return {"nodes": nodes}
+
+
+def _unaccounted(job_id: str) -> dict[str, Any]:
+    """The entry of a job that sacct does not list yet."""
+    return {
+        "job_id": job_id, "name": "", "state": "PENDING", "active": True, "runs": 0, "restarts": 0,
+        "states": [], "cancels": [], "submitted": None, "started": None, "ended": None,
+    }  # fmt: skip
 
 
 def _control_job(body: dict[str, Any]) -> str:
