@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from airflow.sdk import BaseHook
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 OUTAGE_PAGES = ("status/outages", "status/outages/planned")
 """Where outages are listed: those that have begun, and those to come."""
 
-_IDS_A_REQUEST = 100
+_IDS_A_REQUEST = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
 _MACHINE = re.compile(r"[a-z0-9_-]{1,40}")
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -173,10 +174,8 @@ class SuperfacilityHook(FileCalls, BaseHook):
         :param origin: "sacct" (every job, some seconds late) or "squeue" (those that wait or run).
         :raises TransientError: no answer, or an error that is not about the jobs.
         """
-        wanted = sorted({_job_id(job_id) for job_id in job_ids})
         found: dict[str, JobSnapshot] = {}
-        for start in range(0, len(wanted), _IDS_A_REQUEST):
-            chunk = wanted[start : start + _IDS_A_REQUEST]
+        for chunk in _lists_of_ids({_job_id(job_id) for job_id in job_ids}):
             try:
                 rows = self._job_rows(machine, f"jobid={','.join(chunk)}", origin)
             except NotFoundError as error:
@@ -294,6 +293,20 @@ def _machine(name: str) -> str:
     if not _MACHINE.fullmatch(name):
         raise UserError(f"Not a machine's name: {name!r}", next_step="use perlmutter.")
     return name
+
+
+def _lists_of_ids(job_ids: Iterable[str]) -> list[list[str]]:
+    """Ids in order, in as few lists as URLs of their length need: more than 350 of eight digits in one."""
+    lists: list[list[str]] = []
+    room = 0
+    for job_id in sorted(job_ids):
+        length = len(quote(f",{job_id}", safe=""))
+        if length > room:
+            lists.append([])
+            room = _IDS_A_REQUEST
+        lists[-1].append(job_id)
+        room -= length
+    return lists
 
 
 def _job_id(job_id: str) -> str:

@@ -1,8 +1,8 @@
 """Where the shared poller of jobs gets its answers from.
 
-Requests: one to sacct an interval, for up to 100 jobs at once. squeue is asked too, for all jobs that
-wait, every two minutes (only it tells reasons and start estimates), and at once for jobs that sacct does
-not know yet or shows in a state that a requeue may undo.
+Requests: one to sacct an interval, for as many jobs as a URL holds (more than 350). squeue is asked too,
+for all jobs that wait, every two minutes (only it tells reasons and start estimates), and at once for jobs
+that sacct does not know yet or shows in a state that a requeue may undo.
 """
 
 from __future__ import annotations

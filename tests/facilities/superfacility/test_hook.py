@@ -52,12 +52,6 @@ def test_jobs_by_id_and_by_user(hook: SuperfacilityHook) -> None:
     assert {done, running} <= {job.job_id for job in hook.jobs_of_user("perlmutter", "sacct")}
 
 
-def test_hundreds_of_ids_are_asked_for_in_chunks(nersc: Facility, hook: SuperfacilityHook) -> None:
-    nersc.clear_requests()
-    hook.jobs("perlmutter", [str(number) for number in range(1, 251)], "sacct")
-    assert len([one for one in nersc.requests("nersc") if "/compute/jobs/" in one["path"]]) == 3
-
-
 def test_cancelling_twice_and_cancelling_the_unknown_are_no_errors(
     nersc: Facility, hook: SuperfacilityHook
 ) -> None:
