@@ -192,7 +192,13 @@ def test_a_running_job_is_told_with_elapsed_of_limit_each_tenth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"), [("REQUEUE_HOLD", None), ("PENDING", "DependencyNeverSatisfied")]
+    ("state", "reason"),
+    [
+        ("REQUEUE_HOLD", None),
+        ("PENDING", "DependencyNeverSatisfied"),
+        ("PENDING", "JobHeldUser"),
+        ("PENDING", "job requeued in held state"),
+    ],
 )
 def test_a_held_job_is_a_warning(state: str, reason: str | None) -> None:
     watch = _watch()
@@ -200,6 +206,15 @@ def test_a_held_job_is_a_warning(state: str, reason: str | None) -> None:
     [(level, text)] = watch.drain()
     assert level == logging.WARNING
     assert "scontrol release 80" in text
+
+
+def test_a_job_that_was_held_before_it_started_is_not_held() -> None:
+    """sacct goes on telling why a job waited (recorded, Slurm 22.05)."""
+    watch = _watch()
+    watch.look(Seen(JobView(_row("RUNNING", reason="JobHeldUser"), None)), 0)
+    [(level, text)] = watch.drain()
+    assert level == logging.INFO
+    assert "runs" in text
 
 
 def test_looks_are_quick_after_the_start_and_near_the_end_and_slow_between() -> None:
