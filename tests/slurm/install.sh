@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Debian's Slurm, munge and MariaDB, when they are missing. Their system services stay off: the tests start
-# daemons of their own (cluster.py). Ends with 3, and says why, where they cannot be had.
+# daemons of their own (support/slurm_cluster.py). Ends with 3, and says why, where they cannot be had.
 set -euo pipefail
-
-missing=$(for program in slurmctld slurmd slurmdbd sacctmgr munged mariadbd mariadb-install-db; do
-    command -v "$program" >/dev/null || echo "$program"
-done)
-[ -n "$missing" ] || exit 0
 
 not_tested() {
     echo "NOT TESTED: $*" >&2
     exit 3
 }
-[ "$(id -u)" = 0 ] || not_tested "Slurm is not installed, and only root can install it (run make slurm-test as root)."
+[ "$(id -u)" = 0 ] || not_tested "only root can start a Slurm cluster; run make slurm-test as root."
+
+missing=$(for program in slurmctld slurmd slurmdbd sacctmgr munged mariadbd mariadb-install-db; do
+    command -v "$program" >/dev/null || echo "$program"
+done)
+[ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null || not_tested "Slurm is not installed, and there is no apt-get to install it with."
 
 # Where packages start their services when they are installed, these must not.

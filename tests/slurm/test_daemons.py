@@ -33,7 +33,7 @@ def test_the_tests_ran_on_slurm_with_all_that_they_mean(cluster: SlurmCluster, n
     shown = cluster.run("scontrol", "show", "node", cluster.node)
     assert "Gres=gpu:4" in shown
     assert "ActiveFeatures=gpu,cpu" in shown
-    held_by = "task/cgroup" if enforces_memory() else "task/none"  # without: JobAcctGather's OverMemoryKill
+    held_by = "task/cgroup" if enforces_memory() else "task/none"
     assert held_by in cluster.run("scontrol", "show", "config")
 
 
