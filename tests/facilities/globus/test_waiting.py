@@ -121,15 +121,13 @@ def test_a_standstill_counts_from_its_beginning_whatever_starts_anew(
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
     task_id = waiting.trigger.serialize()[1]["task_id"]
     place.facility.control("globus", "retry", task_id=task_id)
+    began = time.time()
     event = run.fire(waiting)
-    assert (event["outcome"], event["reason"], event["cancelled"]) == (
-        "in trouble",
-        "FILE_NOT_FOUND",
-        "not asked",
-    )
+    assert (event["outcome"], event["cancelled"]) == ("in trouble", "not asked")
+    assert event["reason"] in ("FILE_NOT_FOUND", "UNKNOWN")  # the latter while Globus is trying again
     again = deferred(run.resume(make, waiting, event))
     since = again.trigger.serialize()[1]["standstill"]["since"]
-    assert time.time() - since == pytest.approx(0.5, abs=5)
+    assert began - 1 <= since <= time.time() - 0.5
     run.retry()
     retried = deferred(run.start(make)).trigger.serialize()[1]
     assert (retried["standstill"]["since"], retried["task_id"]) == (since, task_id)
