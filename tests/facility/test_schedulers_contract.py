@@ -38,7 +38,7 @@ def control_groups() -> None:
     """Without the kernel's control groups Slurm ends jobs in another way than at NERSC, which has them."""
     if not bounds_jobs():
         pytest.skip(
-            "Slurm cannot have control groups (version 1) on this machine: a job that takes too much memory is "
+            "Slurm cannot have control groups (version 1) here: a job that takes too much memory is "
             "FAILED 0:9 at once, and what a script leaves in sessions of its own goes on"
         )
 
