@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 SCANS ?= 20
 FAULTS ?= 60
 SEED ?= 1
+SHORT ?=
 DATABASE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -18,6 +19,7 @@ VENV := .venv/.installed-$(shell cat requirements.txt requirements-dev.txt const
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
+SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -70,10 +72,10 @@ compose-test: $(VENV) ## The production stack for real: needs a Docker engine an
 	@docker info >/dev/null 2>&1 || { echo "NOT TESTED: no Docker engine answers on this machine (docker info)."; exit 0; }; \
 	COMPOSE_TEST=1 .venv/bin/python -m pytest tests/deployment/stack --timeout 1800 $(PYTEST_ARGS)
 
-slurm-test: $(VENV) ## Jobs and the main job on Slurm itself: installs Debian's packages when it is root, about 8 minutes
+slurm-test: $(VENV) ## Jobs and the main job on Slurm itself (Debian's, installed when missing; as root), 9 minutes; SHORT=1: 2 minutes
 	@bash tests/slurm/install.sh || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
 	PYTHONPATH=plugins:include:tests .venv/bin/python -m support.slurm_cluster \
-	.venv/bin/python -m pytest -m 'both or slurm' tests/facility tests/slurm tests/live $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m 'both or slurm' tests/facility tests/slurm tests/live $(if $(SHORT),-k '$(SLURM_SHORT)') $(PYTEST_ARGS)
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt
