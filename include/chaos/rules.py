@@ -35,7 +35,7 @@ class Rules:
 
     facility: SpawnedFacility
     all: list[Rule] = field(default_factory=list)
-    at_most: int = 10  # that wait for a request at the same time
+    at_most: int = 16  # that wait for a request at the same time
 
     @property
     def waiting(self) -> list[Rule]:

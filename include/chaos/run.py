@@ -153,8 +153,9 @@ class Chaos:
         return self._under_way - {run["dag_run_id"] for run in living}
 
     def _fault_is_due(self) -> bool:
-        """As many faults as scans have been sent, spread over the run."""
-        due = self.faults * self._posted / len(self.result.scans)
+        """As many faults as scans have come far, spread over the run."""
+        come_far = self._posted - len(self._under_way) / 2
+        due = self.faults * come_far / len(self.result.scans)
         to_come = len(self.result.faults) - len(self.result.happened)  # laid, and not met by a request yet
         return len(self.result.happened) + to_come / 2 < due and time.monotonic() >= self._next_fault
 
