@@ -44,6 +44,7 @@ collect_ignore = [] if os.environ.get("COMPOSE_TEST") else ["deployment/stack"]
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where there are several processes, one has all tests of the running Airflow; others go file by file."""
     for item in items:
