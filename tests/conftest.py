@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 for _folder in ("plugins", "include"):
@@ -44,12 +45,24 @@ collect_ignore = [] if os.environ.get("COMPOSE_TEST") else ["deployment/stack"]
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LIVE = "tests/live/"
+
+
+class FilesAndLive(LoadScopeScheduling):
     """Where there are several processes, one has all tests of the running Airflow; others go file by file."""
-    for item in items:
-        group = "live" if item.get_closest_marker("live") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return LIVE if nodeid.startswith(LIVE) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndLive:
+    """How tests are shared out."""
+    return FilesAndLive(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: one process has nothing else to do."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LIVE))
 
 
 @pytest.fixture(scope="session", autouse=True)
