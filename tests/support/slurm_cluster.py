@@ -204,6 +204,8 @@ class SlurmCluster:
 
     def down(self) -> None:
         """End all jobs and all daemons."""
+        if not (self.folder / "node").exists():  # nothing was started
+            return
         with suppress(RuntimeError, TimeoutError):
             self.run("scontrol", "update", f"NodeName={self.node}", "State=RESUME")
         with suppress(RuntimeError, TimeoutError):
