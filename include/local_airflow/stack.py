@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 from local_airflow.settings import REPOSITORY, local_environment, passwords
 
+_PORTS = range(20_000, 32_000)
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
@@ -27,11 +29,16 @@ class LocalAirflowError(RuntimeError):
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on the loopback interface that nobody listens on at the moment.
+
+    It is below the range from which Linux gives ports to whoever asks for any (32768 and above): seconds pass
+    until an Airflow listens, and by then somebody else could have it.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LocalAirflowError(f"No port from {_PORTS[0]} to {_PORTS[-1]} is free.")
 
 
 class LocalAirflow:
