@@ -25,8 +25,8 @@ def test_fifty_scans_at_once_with_two_slots(tmp_path: Path) -> None:
         def states(task_id: str, runs: dict[str, str] = runs, pipeline: Pipeline = pipeline) -> list[str]:
             found = pipeline.rest.call(
                 "POST",
-                f"/api/v2/dags/{DAG_ID}/dagRuns/~/taskInstances/list",
-                {"task_ids": [task_id], "page_limit": 200},
+                "/api/v2/dags/~/dagRuns/~/taskInstances/list",
+                {"dag_ids": [DAG_ID], "task_ids": [task_id], "page_limit": 200},
             )
             return [task["state"] for task in found["task_instances"] if task["dag_run_id"] in runs]
 

@@ -53,6 +53,9 @@ class Verdict:
     cancel: bool = False  # the task must be cancelled, it would go on otherwise
 
 
+_FIRST_LOOK = 0.5  # seconds; waits that begin together still share a request
+
+
 @dataclass
 class TaskWatch:
     """One task, from the first look to a verdict.
@@ -76,6 +79,7 @@ class TaskWatch:
     last: TaskSnapshot | None = None
 
     def __post_init__(self) -> None:
+        self._looked = False
         self._began = self.now
         self._deadline = self.now + self.remaining
         self._said_at = float("-inf")
@@ -91,7 +95,9 @@ class TaskWatch:
         self._silence_said_at: float | None = None
 
     def wait(self, now: float) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next look; the first comes soon: a small file has arrived by now."""
+        if not self._looked:
+            return min(_FIRST_LOOK, self.limits.pace.least, self.seconds_until_limit(now))
         pace = self.limits.pace
         # In trouble a change is news, but not urgent.
         in_peace = pace.interval(now - self._began, self._seconds_left())
@@ -104,6 +110,7 @@ class TaskWatch:
 
     def look(self, answer: Seen[TaskSnapshot] | PollFailed, now: float) -> Verdict | None:
         """Take in an answer; returns a verdict when the wait is over."""
+        self._looked = True
         if isinstance(answer, PollFailed):
             verdict = self._unanswered(answer, now)
         elif answer.value is None:
