@@ -46,23 +46,30 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
 LIVE = "tests/live/"
+OWN_AIRFLOW = ("tests/live/test_as_operated.py",)
+
+
+def scope(nodeid: str) -> str:
+    """What is run in one process: all tests of the session's running Airflow; of the others, each file."""
+    file = nodeid.partition("::")[0]
+    return LIVE if file.startswith(LIVE) and file not in OWN_AIRFLOW else file
 
 
 class FilesAndLive(LoadScopeScheduling):
-    """Where there are several processes, one has all tests of the running Airflow; others go file by file."""
+    """How tests are shared out where there are several processes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return LIVE if nodeid.startswith(LIVE) else nodeid.partition("::")[0]
+        return scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndLive:
-    """How tests are shared out."""
+    """Take ours."""
     return FilesAndLive(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: one process has nothing else to do."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LIVE))
+    items.sort(key=lambda item: scope(item.nodeid) != LIVE)
 
 
 @pytest.fixture(scope="session", autouse=True)
