@@ -46,11 +46,11 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
 LIVE = "tests/live/"
-OWN_AIRFLOW = ("tests/live/test_as_operated.py",)
+OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
 
 
 def scope(nodeid: str) -> str:
-    """What is run in one process: all tests of the session's running Airflow; of the others, each file."""
+    """What is run in one process: all tests on the session's running Airflow; of the others, each file."""
     file = nodeid.partition("::")[0]
     return LIVE if file.startswith(LIVE) and file not in OWN_AIRFLOW else file
 
@@ -68,8 +68,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndLive
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: one process has nothing else to do."""
-    items.sort(key=lambda item: scope(item.nodeid) != LIVE)
+    """The longest first, so that the processes end together."""
+    first = [LIVE, *OWN_AIRFLOW]
+    items.sort(key=lambda item: first.index(own) if (own := scope(item.nodeid)) in first else len(first))
 
 
 @pytest.fixture(scope="session", autouse=True)

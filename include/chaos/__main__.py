@@ -35,7 +35,7 @@ def main() -> int:
         )
         result = chaos.run()
     print(table(result))
-    return 0 if result.reckoning.clean else 1
+    return 0 if result.passed else 1
 
 
 if __name__ == "__main__":

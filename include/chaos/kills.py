@@ -28,11 +28,14 @@ class Kills:
     draw: random.Random
     died_by_themselves: list[str] = field(default_factory=list)
     killed_in_submit: int = 0
+    spare_triggerer: bool = False
     _rest_until: float = 0.0
     _ambushes: list[Rule] = field(default_factory=list)
 
     def component(self, name: str) -> str | None:
         """Kill a component and all below it (LocalExecutor's workers are the scheduler's), and start it."""
+        if self.spare_triggerer and name == "triggerer":
+            return None
         if time.monotonic() < self._rest_until or not self.airflow.is_ready():
             return None
         self.airflow.kill(name)

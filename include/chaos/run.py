@@ -11,6 +11,7 @@ from pathlib import Path
 from chaos.books import Reckoning, reckon
 from chaos.faults import KINDS, Fault, Switches
 from chaos.kills import Kills
+from chaos.memory import MemorySample, longest_life
 from chaos.people import OUTAGES, People
 from chaos.processes import resident_memory
 from chaos.rules import Rules
@@ -18,15 +19,7 @@ from chaos.system import DAG_ID, Scan, System, best_database, make_scans, post, 
 
 AT_ONCE = 16  # scans that are under way at once
 REAPER = "cancel_abandoned_work"
-
-
-@dataclass(frozen=True)
-class MemorySample:
-    """Memory of the triggerer, in MiB, at a moment (seconds since the beginning)."""
-
-    at: float
-    pid: int
-    size: float
+SPARED = 2 / 3  # of the faults, after which the triggerer is left alive: does its memory grow?
 
 
 @dataclass
@@ -47,6 +40,12 @@ class Result:
     def happened(self) -> list[Fault]:
         """The faults that really happened: rules that no request met are not among them."""
         return [fault for fault in self.faults if fault.happened]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was promised holds."""
+        life = longest_life(self.memory)
+        return self.reckoning.clean and not (life and life.grows)
 
 
 class Chaos:
@@ -160,6 +159,7 @@ class Chaos:
         return len(self.result.happened) + to_come / 2 < due and time.monotonic() >= self._next_fault
 
     def _fault(self, switches: Switches) -> None:
+        switches.kills.spare_triggerer = len(self.result.happened) > SPARED * self.faults
         (kind,) = self._draw.choices(KINDS, weights=[kind.weight for kind in KINDS])
         laid = len(switches.rules.all)
         said = kind.act(switches)

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from chaos.faults import KINDS
-from chaos.run import MemorySample, Result
+from chaos.memory import memory_lines
+from chaos.run import Result
 
 
 def table(result: Result) -> str:
     """Faults by kind, scans by what became of them, the triggerer's memory, the seed."""
-    return "\n".join([*_head(result), *_faults(result), *_scans(result), *_memory(result.memory)])
+    return "\n".join([*_head(result), *_faults(result), *_scans(result), *memory_lines(result.memory)])
 
 
 def _head(result: Result) -> Iterator[str]:
@@ -50,19 +51,3 @@ def _scans(result: Result) -> Iterator[str]:
         yield f"  {name.replace('_', ' '):<22}{len(lines):>10}"
         if name not in ("succeeded", "ended_by_a_person"):
             yield from (f"      {line}" for line in lines)
-
-
-def _memory(samples: list[MemorySample]) -> Iterator[str]:
-    """The triggerer is killed now and then; its longest life tells whether it grows."""
-    if not samples:
-        return
-    first, last, peak = samples[0].size, samples[-1].size, max(sample.size for sample in samples)
-    yield f"\ntriggerer's memory: {first:.0f} MiB at the beginning, {last:.0f} at the end, {peak:.0f} at most"
-    lives: dict[int, list[MemorySample]] = {}
-    for sample in samples:
-        lives.setdefault(sample.pid, []).append(sample)
-    life = max(lives.values(), key=lambda seen: seen[-1].at - seen[0].at)
-    settled = [sample for sample in life if sample.at - life[0].at >= 30.0] or life
-    minutes = (settled[-1].at - settled[0].at) / 60
-    sizes = f"{settled[0].size:.0f} to {settled[-1].size:.0f} MiB"
-    yield f"in its longest life, {minutes:.1f} min once settled: {sizes}"

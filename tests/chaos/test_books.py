@@ -9,7 +9,8 @@ import pytest
 
 from chaos.books import Reckoning, reckon
 from chaos.faults import Fault
-from chaos.run import MemorySample, Result
+from chaos.memory import MemorySample, longest_life
+from chaos.run import Result
 from chaos.system import Scan
 from chaos.table import table
 
@@ -143,4 +144,24 @@ def test_the_table_tells_it_all() -> None:
     assert not any("Globus request" in line for line in lines)
     assert f"      {SCAN.run_id}: jobs {{'COMPLETED': 2}}, 2 of them unspoiled" in lines
     assert "triggerer's memory: 250 MiB at the beginning, 401 at the end, 401 at most" in lines
-    assert "in its longest life, 1.0 min once settled: 400 to 401 MiB" in lines
+    told = "400 MiB in the first third, 401 in the last"
+    assert f"in its longest life, 1.0 min once settled: {told} (too short)" in lines
+
+
+@pytest.mark.parametrize(
+    ("growth", "minutes", "grows"), [(0.0, 10, False), (10.0, 10, True), (-5.0, 10, False), (10.0, 4, False)]
+)
+def test_a_triggerer_whose_memory_grows_fails_the_run(growth: float, minutes: int, grows: bool) -> None:
+    """It jumps while it imports, in its first minute; then MiB a minute. Its successor starts small."""
+    result = Result(7, [SCAN], "sqlite")
+    ages = range(minutes * 6 + 7)
+    result.memory = [
+        MemorySample(10.0 * i, 1, 300.0 if i < 6 else 400 + growth * (i - 6) / 6 + i % 2) for i in ages
+    ]
+    result.memory += [MemorySample(10.0 * (len(ages) + i), 2, 300.0 + i) for i in range(20)]
+    life = longest_life(result.memory)
+    assert life is not None
+    assert life.seconds == 60.0 * minutes
+    assert life.grows is grows
+    assert result.passed is not grows
+    assert ("IT GROWS" in table(result)) is grows

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from facility.nersc.schedulers import runs
 from support.nersc import Nersc, nersc_running, script, until
 
 
@@ -94,3 +96,12 @@ def test_cached_view_is_behind(nersc: Nersc) -> None:
     assert nersc.list("sacct", cached=True, jobid=job_id)["output"] == []
     until(lambda: nersc.list("sacct", cached=True, jobid=job_id)["output"])
     nersc.control("set", cached_lag=0.0)
+
+
+def test_a_runner_that_another_standin_of_the_process_has_waited_for_is_forgotten() -> None:
+    """Two stand-ins in threads wait for the same children; the second must not fail."""
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    runs._children.add(pid)
+    os.waitpid(pid, 0)
+    runs.reap()
+    assert pid not in runs._children

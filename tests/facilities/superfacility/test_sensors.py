@@ -210,16 +210,28 @@ def test_a_client_that_expires_while_waiting_fails_the_task_and_not_the_job(
 def test_tokens_that_are_revoked_while_waiting_are_renewed(waiting: Task) -> None:
     job_id = waiting.finish(waiting.submit("sleep 1"))
     deferral = waiting.start(waiting.wait(job_id))
+    renewals = []
+
+    def revoke() -> None:
+        waiting.facility.control("nersc", "revoke_tokens")
+        waiting.facility.clear_requests()
+
+    def renewed() -> bool:
+        """Refused, a new token, answered: only then the next revocation, or the new token is refused too."""
+        replies = [one["status"] for one in waiting.facility.requests("nersc")]
+        return 403 in replies and 200 in replies[replies.index(403) :][2:]
 
     async def revoke_again_and_again() -> Any:
         event = asyncio.create_task(first_event(waiting.trigger(deferral)))
         while not event.done():
-            await asyncio.to_thread(waiting.facility.control, "nersc", "revoke_tokens")
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(revoke)
+            await eventually(lambda: event.done() or renewed())
+            renewals.append(renewed())
         return event.result()
 
     event = asyncio.run(revoke_again_and_again())
     assert waiting.resume(waiting.wait(job_id), deferral, event)["state"] == "COMPLETED"
+    assert renewals.count(True) > 1
 
 
 @Deferrable

@@ -21,7 +21,11 @@ _children: set[int] = set()  # runners that this process started and that have n
 def reap() -> None:
     """Wait for runners that have ended."""
     for pid in list(_children):
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # another stand-in of this process, in its own thread, was first
+            ended = True
+        if ended:
             _children.discard(pid)
 
 
