@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +42,10 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # The production stack takes a Docker engine and a quarter of an hour: make compose-test.
 collect_ignore = [] if os.environ.get("COMPOSE_TEST") else ["deployment/stack"]
+
+# On a busy machine an example may take long for reasons of its own.
+settings.register_profile("cosmic", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cosmic")
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 

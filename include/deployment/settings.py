@@ -75,7 +75,7 @@ class Deployment:
     @property
     def executor(self) -> str:
         """Airflow's name of the executor."""
-        return "CeleryExecutor" if self.celery else "LocalExecutor"
+        return "CeleryExecutor" if self.celery else "cosmic.local_executor.KillProofLocalExecutor"
 
 
 def read_deployment(

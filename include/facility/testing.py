@@ -24,7 +24,7 @@ from facility.settings import Settings
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], within: float = 20.0) -> T:
+def until(condition: Callable[[], T], within: float = 60.0) -> T:
     """Look at a condition until it holds; returns what it gave.
 
     :raises TimeoutError: when it does not hold within that many seconds; says what it gave last.

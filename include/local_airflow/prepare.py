@@ -25,7 +25,8 @@ def prepare(seed: dict[str, Any]) -> None:
         for conn_id, fields in seed.get("connections", {}).items():
             session.execute(delete(Connection).where(Connection.conn_id == conn_id))
             extra = json.dumps(fields["extra"]) if fields.get("extra") else None
-            session.add(Connection(**{**fields, "conn_id": conn_id, "extra": extra}))
+            # The UI's Test button sends port 0 for no port, and is refused when another is stored.
+            session.add(Connection(**{"port": 0, **fields, "conn_id": conn_id, "extra": extra}))
     for name, fields in seed.get("pools", {}).items():
         Pool.create_or_update_pool(
             name=name,

@@ -80,7 +80,7 @@ def test_a_wait_beyond_the_limit_ends_at_once(api: AirflowApi, runs: Runs) -> No
     started = time.monotonic()
     with pytest.raises(UnreachableError, match=r"no usable answer in 5 s \(last: it answered 503\)"):
         runs.start("scan__x", CONF, "")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_nobody_listens(settings: Settings) -> None:
@@ -94,7 +94,7 @@ def test_a_server_that_accepts_and_says_nothing(api: AirflowApi, settings: Setti
     started = time.monotonic()
     with pytest.raises(UnreachableError, match="timed out"):
         Runs(Airflow(with_(settings, timeout=0.5))).get("x")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_a_defect_of_the_server_is_told_from_an_outage(api: AirflowApi, runs: Runs) -> None:

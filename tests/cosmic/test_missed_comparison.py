@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmic.comparison import (
@@ -123,7 +123,6 @@ FILES = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(STATES, FILES, st.booleans(), st.sampled_from([(), ("ptychocam",), ("cdtools", "ptychocam")]))
 def test_whatever_is_there_nothing_is_started_twice_or_overwritten(
     runs: dict[int, str], sizes: dict[str, int], finished: bool, engines: Any

@@ -224,7 +224,7 @@ def test_a_backfill_of_old_days_does_not_ask_for_everything_since() -> None:
     assert next_run(utc(2023, 6, 1, 20), FEBRUARY) == (utc(2023, 6, 1), utc(2023, 6, 2, 15))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 60 * 24 * 14), st.booleans())
 def test_no_day_is_left_out_and_none_comes_twice(minutes: int, catchup: bool) -> None:
     now = utc(2023, 2, 18).add(minutes=minutes)

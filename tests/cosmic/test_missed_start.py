@@ -154,7 +154,7 @@ def test_nothing_to_start_is_no_reason_to_wait(airflow: FakeAirflow) -> None:
     assert step(operator([])) == {}
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 40), st.integers(1, 12), st.lists(st.integers(1, 30), max_size=4))
 def test_broken_off_anywhere_and_begun_again_each_is_started_once(
     monkeypatch: pytest.MonkeyPatch, count: int, at_once: int, breaks: list[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beamline_computer import submit_scan as client
@@ -21,7 +21,6 @@ def test_the_id_is_readable_and_has_not_changed() -> None:
     assert parse_scan_path("/" + USUAL).run_id(3).endswith("NS_230216033_ccdframes_0_0.604f27d5__r3")
 
 
-@settings(deadline=None)
 @given(PATHS, GENERATIONS)
 def test_the_client_makes_the_same(text: str, generation: int) -> None:
     try:
@@ -33,7 +32,6 @@ def test_the_client_makes_the_same(text: str, generation: int) -> None:
     assert client.generation_of(ours, normalised) == generation
 
 
-@settings(deadline=None)
 @given(PATHS, GENERATIONS)
 def test_airflow_takes_every_id(text: str, generation: int) -> None:
     run_id = parse_scan_path(text).run_id(generation)
@@ -42,7 +40,6 @@ def test_airflow_takes_every_id(text: str, generation: int) -> None:
     assert ".." not in run_id or ".." in text
 
 
-@settings(deadline=None)
 @given(PATHS, PATHS)
 def test_two_scans_have_two_ids(one: str, other: str) -> None:
     same_scan = one.strip("/") == other.strip("/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmic.comparison import ScanFile
@@ -67,7 +67,6 @@ def test_days_that_are_not_looked_at_any_more_are_forgotten() -> None:
     assert set(noticing.done) == {tomorrow}
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sets(st.integers(1, 6)), st.sets(st.integers(1, 6)), st.booleans()),

@@ -86,7 +86,8 @@ def cfg(path: Path) -> configparser.ConfigParser:
 
 def test_airflow_cfg_is_nearly_empty_by_default(tmp_path: Path) -> None:
     config = cfg(write_airflow_cfg(Deployment(), tmp_path))
-    assert {name: dict(config[name]) for name in config.sections()} == {"core": {"executor": "LocalExecutor"}}
+    executor = "cosmic.local_executor.KillProofLocalExecutor"
+    assert {name: dict(config[name]) for name in config.sections()} == {"core": {"executor": executor}}
 
 
 def test_airflow_cfg_with_everything(tmp_path: Path) -> None:

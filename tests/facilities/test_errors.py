@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import (
@@ -70,7 +70,6 @@ def test_specialised_errors_keep_their_class() -> None:
     assert TimeLimitError.failure_class == "resources"
 
 
-@settings(deadline=None)
 @given(st.text(), st.none() | st.text(), st.none() | st.text(), st.text(), st.text())
 def test_nothing_that_was_given_is_missing_from_the_message(
     what: str, remote_id: str | None, state: str | None, next_step: str, details: str

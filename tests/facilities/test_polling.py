@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import TransientError
@@ -238,7 +238,6 @@ def test_a_waiter_that_comes_back_while_the_poller_ends_is_served() -> None:
     run(main)
 
 
-@settings(deadline=None)
 @given(
     st.floats(min_value=0, max_value=1e7),
     st.none() | st.floats(min_value=-1e7, max_value=1e7),

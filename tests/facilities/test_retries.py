@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import (
@@ -62,7 +62,6 @@ def test_the_service_may_ask_for_a_longer_delay() -> None:
     assert decide(TransientError("Busy", retry_after=1e30))[1] == timedelta(days=1)
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=-5, max_value=10_000))
 def test_delays_double_within_bounds(try_number: int) -> None:
     policy = facility_retry_policy(first_delay=timedelta(seconds=10), longest_delay=timedelta(minutes=5))

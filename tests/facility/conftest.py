@@ -7,14 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from facility.testing import Facility
 from support.globus_client import Globus
-
-# On a busy machine an example may take long for reasons of its own.
-settings.register_profile("facility", deadline=None)
-settings.load_profile("facility")
 
 
 @pytest.fixture

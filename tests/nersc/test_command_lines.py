@@ -139,7 +139,7 @@ words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
         words | st.sampled_from(["$(touch x)", "`id`", "'", '"', "\n", "a b", "*", "~", "-n", "\\"])
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @pytest.mark.parametrize(("script", "module"), [("ptychocam", "ptychocam"), ("cdtools", "cdtools_engine")])
 def test_the_scripts_pass_every_argument_as_it_is(
     echoing: Path, script: str, module: str, arguments: list[str]

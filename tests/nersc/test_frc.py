@@ -30,7 +30,7 @@ def blobs(seed: int = 0, n: int = 64) -> Complex:
     size=st.floats(0.2, 5.0),
     phase=st.floats(-3.1, 3.1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_alignment_undoes_what_ptychography_leaves_open(
     shift: tuple[float, float], gradient: tuple[float, float], size: float, phase: float
 ) -> None:

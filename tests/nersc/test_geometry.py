@@ -29,7 +29,7 @@ REAL_SCAN = Path(__file__).resolve().parents[3] / "shared" / "data" / "PETRAIII_
 
 
 @given(rows=st.integers(4, 33), columns=st.integers(4, 33), seed=st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_far_field_propagation_is_unitary(rows: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     wave = rng.normal(size=(rows, columns)) + 1j * rng.normal(size=(rows, columns))
@@ -44,7 +44,7 @@ def test_the_beams_axis_is_at_the_middle_pixel() -> None:
 
 
 @given(distance=st.floats(-1e-4, 1e-4), seed=st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_angular_spectrum_keeps_power_and_can_be_undone(distance: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     wave = rng.normal(size=(24, 20)) + 1j * rng.normal(size=(24, 20))

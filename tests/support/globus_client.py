@@ -69,7 +69,7 @@ class Globus:
         """The task document."""
         return dict(self.transfer.get_task(task_id).data)
 
-    def wait(self, task_id: str, key: str = "status", *values: Any, within: float = 20.0) -> dict[str, Any]:
+    def wait(self, task_id: str, key: str = "status", *values: Any, within: float = 60.0) -> dict[str, Any]:
         """Wait until a field of the task has one of the values; by default until the task has ended."""
         wanted = values or ("SUCCEEDED", "FAILED")
 

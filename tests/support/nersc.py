@@ -27,7 +27,7 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAST = {"time_scale": 0.01, "sacct_lag": 0.0, "cached_lag": 0.0}
 
 
-def until(condition: Callable[[], T | Literal[False]], seconds: float = 20.0, what: str = "") -> T:
+def until(condition: Callable[[], T | Literal[False]], seconds: float = 60.0, what: str = "") -> T:
     """Poll until the condition is true; returns its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):  # an empty value is not yet one either

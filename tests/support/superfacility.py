@@ -115,7 +115,7 @@ class Task(Run):
         return [job for job in self.facility.jobs() if self.identity.digest in (job["name"] or "")]
 
 
-def wait_until(condition: Callable[[], Any], within: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], within: float = 60.0) -> Any:
     """Wait for a condition; its value."""
     deadline = time.monotonic() + within
     while not (value := condition()):
@@ -155,7 +155,7 @@ class Logged:
         return text in self._text
 
 
-async def eventually(condition: Callable[[], Any], within: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Any], within: float = 60.0) -> None:
     """Wait for a condition without holding the loop."""
     deadline = time.monotonic() + within
     while not condition():

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import TransientError
@@ -77,7 +77,6 @@ def test_what_is_no_file_is_a_passing_failure(document: object) -> None:
         FileEntry.from_document(document)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_odd_fields_never_break_or_end_a_task(fields: dict[str, Any]) -> None:
     read = task(**fields)
@@ -86,7 +85,6 @@ def test_odd_fields_never_break_or_end_a_task(fields: dict[str, Any]) -> None:
     assert read.rate >= 0
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_only_the_two_final_states_are_final(state: str) -> None:
     assert task(status=state).is_final == (state in ("SUCCEEDED", "FAILED"))

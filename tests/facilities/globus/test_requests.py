@@ -7,7 +7,7 @@ import uuid
 
 import globus_sdk
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from facilities.errors import UserError
@@ -65,7 +65,6 @@ def test_bad_paths_are_refused(path: object, says: str) -> None:
         check_path(path, "source_path")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_an_accepted_path_is_absolute_and_stays_below_the_root(path: str) -> None:
     try:
@@ -78,7 +77,6 @@ def test_an_accepted_path_is_absolute_and_stays_below_the_root(path: str) -> Non
     assert check_path(checked, "path") == checked
 
 
-@settings(deadline=None)
 @given(st.uuids())
 def test_ids_are_accepted_in_any_form(value: uuid.UUID) -> None:
     for form in (str(value), str(value).upper(), value.hex, f"  {value} ", value):
@@ -103,7 +101,6 @@ OWNERS = st.builds(Owner, st.text(), st.text(), st.text(), st.integers(-1, 9))
 FINGERPRINTS = st.text("0123456789abcdef", min_size=32, max_size=32)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), OWNERS, FINGERPRINTS)
 def test_labels_are_what_globus_takes_and_filters_exactly(base: str, owner: Owner, work: str) -> None:
     label = make_label(base, owner, work)
@@ -112,7 +109,6 @@ def test_labels_are_what_globus_takes_and_filters_exactly(base: str, owner: Owne
     assert label == make_label(base, owner, work)
 
 
-@settings(deadline=None)
 @given(OWNERS, OWNERS, FINGERPRINTS, FINGERPRINTS)
 def test_labels_of_different_work_differ(one: Owner, other: Owner, this: str, that: str) -> None:
     assume(one != other and this[:8] != that[:8])

@@ -181,4 +181,4 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnce.settings = settings(max_examples=150, stateful_step_count=12, deadline=None)
+TestExactlyOnce.settings = settings(max_examples=150, stateful_step_count=12)

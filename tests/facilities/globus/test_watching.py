@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import CredentialsError, TransientError
@@ -224,7 +224,6 @@ def test_trouble_is_a_warning() -> None:
     assert watch.drain()[0][0] == logging.WARNING
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

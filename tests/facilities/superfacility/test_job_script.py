@@ -60,7 +60,7 @@ NASTY = ["", " ", "\n", "\r\n", "'", '"', "$(touch x)", "`id`", "${HOME}", "-n",
 NASTY += ["a\n#SBATCH --qos=premium", "é\u2028\x85", "\x7f\x1b[31m", "{{ x }}", "a;b|c&d>e", "%s"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ANY_TEXT | st.sampled_from(NASTY), min_size=1, max_size=12), st.booleans())
 def test_any_argument_arrives_unchanged_at_the_job(arguments: list[str], each: bool) -> None:
     words = "{% for a in arguments %} {{ a | quote }}{% endfor %}" if each else " {{ arguments }}"
