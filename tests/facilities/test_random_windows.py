@@ -114,7 +114,7 @@ def test_a_submit_has_one_job_whatever_happens_and_wherever_it_is_killed(
         task.ti.run_id += f"_{seed}_{number}"
         if draw.random() < 0.3:
             task.store = None
-        make = task.submit(draw.choice(("true", "sleep 60")), settle=1.0)
+        make = task.submit(draw.choice(("true", "exit 3", "sleep 60")), settle=1.0)
 
         def fault() -> None:
             both.clear_faults()
@@ -129,7 +129,7 @@ def test_a_submit_has_one_job_whatever_happens_and_wherever_it_is_killed(
         both.clear_faults()
         killer.disarm()
         task.retry()
-        assert task.finish(make) == job_id  # cleared once more
+        assert task.finish(make) == job_id  # as if its worker had been killed just before the end
         assert [job["job_id"] for job in task.books()] == [job_id], (seed, number, task.books())
 
 

@@ -126,7 +126,7 @@ def test_a_node_that_fails(nersc: Nersc, task: Task, aside: ThreadPoolExecutor, 
         return
     with pytest.raises(InfrastructureError, match="NODE_FAIL"):
         wait.result(LONG)
-    task.retry()
+    task.clear()
     again = str(task.finish(task.submit("true")))
     assert again != job_id
     assert waiting(task, aside, again).result(LONG)["state"] == "COMPLETED"

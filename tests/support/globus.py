@@ -97,6 +97,7 @@ class FakeTaskInstance:
     task_id: str = "copy"
     map_index: int = -1
     try_number: int = 1
+    max_tries: int = 0
     xcoms: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -146,9 +147,14 @@ class Run:
         return trigger
 
     def retry(self) -> None:
-        """The next try; XComs are gone, the state store stays."""
+        """The next try, which Airflow begins by itself; XComs are gone, the state store stays."""
         self.ti.try_number += 1
         self.ti.xcoms.clear()
+
+    def clear(self) -> None:
+        """The next try, after somebody has cleared the task."""
+        self.ti.max_tries = self.ti.try_number
+        self.retry()
 
     def _step(self, act: Callable[[], Any]) -> Any:
         try:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from facilities.errors import FacilityError, InfrastructureError, NotFoundError, ResourcesError, UserError
+from facilities.errors import (
+    FacilityError,
+    InfrastructureError,
+    NotFoundError,
+    ResourcesError,
+    TransientError,
+    UserError,
+)
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.states import CONFIRM, OUT_OF_RESOURCES, SUCCEEDED, SlurmState
 
 TAIL_LINES = 30
+PATIENCE = 60.0  # seconds for which reading the output of a failed job is tried again
+_PAUSE = 5.0
 
 
 class JobResult(TypedDict):
@@ -160,17 +170,29 @@ def _tails(hook: SuperfacilityHook, job: JobSnapshot, machine: str, logs: LogFil
     paths = {"stderr": files.stderr, "stdout": files.stdout}
     if files.stdout == files.stderr:
         paths = {"stdout and stderr": files.stdout}
-    return [_tail(hook, machine, what, path) for what, path in paths.items()]
+    deadline = time.monotonic() + PATIENCE
+    return [_tail(hook, machine, what, path, deadline) for what, path in paths.items()]
 
 
-def _tail(hook: SuperfacilityHook, machine: str, what: str, path: str | None) -> str:
+def _tail(hook: SuperfacilityHook, machine: str, what: str, path: str | None, deadline: float) -> str:
     """The end of one of the job's files. That it cannot be read is said, and hides nothing else."""
     if path is None:
         return f"--- {what}: where it is written is not known."
     try:
-        text = hook.tail(machine, path, lines=TAIL_LINES)
+        text = _read_tail(hook, machine, path, deadline)
     except NotFoundError:
         return f"--- {what} ({path}): the job has not written this file."
     except FacilityError as error:
         return f"--- {what} ({path}) could not be read: {error.what}."
     return f"--- last lines of {what}, in full at {path}:\n{text or '(empty)'}"
+
+
+def _read_tail(hook: SuperfacilityHook, machine: str, path: str, deadline: float) -> str:
+    """The last lines; an API that does not answer is asked again, since nobody looks for them later."""
+    while True:
+        try:
+            return hook.tail(machine, path, lines=TAIL_LINES)
+        except TransientError:
+            if time.monotonic() + _PAUSE > deadline:
+                raise
+        time.sleep(_PAUSE)

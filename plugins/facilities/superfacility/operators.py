@@ -241,10 +241,17 @@ class SfapiSubmitJobOperator(BaseOperator):
             script_for=lambda name: self._keep_copy(name, self._script(name, body)),
             store=store,
             doubtful_since=doubtful_since,
+            cleared=self._cleared(context),
             settle=self.settle,
             confirm=self.confirm,
             proceed=self._proceed,
         )
+
+    def _cleared(self, context: Context) -> bool:
+        """Whether somebody has cleared the task since its last try; that gives it all its tries anew."""
+        ti = context["ti"]
+        first_try = ti.max_tries - (self.retries or 0) + 1
+        return 1 < ti.try_number <= first_try
 
     @property
     def _identity(self) -> JobIdentity:

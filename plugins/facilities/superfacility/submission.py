@@ -4,7 +4,8 @@ A job's name is the task instance's own: readable part, hash of the task instanc
 about to be sent is written down before (the intent), the job id after. Whoever comes next (a retry, a
 cleared task, another worker) takes up what is written down; on any doubt it looks the name up, squeue
 first, then sacct, twice and far enough apart that a job on its way would have been seen, before it
-submits again. Without a store the names alone do. A new generation begins only after a failed job.
+submits again. Without a store the names alone do. A new generation begins only after a failed job whose
+failure was told: one that failed before its id was known is taken up, and whoever waits for it tells it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Submission:
     :param store: None when there is no task state store.
     :param doubtful_since: when an earlier try may have submitted something that is not written down
         (seconds since the epoch; 0 for long ago); None when there was no earlier try.
+    :param cleared: somebody has cleared the task since its last try: a failed job calls for a new one.
     :param settle: seconds between two looks that do not find a job, for it not to be there.
     :param confirm: seconds between two looks that see a node failure or a preemption, to believe it.
     :param proceed: called right before the submit; raises when the task was killed meanwhile.
@@ -56,6 +58,7 @@ class Submission:
         script_for: Callable[[str], str],
         store: Store | None,
         doubtful_since: float | None = None,
+        cleared: bool = True,
         settle: float = 60.0,
         confirm: float = 30.0,
         proceed: Callable[[], None] = lambda: None,
@@ -68,6 +71,7 @@ class Submission:
         self.settle = settle
         self.confirm = confirm
         self.doubtful_since = doubtful_since
+        self.cleared = cleared
         self._known_since: float | None = None
         self._own = OwnJobs(hook, identity, machine)
         self._script_for = script_for
@@ -111,7 +115,7 @@ class Submission:
             return self._judge_missing(known)
         if accounted.state in CONFIRM and (wait := self._unconfirmed(accounted)):
             return wait
-        if accounted.state not in FAILED:
+        if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
             return known
         log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
         return self._after(known)
@@ -122,6 +126,11 @@ class Submission:
             return known  # whoever waits for it gives it time to appear
         log.warning("Slurm does not know job %s any more: a new one is needed.", known.job_id)
         return self._after(known)
+
+    def _sent_after(self, known: Submitted) -> bool:
+        """Whether a successor of a job that is written down was to be sent."""
+        intent = Intent.read(self._get(INTENT_KEY))
+        return intent is not None and intent.generation > known.generation
 
     def _after(self, known: Submitted) -> int:
         """The generation that follows; it may be there already, since the known one was submitted."""
@@ -166,7 +175,8 @@ class Submission:
             found, job = ended
             if job.state in CONFIRM and (wait := self._unconfirmed(job)):
                 return wait
-            if job.state not in FAILED:
+            untold = intent.generation == found if intent is not None else not self.cleared
+            if job.state not in FAILED or (untold and not job.rejected):
                 return self._take_up(found, job)
             generation = found + 1
             if intent is None or intent.generation <= found:

@@ -163,7 +163,7 @@ def test_clearing_the_submit_task_finds_the_successor(waiting: Task) -> None:
     outcome = waiting.resume(sensor(first), outcome, waiting.fire(outcome))
     second = outcome.trigger.job_id
     wait_until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
-    waiting.retry()
+    waiting.clear()
     before = len(submits(waiting.facility))
     assert waiting.finish(waiting.submit("sleep 60")) == second
     assert len(submits(waiting.facility)) == before

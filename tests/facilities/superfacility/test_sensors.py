@@ -23,6 +23,7 @@ from facilities.errors import (
     TimeLimitError,
     UserError,
 )
+from facilities.superfacility import judging
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
 from facilities.superfacility.triggers import SlurmJobTrigger, SubmitHoldTrigger
@@ -96,7 +97,10 @@ def test_a_failed_job_tells_its_own_story(waiting: Task, deferrable: bool) -> No
     assert "clear the submit task" in said
 
 
-def test_a_job_that_wrote_nothing_is_told_apart_from_one_whose_log_cannot_be_read(waiting: Task) -> None:
+def test_a_job_that_wrote_nothing_is_told_apart_from_one_whose_log_cannot_be_read(
+    waiting: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "PATIENCE", 0.1)
     job_id = _ended(waiting, "exit 1")
     waiting.log.unlink()
     with pytest.raises(UserError, match="has not written this file"):
@@ -104,6 +108,17 @@ def test_a_job_that_wrote_nothing_is_told_apart_from_one_whose_log_cannot_be_rea
     waiting.facility.fault(kind="status", status=500, path="/utilities/")
     with pytest.raises(UserError, match="could not be read: Listing"):
         waiting.finish(waiting.wait(job_id))
+
+
+def test_the_output_is_asked_for_again_while_the_api_is_away(
+    waiting: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "_PAUSE", 0.1)
+    job_id = _ended(waiting, "echo no GPU found; exit 3")
+    waiting.facility.fault(kind="status", status=503, path="/utilities/", times=9)
+    with pytest.raises(UserError, match="no GPU found"):
+        waiting.finish(waiting.wait(job_id))
+    assert waiting.facility.faults()[0]["hits"] == 9
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_reply_lost_after_nersc_acted_does_not_submit_again(
     assert len(task.deferrals) == 1
 
 
-@pytest.mark.parametrize("script", ["true", LONG])
+@pytest.mark.parametrize("script", ["true", "exit 3", LONG])
 def test_a_lost_reply_of_a_job_that_may_have_ended(nersc: Facility, task: Task, script: str) -> None:
     nersc.control("nersc", "set", sacct_lag=0.4)
     nersc.fault(kind="drop_reply", times=1, **SUBMIT)
@@ -157,7 +157,7 @@ def test_a_result_that_was_forgotten_is_found_by_name(nersc: Facility, task: Tas
 
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize(("script", "jobs"), [(LONG, 1), ("true", 1), ("exit 3", 2)])
-def test_a_retry_takes_up_what_lives_or_succeeded_and_replaces_what_failed(
+def test_a_cleared_task_takes_up_what_lives_or_succeeded_and_replaces_what_failed(
     nersc: Facility, task: Task, store: bool, script: str, jobs: int
 ) -> None:
     if not store:
@@ -165,12 +165,61 @@ def test_a_retry_takes_up_what_lives_or_succeeded_and_replaces_what_failed(
     first = task.finish(task.submit(script))
     if script != LONG:
         wait_until(lambda: not job_of(nersc, first)["active"])
-    task.retry()
+    task.clear()
     second = task.finish(task.submit(script))
     names = [job["name"] for job in task.books()]
     assert names == [task.identity.name(generation) for generation in range(jobs)]
     assert (second == first) == (jobs == 1)
     assert task.ti.xcoms["job"]["new"] == (jobs == 2)
+
+
+@pytest.mark.parametrize("killed", ["before the answer", "after the id was saved"])
+@pytest.mark.parametrize("store", [True, False])
+def test_a_job_that_failed_while_its_worker_was_killed_is_not_run_again(
+    nersc: Facility, task: Task, monkeypatch: pytest.MonkeyPatch, store: bool, killed: str
+) -> None:
+    """Nobody has been told of its failure yet: the task that waits for it does that."""
+    if not store:
+        task.store = None
+    first = task.submit("exit 3")()
+    submit = first.hook.submit
+
+    def submit_and_die(script: str, *, machine: str) -> str:
+        submit(script, machine=machine)
+        raise KeyboardInterrupt
+
+    if killed == "before the answer":
+        monkeypatch.setattr(first.hook, "submit", submit_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            first.execute(task.context())
+    else:
+        first.execute(task.context())
+    (job,) = wait_until(task.books)
+    wait_until(lambda: not job_of(nersc, job["job_id"])["active"])
+    task.retry()
+    assert task.finish(task.submit("exit 3")) == job["job_id"]
+    task.clear()
+    assert task.finish(task.submit("exit 3")) != job["job_id"]
+    assert len(task.books()) == 2
+
+
+def test_a_cleared_task_whose_worker_is_killed_submits_its_new_job_once(
+    nersc: Facility, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = task.finish(task.submit("exit 3"))
+    wait_until(lambda: not job_of(nersc, first)["active"])
+    task.clear()
+    killed = task.submit("exit 3")()
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(killed.hook, "submit", die)
+    with pytest.raises(KeyboardInterrupt):
+        killed.execute(task.context())
+    task.retry()
+    second = task.finish(task.submit("exit 3"))
+    assert [job["job_id"] for job in task.books()] == [first, second]
 
 
 def test_a_held_job_is_found_though_accounting_does_not_list_it(nersc: Facility, task: Task) -> None:
@@ -185,7 +234,7 @@ def test_a_held_job_is_found_though_accounting_does_not_list_it(nersc: Facility,
 def test_a_whole_run_cleared_twice_while_the_job_lives(nersc: Facility, task: Task) -> None:
     first = task.finish(task.submit(LONG))
     for _ in range(2):
-        task.retry()
+        task.clear()
         assert task.finish(task.submit(LONG)) == first
     assert len(submits(nersc)) == 1
 
@@ -200,7 +249,7 @@ def test_a_node_failure_leads_to_a_new_job_when_it_is_confirmed(
         "nersc", {"NODE_FAIL": "node_failure", "PREEMPTED": "preempt"}[state], job_id=first, requeue=False
     )
     wait_until(lambda: job_of(nersc, first)["state"] == state)
-    task.retry()
+    task.clear()
     assert task.finish(task.submit(LONG)) != first
     assert len(task.books()) == jobs
 
@@ -230,7 +279,7 @@ def test_a_refused_job_fails_at_once_with_what_to_do(
     assert "sbatch: error" in str(caught.value) or "Job request" in str(caught.value)
     assert INTENT_KEY not in task.store
     assert not any(job["runs"] for job in task.books())
-    task.retry()
+    task.clear()
     job_id = task.finish(task.submit())
     wait_until(lambda: job_of(nersc, job_id)["state"] == "COMPLETED")
 
