@@ -118,7 +118,11 @@ class Chaos:
         self._learn(switches)
         self._under_way -= self._ended(parts)  # in place: others look at it too
         self._send(parts)
-        if self._fault_is_due():
+        if not self._waiting and len(self._under_way) <= AT_ONCE / 4:
+            # The last few make so few requests that each fault would wait for the next try, minutes later.
+            switches.rules.clear()
+            time.sleep(0.3)
+        elif self._fault_is_due():
             self._fault(switches)
         else:
             time.sleep(0.3)
