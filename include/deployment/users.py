@@ -31,6 +31,8 @@ PERMISSIONS: frozenset[tuple[str, str]] = frozenset(
         ("can_read", "Task Logs"),
         ("can_read", "XComs"),
         ("can_read", "DAG Versions"),
+        # A run's Result tab is a plugin's: Airflow shows it to those who may see that there are plugins.
+        ("can_read", "Plugins"),
     }
     | {("can_read", f"DAG:{dag}") for dag in DAGS}
     | {("can_read", f"DAG Run:{dag}") for dag in DAGS}

@@ -49,6 +49,7 @@ ALLOWED = [
     ("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN/taskInstances"),
     ("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN/taskInstances/report/logs/1"),
     ("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN/taskInstances/report/xcomEntries"),
+    ("GET", "/api/v2/plugins"),  # with it comes the Result tab
 ]
 FORBIDDEN = [
     ("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": True}),
