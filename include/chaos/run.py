@@ -19,6 +19,7 @@ from chaos.system import DAG_ID, Scan, System, best_database, make_scans, post, 
 
 AT_ONCE = 16  # scans that are under way at once
 REAPER = "cancel_abandoned_work"
+LAST = 0.02  # of the scans, which end in peace
 SPARED = 2 / 3  # of the faults, after which the triggerer is left alive: does its memory grow?
 
 
@@ -118,7 +119,7 @@ class Chaos:
         self._learn(switches)
         self._under_way -= self._ended(parts)  # in place: others look at it too
         self._send(parts)
-        if not self._waiting and len(self._under_way) <= AT_ONCE / 4:
+        if not self._waiting and len(self._under_way) <= LAST * len(self.result.scans):
             # The last few make so few requests that each fault would wait for the next try, minutes later.
             switches.rules.clear()
             time.sleep(0.3)
