@@ -32,7 +32,7 @@ demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from th
 	@$(RUN) -m demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
-	.venv/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: $(VENV) ## Fifty scans at once, missed scans, backfills, the README's REST examples, the client, on a running Airflow
 	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)

@@ -64,7 +64,7 @@ def runs_of(api: AirflowApi, n: int) -> int:
     [
         ("submit", "lines"),
         ("submit", "calls"),
-        ("reprocess", "lines"),
+        pytest.param("reprocess", "lines", marks=pytest.mark.long),
         ("reprocess", "calls"),
         ("outage", "lines"),
     ],
@@ -87,7 +87,7 @@ def test_killed_anywhere_a_kept_request_is_one_run(
     assert any(report["waited"] for report in reports)
 
 
-@pytest.mark.parametrize("points", ["lines", "calls"])
+@pytest.mark.parametrize("points", [pytest.param("lines", marks=pytest.mark.long), "calls"])
 def test_a_watch_killed_anywhere_submits_each_scan_once(
     api: AirflowApi, password_file: Path, tmp_path: Path, points: str
 ) -> None:

@@ -117,11 +117,12 @@ def test_a_standstill_counts_from_its_beginning_whatever_starts_anew(
     make = making(place, give_up_after=timedelta(minutes=30), timeout=timedelta(hours=5))
     place.facility.control("globus", "bandwidth", bytes_per_second=1)
     waiting = deferred(run.start(make))
+    task_id = waiting.trigger.serialize()[1]["task_id"]
+    place.facility.control("globus", "pause", task_id=task_id)  # or it may have the file open
     place.at_source.unlink()
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
-    task_id = waiting.trigger.serialize()[1]["task_id"]
-    place.facility.control("globus", "retry", task_id=task_id)
     began = time.time()
+    place.facility.control("globus", "resume", task_id=task_id)
     event = run.fire(waiting)
     assert (event["outcome"], event["cancelled"]) == ("in trouble", "not asked")
     assert event["reason"] in ("FILE_NOT_FOUND", "UNKNOWN")  # the latter while Globus is trying again
