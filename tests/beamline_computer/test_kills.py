@@ -66,7 +66,7 @@ def runs_of(api: AirflowApi, n: int) -> int:
         ("submit", "calls"),
         pytest.param("reprocess", "lines", marks=pytest.mark.long),
         ("reprocess", "calls"),
-        ("outage", "lines"),
+        pytest.param("outage", "lines", marks=pytest.mark.long),
     ],
 )
 def test_killed_anywhere_a_kept_request_is_one_run(

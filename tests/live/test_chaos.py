@@ -11,7 +11,7 @@ from chaos.table import table
 
 pytestmark = pytest.mark.live
 
-SCANS, FAULTS, SEED = 4, 15, 3
+SCANS, FAULTS, SEED = 3, 12, 3
 
 
 def test_nothing_is_lost_nothing_done_twice_and_nothing_left_running(tmp_path: Path) -> None:
