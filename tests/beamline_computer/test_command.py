@@ -153,11 +153,11 @@ def test_a_refusal_ends_with_4(api: AirflowApi, command: Command) -> None:
 
 def _step(api: AirflowApi, *steps: Any) -> None:
     """Take a step each time the run is looked at."""
-    todo: Iterator[Any] = iter(steps)
+    to_come: Iterator[Any] = iter(steps)
 
     def on_request(method: str, path: str) -> None:
         if method == "GET" and path == f"{DAG_RUNS}/{RUN}":
-            step = next(todo, None)
+            step = next(to_come, None)
             if step:
                 step()
 
