@@ -9,14 +9,14 @@ import pytest
 from chaos.run import Chaos
 from chaos.table import table
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
 SCANS, FAULTS, SEED = 3, 12, 3
 
 
 def test_nothing_is_lost_nothing_done_twice_and_nothing_left_running(tmp_path: Path) -> None:
     said: list[str] = []
-    chaos = Chaos(tmp_path, scans=SCANS, faults=FAULTS, seed=SEED, limit=280.0, say=said.append)
+    chaos = Chaos(tmp_path, scans=SCANS, faults=FAULTS, seed=SEED, limit=800.0, say=said.append)
     result = chaos.run()
     told = "\n".join([*said, table(result)])
     assert result.passed, told

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from local_airflow.rest import RestError
-from support.live import DAG_ID, Pipeline
+from support.live import DAG_ID, Live, Pipeline
 
 pytestmark = pytest.mark.live
 
@@ -102,6 +102,14 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
         pipeline.rest.run(DAG_ID, "scan__bad")
 
 
+@pytest.fixture(scope="module")
+def failing(live_airflow: Live, engines: None) -> dict[str, tuple[str, str]]:
+    """Scan and run of each way to fail, all begun at once."""
+    pipeline = Pipeline(live_airflow)
+    scans = {behaviour: pipeline.new_scan(behaviour) for behaviour in ("fail 3", "nothing", "empty", "text")}
+    return {behaviour: (scan, pipeline.start(scan)) for behaviour, scan in scans.items()}
+
+
 @pytest.mark.parametrize(
     ("behaviour", "task", "said"),
     [
@@ -117,10 +125,13 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
     ],
 )
 def test_a_failed_reconstruction_says_what_and_why_and_is_not_run_again(
-    pipeline: Pipeline, behaviour: str, task: str, said: tuple[str, ...]
+    pipeline: Pipeline,
+    failing: dict[str, tuple[str, str]],
+    behaviour: str,
+    task: str,
+    said: tuple[str, ...],
 ) -> None:
-    scan = pipeline.new_scan(behaviour)
-    run_id = pipeline.start(scan)
+    scan, run_id = failing[behaviour]
     assert pipeline.finish(run_id) == "failed"
     assert pipeline.state(run_id, task) == "failed"
     log = pipeline.rest.log(DAG_ID, run_id, task)
