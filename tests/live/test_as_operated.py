@@ -19,7 +19,7 @@ from local_airflow.postgres import Postgres, programs, running_postgres
 from local_airflow.settings import REPOSITORY, local_environment
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.long]
 
 EARLIER = "3.2.0"  # the last release before this one whose tables differ
 

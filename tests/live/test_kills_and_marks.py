@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from support.live import DAG_ID, FINISHED_JOBS, Pipeline
+from support.live import DAG_ID, FINISHED_JOBS, Live, Pipeline
 
 pytestmark = pytest.mark.live
 
@@ -28,34 +30,32 @@ def test_a_component_killed_in_mid_wait_changes_nothing(pipeline: Pipeline, comp
     assert pipeline.jobs_of(scan)[0]["state"] == "COMPLETED"
 
 
+@pytest.fixture(scope="module")
+def holding(live_airflow: Live, engines: None) -> Iterator[list[tuple[str, str]]]:
+    """Scans whose jobs wait to be let go, and their runs, all begun at once; each test takes one."""
+    pipeline = Pipeline(live_airflow)
+    scans = [pipeline.new_scan("hold") for _ in range(3)]
+    begun = [(scan, pipeline.start(scan)) for scan in scans]
+    yield begun
+    for scan, _ in begun:
+        pipeline.let_go(scan)
+
+
 @pytest.mark.parametrize("state", [pytest.param("failed", marks=pytest.mark.both), "success"])
-def test_marking_a_waiting_job_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
-    scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
+def test_marking_a_waiting_job_cancels_it_at_the_facility(
+    pipeline: Pipeline, holding: list[tuple[str, str]], state: str
+) -> None:
+    scan, run_id = holding.pop(0)
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
     pipeline.rest.set_task_state(DAG_ID, run_id, "ptychocam.wait", state)
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["CANCELLED"], "the job is cancelled")
 
 
-@pytest.mark.parametrize("state", ["failed", "success"])
-def test_marking_a_waiting_transfer_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
-    scan = pipeline.new_scan("ok\n" + "x" * 10_000)
-    pipeline.facility.control("globus", "bandwidth", bytes_per_second=100)
-    try:
-        run_id = pipeline.start(scan)
-        pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
-        pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
-        pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
-        pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
-    finally:
-        pipeline.facility.control("globus", "bandwidth", bytes_per_second=None)
-    assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"
-
-
-def test_clearing_a_waiting_job_takes_up_the_living_one(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
+def test_clearing_a_waiting_job_takes_up_the_living_one(
+    pipeline: Pipeline, holding: list[tuple[str, str]]
+) -> None:
+    scan, run_id = holding.pop(0)
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
     tries = pipeline.rest.task_instances(DAG_ID, run_id)["ptychocam.wait"]["try_number"]
@@ -72,6 +72,21 @@ def test_clearing_a_waiting_job_takes_up_the_living_one(pipeline: Pipeline) -> N
     assert pipeline.finish(run_id) == "success"
     (job,) = pipeline.jobs_of(scan)
     assert job["state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_marking_a_waiting_transfer_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
+    scan = pipeline.new_scan("ok\n" + "x" * 10_000)
+    pipeline.facility.control("globus", "bandwidth", bytes_per_second=100)
+    try:
+        run_id = pipeline.start(scan)
+        pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
+        pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
+        pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
+        pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
+    finally:
+        pipeline.facility.control("globus", "bandwidth", bytes_per_second=None)
+    assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"
 
 
 def test_clearing_a_failed_job_submits_a_new_one(pipeline: Pipeline) -> None:

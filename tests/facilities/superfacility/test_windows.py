@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from facilities.polling import SharedPoller
 from facilities.superfacility import operators, submission
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import Intent, NotYet, Submitted
@@ -149,7 +150,10 @@ def _submitted(task: Task, script: str) -> str:
 
 
 @pytest.mark.parametrize("body", ["{not json", "<html>Bad gateway</html>", "[]", "null", '{"status": "OK"}'])
-def test_a_reply_that_is_not_what_it_should_be_is_no_failed_job(waiting: Task, body: str) -> None:
+def test_a_reply_that_is_not_what_it_should_be_is_no_failed_job(
+    waiting: Task, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedPoller, "max_backoff", 0.2)
     job_id = _submitted(waiting, "sleep 1")
     malformed = {"kind": "status", "status": 200, "body": body, "times": 2}
     waiting.facility.fault(service="nersc", method="GET", path="/compute/jobs/", **malformed)
