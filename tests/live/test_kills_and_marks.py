@@ -11,13 +11,38 @@ from support.live import DAG_ID, FINISHED_JOBS, Live, Pipeline
 pytestmark = pytest.mark.live
 
 
-@pytest.mark.parametrize("component", ["triggerer", "scheduler"])
-def test_a_component_killed_in_mid_wait_changes_nothing(pipeline: Pipeline, component: str) -> None:
-    scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
+@pytest.fixture(scope="module")
+def begun(live_airflow: Live, engines: None) -> Iterator[dict[str, list[tuple[str, str]]]]:
+    """Scans by what their jobs do, and their runs, all begun at once; each test takes its own.
+
+    Those that hold wait to be let go.
+    """
+    pipeline = Pipeline(live_airflow)
+    behaviours = ["hold"] * 5 + ["fail 1"]
+    runs: dict[str, list[tuple[str, str]]] = {behaviour: [] for behaviour in behaviours}
+    for behaviour in behaviours:
+        scan = pipeline.new_scan(behaviour)
+        runs[behaviour].append((scan, pipeline.start(scan)))
+    held = list(runs["hold"])
+    yield runs
+    for scan, _ in held:
+        pipeline.let_go(scan)
+
+
+@pytest.fixture
+def holding(pipeline: Pipeline, begun: dict[str, list[tuple[str, str]]]) -> tuple[str, str]:
+    """A scan and its run, which waits for a job that runs until it is let go."""
+    scan, run_id = begun["hold"].pop(0)
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
+    return scan, run_id
 
+
+@pytest.mark.parametrize("component", ["triggerer", "scheduler"])
+def test_a_component_killed_in_mid_wait_changes_nothing(
+    pipeline: Pipeline, holding: tuple[str, str], component: str
+) -> None:
+    scan, run_id = holding
     pipeline.airflow.kill(component)
     pipeline.let_go(scan)
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["COMPLETED"], "the job ends meanwhile")
@@ -30,34 +55,17 @@ def test_a_component_killed_in_mid_wait_changes_nothing(pipeline: Pipeline, comp
     assert pipeline.jobs_of(scan)[0]["state"] == "COMPLETED"
 
 
-@pytest.fixture(scope="module")
-def holding(live_airflow: Live, engines: None) -> Iterator[list[tuple[str, str]]]:
-    """Scans whose jobs wait to be let go, and their runs, all begun at once; each test takes one."""
-    pipeline = Pipeline(live_airflow)
-    scans = [pipeline.new_scan("hold") for _ in range(3)]
-    begun = [(scan, pipeline.start(scan)) for scan in scans]
-    yield begun
-    for scan, _ in begun:
-        pipeline.let_go(scan)
-
-
 @pytest.mark.parametrize("state", [pytest.param("failed", marks=pytest.mark.both), "success"])
 def test_marking_a_waiting_job_cancels_it_at_the_facility(
-    pipeline: Pipeline, holding: list[tuple[str, str]], state: str
+    pipeline: Pipeline, holding: tuple[str, str], state: str
 ) -> None:
-    scan, run_id = holding.pop(0)
-    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
-    pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
+    scan, run_id = holding
     pipeline.rest.set_task_state(DAG_ID, run_id, "ptychocam.wait", state)
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["CANCELLED"], "the job is cancelled")
 
 
-def test_clearing_a_waiting_job_takes_up_the_living_one(
-    pipeline: Pipeline, holding: list[tuple[str, str]]
-) -> None:
-    scan, run_id = holding.pop(0)
-    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
-    pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
+def test_clearing_a_waiting_job_takes_up_the_living_one(pipeline: Pipeline, holding: tuple[str, str]) -> None:
+    scan, run_id = holding
     tries = pipeline.rest.task_instances(DAG_ID, run_id)["ptychocam.wait"]["try_number"]
 
     pipeline.rest.clear(DAG_ID, run_id, ["ptychocam.submit"])
@@ -74,24 +82,10 @@ def test_clearing_a_waiting_job_takes_up_the_living_one(
     assert job["state"] == "COMPLETED"
 
 
-@pytest.mark.parametrize("state", ["failed", "success"])
-def test_marking_a_waiting_transfer_cancels_it_at_the_facility(pipeline: Pipeline, state: str) -> None:
-    scan = pipeline.new_scan("ok\n" + "x" * 10_000)
-    pipeline.facility.control("globus", "bandwidth", bytes_per_second=100)
-    try:
-        run_id = pipeline.start(scan)
-        pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
-        pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
-        pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
-        pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
-    finally:
-        pipeline.facility.control("globus", "bandwidth", bytes_per_second=None)
-    assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"
-
-
-def test_clearing_a_failed_job_submits_a_new_one(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan("fail 1")
-    run_id = pipeline.start(scan)
+def test_clearing_a_failed_job_submits_a_new_one(
+    pipeline: Pipeline, begun: dict[str, list[tuple[str, str]]]
+) -> None:
+    scan, run_id = begun["fail 1"].pop()
     assert pipeline.finish(run_id) == "failed"
     pipeline.live.scan(scan, b"ok\n")
     pipeline.rest.clear(DAG_ID, run_id, ["copy_to_nersc"])
@@ -108,3 +102,24 @@ def test_ending_a_run_between_submit_and_wait_cancels_its_job(pipeline: Pipeline
     pipeline.rest.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": state})
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["CANCELLED"], "the job is cancelled")
     assert len(pipeline.jobs_of(scan)[0]["cancels"]) == 1
+
+
+@pytest.fixture(scope="module")
+def copying(live_airflow: Live) -> Iterator[list[str]]:
+    """Runs whose transfers take minutes, begun at once; each test takes one."""
+    pipeline = Pipeline(live_airflow)
+    pipeline.facility.control("globus", "bandwidth", bytes_per_second=100)
+    yield [pipeline.start(pipeline.new_scan("ok\n" + "x" * 10_000)) for _ in range(2)]
+    pipeline.facility.control("globus", "bandwidth", bytes_per_second=None)
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_marking_a_waiting_transfer_cancels_it_at_the_facility(
+    pipeline: Pipeline, copying: list[str], state: str
+) -> None:
+    run_id = copying.pop()
+    pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
+    pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
+    pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
+    pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
+    assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"

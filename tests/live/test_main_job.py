@@ -14,11 +14,27 @@ from support.live import DAG_ID, Live, Pipeline
 
 pytestmark = pytest.mark.live
 
+Begun = dict[str, tuple[str, str]]  # scan and run of each of RUNS
+# Of each run: what its job does, and its parameters besides the path.
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ptychocam": ("ok", {"n_iter": 7, "use_illu_mask": True, "n_gpu": 2}),
+    "both engines": ("ok", {"do_cdtools": True}),
+    "no engine": ("ok", {"do_ptychocam": False}),
+    **{behaviour: (behaviour, {}) for behaviour in ("fail 3", "nothing", "empty", "text")},
+}
+
+
+@pytest.fixture(scope="module")
+def begun(live_airflow: Live, engines: None) -> Begun:
+    """Scan and run of each of RUNS, all begun at once."""
+    pipeline = Pipeline(live_airflow)
+    scans = {name: pipeline.new_scan(behaviour) for name, (behaviour, _) in RUNS.items()}
+    return {name: (scan, pipeline.start(scan, **RUNS[name][1])) for name, scan in scans.items()}
+
 
 @pytest.mark.both
-def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan()
-    run_id = pipeline.start(scan, n_iter=7, use_illu_mask=True, n_gpu=2)
+def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline, begun: Begun) -> None:
+    scan, run_id = begun["ptychocam"]
     assert pipeline.finish(run_id) == "success"
 
     report = pipeline.rest.xcom(DAG_ID, run_id, "report")
@@ -42,18 +58,18 @@ def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline) -> None
 
 
 @pytest.mark.both
-def test_both_engines_run_side_by_side(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan()
-    run_id = pipeline.start(scan, do_cdtools=True)
+def test_both_engines_run_side_by_side(pipeline: Pipeline, begun: Begun) -> None:
+    scan, run_id = begun["both engines"]
     assert pipeline.finish(run_id) == "success"
     report = pipeline.rest.xcom(DAG_ID, run_id, "report")
     assert {r["engine"] for r in report["reconstructions"]} == {"ptychocam", "cdtools"}
     assert len(pipeline.jobs_of(scan)) == 2
 
 
-def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan()
-    run_id = pipeline.start(scan, do_ptychocam=False)
+def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(
+    pipeline: Pipeline, begun: Begun
+) -> None:
+    scan, run_id = begun["no engine"]
     assert pipeline.finish(run_id) == "success"
     assert "no reconstruction was asked for" in pipeline.rest.xcom(DAG_ID, run_id, "report")["message"]
     assert "No engine was chosen" in pipeline.rest.log(DAG_ID, run_id, "choose_engines")
@@ -102,14 +118,6 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
         pipeline.rest.run(DAG_ID, "scan__bad")
 
 
-@pytest.fixture(scope="module")
-def failing(live_airflow: Live, engines: None) -> dict[str, tuple[str, str]]:
-    """Scan and run of each way to fail, all begun at once."""
-    pipeline = Pipeline(live_airflow)
-    scans = {behaviour: pipeline.new_scan(behaviour) for behaviour in ("fail 3", "nothing", "empty", "text")}
-    return {behaviour: (scan, pipeline.start(scan)) for behaviour, scan in scans.items()}
-
-
 @pytest.mark.parametrize(
     ("behaviour", "task", "said"),
     [
@@ -125,13 +133,9 @@ def failing(live_airflow: Live, engines: None) -> dict[str, tuple[str, str]]:
     ],
 )
 def test_a_failed_reconstruction_says_what_and_why_and_is_not_run_again(
-    pipeline: Pipeline,
-    failing: dict[str, tuple[str, str]],
-    behaviour: str,
-    task: str,
-    said: tuple[str, ...],
+    pipeline: Pipeline, begun: Begun, behaviour: str, task: str, said: tuple[str, ...]
 ) -> None:
-    scan, run_id = failing[behaviour]
+    scan, run_id = begun[behaviour]
     assert pipeline.finish(run_id) == "failed"
     assert pipeline.state(run_id, task) == "failed"
     log = pipeline.rest.log(DAG_ID, run_id, task)
@@ -167,9 +171,10 @@ def test_the_flight_check_copies_compares_and_tidies_up(pipeline: Pipeline) -> N
     assert "expires in" in pipeline.rest.log(dag_id, run_id, "check_nersc")
 
 
-def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(pipeline: Pipeline) -> None:
-    scan = pipeline.new_scan()
-    run_id = pipeline.start(scan)
+def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(
+    pipeline: Pipeline, begun: Begun
+) -> None:
+    scan, run_id = begun["ptychocam"]
     assert pipeline.finish(run_id) == "success"
     page = f"{pipeline.airflow.url}/cosmic/dags/{DAG_ID}/runs/{run_id}"
     assert requests.get(page, timeout=30).status_code == 401
