@@ -52,6 +52,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 LIVE = "tests/live/"
 OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
+LONGEST = (LIVE, *OWN_AIRFLOW, "tests/nersc/test_solver.py", "tests/facilities/superfacility/test_windows.py")
 
 
 def scope(nodeid: str) -> str:
@@ -74,8 +75,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndLive
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that the processes end together."""
-    first = [LIVE, *OWN_AIRFLOW]
-    items.sort(key=lambda item: first.index(own) if (own := scope(item.nodeid)) in first else len(first))
+
+    def place(item: pytest.Item) -> int:
+        own = scope(item.nodeid)
+        return LONGEST.index(own) if own in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,7 @@ def runs_of(api: AirflowApi, n: int) -> int:
 @pytest.mark.parametrize(
     ("scenario", "points"),
     [
-        ("submit", "lines"),
+        pytest.param("submit", "lines", marks=pytest.mark.long),
         ("submit", "calls"),
         pytest.param("reprocess", "lines", marks=pytest.mark.long),
         ("reprocess", "calls"),
