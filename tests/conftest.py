@@ -131,4 +131,5 @@ def live_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from support.live import start_live
     from support.nersc import SCHEDULER
 
-    yield from start_live(tmp_path_factory.mktemp("live"), scheduler=SCHEDULER)
+    slots = 20  # more than there are jobs that tests hold at once
+    yield from start_live(tmp_path_factory.mktemp("live"), scheduler=SCHEDULER, slots=slots)

@@ -31,10 +31,18 @@ def begun(live_airflow: Live, engines: None) -> Iterator[dict[str, list[tuple[st
 
 @pytest.fixture
 def holding(pipeline: Pipeline, begun: dict[str, list[tuple[str, str]]]) -> tuple[str, str]:
-    """A scan and its run, which waits for a job that runs until it is let go."""
-    scan, run_id = begun["hold"].pop(0)
+    """A scan and its run, which waits for a job that runs until it is let go.
+
+    It is the first whose job runs: they may start in any order, and Slurm has fewer slots than there are.
+    """
+
+    def runs() -> Iterator[tuple[str, str]]:
+        return (one for one in begun["hold"] if pipeline.job_states(one[0]) == ["RUNNING"])
+
+    pipeline.wait_for(lambda: any(runs()), "a job runs")
+    scan, run_id = next(runs())
+    begun["hold"].remove((scan, run_id))
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
-    pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
     return scan, run_id
 
 
