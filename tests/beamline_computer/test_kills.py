@@ -113,7 +113,7 @@ def test_killed_when_airflow_has_acted_and_not_answered(
             process.wait()
 
     api.on_request = kill
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     assert api.created[1:] == [scan_run_id(path)]
     assert len(client.spool.names()) == 1
     (outcome,) = client.sender.flush().values()

@@ -332,14 +332,14 @@ def test_the_program_watches_until_it_is_stopped(
     assert watching.stdout is not None
     assert "Watching" in watching.stdout.readline()
     second = program("watch", str(folder))
-    assert second.wait(20) == 2
+    assert second.wait(60) == 2
     assert "being watched already" in second.communicate()[0]
     for number in (1, 2):
         with h5py.File(folder / Path(scan(number)).name, "w") as file:
             file["x"] = number
-    assert wait_until(lambda: len(api.created) == 2, 20, 0.02)
+    assert wait_until(lambda: len(api.created) == 2, 60, 0.02)
     watching.send_signal(signal.SIGTERM)
-    out, _ = watching.communicate(timeout=20)
+    out, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0, out
     assert "Stopped watching" in out
     assert sorted(api.created) == [scan_run_id(scan(1)), scan_run_id(scan(2))]

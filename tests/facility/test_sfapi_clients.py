@@ -39,7 +39,7 @@ def client(nersc: Nersc) -> Iterator[Client]:
 def test_submit_and_complete(nersc: Nersc, client: Client) -> None:
     perlmutter = client.compute(Machine.perlmutter)
     job = perlmutter.submit_job(script("echo done", directives="-J contract"))
-    job.complete(timeout=30)
+    job.complete(timeout=60)
     assert job.state == JobState.COMPLETED
     nersc.wait_for(job.jobid, "COMPLETED")  # now it has its name, too
     accounted = perlmutter.job(job.jobid)
@@ -54,7 +54,7 @@ def test_submit_and_complete(nersc: Nersc, client: Client) -> None:
 def test_running_cancel_and_squeue(nersc: Nersc, client: Client) -> None:
     perlmutter = client.compute("perlmutter")
     job = perlmutter.submit_job(script("sleep 60", directives="-t 30 -J sleeper"))
-    assert job.running(timeout=30) == JobState.RUNNING
+    assert job.running(timeout=60) == JobState.RUNNING
     queued = perlmutter.job(job.jobid, JobCommand.squeue)
     assert (queued.name, queued.partition, queued.st) == ("sleeper", "gpu_ss11", "R")
     assert [j.jobid for j in perlmutter.jobs(user=nersc.described["user"], partition="gpu_ss11")] == [
@@ -81,7 +81,7 @@ def test_submit_by_path_with_arguments(nersc: Nersc, client: Client) -> None:
     path.write_text(script('echo "[$1]"'))
     perlmutter = client.compute(Machine.perlmutter)
     job = perlmutter.submit_job(str(path), args=["two words"])
-    job.complete(timeout=30)
+    job.complete(timeout=60)
     assert nersc.output(job.jobid) == "[two words]\n"
 
 
@@ -186,11 +186,11 @@ def test_storage(nersc: Nersc, client: Client) -> None:
     (home / "from" / "deep" / "a.txt").write_text("1234")
     globus = client.storage.globus()
     transfer = globus.start_transfer(Machine.perlmutter, Machine.dtns, home / "from", home / "to", "label")
-    assert transfer.complete(timeout=10).value == "SUCCEEDED"
+    assert transfer.complete(timeout=60).value == "SUCCEEDED"
     assert transfer.bytes_transferred == 4
     assert (home / "to" / "deep" / "a.txt").read_text() == "1234"
     failing = globus.start_transfer(Machine.dtn01, Machine.perlmutter, "/etc", home / "etc")
-    assert failing.complete(timeout=10).value == "FAILED"
+    assert failing.complete(timeout=60).value == "FAILED"
     assert "No such file" in globus.transfer(failing.transfer_id).reason
 
 
@@ -230,11 +230,11 @@ def test_async_client(nersc: Nersc) -> None:
         perlmutter = await client.compute(Machine.perlmutter)
         jobs = await asyncio.gather(*(perlmutter.submit_job(script(f"exit {n}")) for n in range(3)))
         before = len(nersc.facility.requests("nersc"))
-        await asyncio.gather(*(job.complete(timeout=30) for job in jobs))
+        await asyncio.gather(*(job.complete(timeout=60) for job in jobs))
         assert [job.state for job in jobs] == [JobState.COMPLETED, JobState.FAILED, JobState.FAILED]
         assert len(nersc.facility.requests("nersc")) > before
         cancelled = await perlmutter.submit_job(script("sleep 60", directives="-t 30"))
-        await cancelled.running(timeout=30)
+        await cancelled.running(timeout=60)
         await cancelled.cancel(wait=True)
         (folder,) = await perlmutter.ls(nersc.described["home"], directory=True)
         file = io.BytesIO(b"abc")

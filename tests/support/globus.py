@@ -179,7 +179,7 @@ def making(place: Place, **changes: Any) -> Callable[[], GlobusTransferOperator]
     return make
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"

@@ -163,7 +163,7 @@ class Nersc:
         """State according to sacct."""
         return self.row("sacct", job_id).get("state", "")
 
-    def wait_for(self, job_id: str, *states: str, seconds: float = 20.0) -> dict[str, str]:
+    def wait_for(self, job_id: str, *states: str, seconds: float = 60.0) -> dict[str, str]:
         """sacct's row, when the job is in one of the states and has its name there."""
 
         def accounted() -> dict[str, str] | Literal[False]:
