@@ -10,7 +10,7 @@ from local_airflow.rest import FINISHED
 from local_airflow.stack import wait_until
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
-pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(1500)]
 SCANS = 50
 
 
@@ -31,7 +31,7 @@ def test_fifty_scans_at_once_with_two_slots(tmp_path: Path) -> None:
             return [task["state"] for task in found["task_instances"] if task["dag_run_id"] in runs]
 
         # All fifty wait at the same time, though only two tasks can run: waiting holds no slot.
-        assert wait_until(lambda: states("ptychocam.wait").count("deferred") == SCANS, 300, every=1)
+        assert wait_until(lambda: states("ptychocam.wait").count("deferred") == SCANS, 600, every=1)
         for scan in scans:
             pipeline.let_go(scan)
 
@@ -39,7 +39,7 @@ def test_fifty_scans_at_once_with_two_slots(tmp_path: Path) -> None:
             found = pipeline.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100")["dag_runs"]
             return sum(run["state"] in FINISHED for run in found if run["dag_run_id"] in runs) == SCANS
 
-        assert wait_until(ended, 300, every=1)
+        assert wait_until(ended, 600, every=1)
         found = pipeline.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?limit=100")["dag_runs"]
         assert [run["state"] for run in found].count("success") == SCANS
         assert sorted(len(pipeline.jobs_of(scan)) for scan in scans) == [1] * SCANS
