@@ -89,18 +89,28 @@ define need_python
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) must be Python 3.11 with its venv module (Debian: python3.11-venv)." >&2; exit 1; }
 endef
 
+# Python 3.11 brings a pip that takes three times as long as this one.
+PIP := pip==26.3
+define new_venv
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/pip install -q $(PIP) || echo "$(PIP) could not be had; installing goes on with the pip of $(PYTHON), and takes longer."
+endef
+
 # Without --no-compile an installation takes half as long again; Python compiles what it imports, once, unless
 # PYTHONDONTWRITEBYTECODE forbids it: every process would then take 3 seconds longer.
 $(VENV):
 	$(need_python)
-	@echo "Installing into .venv (about a minute, once)"
-	@$(PYTHON) -m venv .venv && .venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt && touch $@
+	@echo "Installing into .venv (about half a minute, once)"
+	$(call new_venv,.venv)
+	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt && touch $@
 
 $(CLI):
 	$(need_python)
-	@$(PYTHON) -m venv .venv-cli && .venv-cli/bin/pip install -q --no-compile -r requirements-cli.txt && touch $@
+	$(call new_venv,.venv-cli)
+	@.venv-cli/bin/pip install -q --no-compile -r requirements-cli.txt && touch $@
 
 $(CDTOOLS):
 	$(need_python)
 	@echo "Installing CDTools and torch into .venv-cdtools (about a minute, once)"
-	@$(PYTHON) -m venv .venv-cdtools && .venv-cdtools/bin/pip install -q --no-compile torch==2.13.0 && .venv-cdtools/bin/pip install -q --no-compile -r requirements-cdtools.txt && touch $@
+	$(call new_venv,.venv-cdtools)
+	@.venv-cdtools/bin/pip install -q --no-compile torch==2.13.0 && .venv-cdtools/bin/pip install -q --no-compile -r requirements-cdtools.txt && touch $@
