@@ -100,7 +100,7 @@ endef
 # PYTHONDONTWRITEBYTECODE forbids it: every process would then take 3 seconds longer.
 $(VENV):
 	$(need_python)
-	@echo "Installing into .venv (about half a minute, once)"
+	@echo "Installing into .venv (about a minute, once)"
 	$(call new_venv,.venv)
 	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt && touch $@
 

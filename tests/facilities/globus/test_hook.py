@@ -23,7 +23,7 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.requests import DeleteRequest
 from facilities.globus.sdk_errors import SubmissionConflictError
 from facility.testing import Facility
-from support.globus import CONN_ID, Place, transfer_request, use_connection
+from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
 
 
 def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
@@ -105,10 +105,7 @@ def test_cancelling_what_has_succeeded_changes_nothing(hook: GlobusHook, place: 
 def test_the_report_about_a_missing_file(hook: GlobusHook, standin: Facility, place: Place) -> None:
     place.at_source.unlink()
     task_id = hook.submit(transfer_request(place), hook.new_submission_id())
-    end = time.monotonic() + 60
-    while not hook.get_task(task_id).trouble:
-        assert time.monotonic() < end
-        threading.Event().wait(0.02)
+    wait_until(lambda: hook.get_task(task_id).trouble)
     assert hook.get_task(task_id).trouble == "FILE_NOT_FOUND"
     assert "FILE_NOT_FOUND" in (report := hook.trouble_report(task_id))
     assert place.path in report
