@@ -39,7 +39,7 @@ def kill_who_submits(pipeline: Pipeline) -> None:
 
 def test_a_job_of_a_worker_killed_in_its_submit_is_cancelled_when_its_run_is_over(pipeline: Pipeline) -> None:
     submit = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
-    pipeline.facility.fault(kind="delay", delay=4.0, times=1, **submit)
+    pipeline.facility.fault(kind="delay", delay=8.0, times=1, **submit)
     scan = pipeline.new_scan("hold")
     run_id = pipeline.start(scan)
     pipeline.wait_for(lambda: any(fault["hits"] for fault in pipeline.facility.faults()), "it is submitting")
