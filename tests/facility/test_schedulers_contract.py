@@ -68,7 +68,7 @@ def test_a_job_from_submit_to_end(nersc: Nersc) -> None:
 
 def test_accounting_knows_a_job_before_its_name(nersc: Nersc) -> None:
     """A job that starts at once is nameless for a while, even when it has ended, and no name finds it."""
-    nersc.control("set", sacct_lag=1.5)
+    nersc.control("set", sacct_lag=3.0)
     user, nameless = nersc.described["user"], []
     try:
         job_id = nersc.submit(script("true", directives="-J quick"))
@@ -206,7 +206,8 @@ def test_cancel_of_finished_and_unknown_jobs_is_silent(nersc: Nersc) -> None:
 
 
 def test_afterok(nersc: Nersc) -> None:
-    good, bad = nersc.submit(script("sleep 0.3")), nersc.submit(script("sleep 1; exit 1"))
+    good = nersc.submit(script("sleep 0.3", directives="-t 10"))
+    bad = nersc.submit(script("until [ -e afterok ]; do sleep 0.1; done; exit 1", directives="-t 100"))
     after_good = nersc.submit(script("true", directives=f"-d afterok:{good}"))
     after_bad = nersc.submit(script("true", directives=f"-d afterok:{bad}"))
     killed = nersc.submit(script("true", directives=f"-d afterok:{bad} --kill-on-invalid-dep=yes"))
@@ -215,6 +216,7 @@ def test_afterok(nersc: Nersc) -> None:
     assert (row["reason"], row["dependency"]) == ("Dependency", f"afterok:{bad}(unfulfilled)")
     done = nersc.wait_for(after_good, "COMPLETED")
     assert done["start"] >= nersc.row("sacct", good)["end"]
+    (Path(nersc.described["home"]) / "afterok").touch()
     row = until(lambda: "Never" in (r := nersc.row("squeue", after_bad))["reason"] and r, LONG)
     assert (row["reason"], row["dependency"]) == ("DependencyNeverSatisfied", f"afterok:{bad}(failed)")
     assert nersc.wait_for(after_bad, "PENDING")["reason"].startswith("Dependency")

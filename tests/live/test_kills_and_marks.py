@@ -8,7 +8,7 @@ import pytest
 
 from support.live import DAG_ID, FINISHED_JOBS, Live, Pipeline
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import requests
 from local_airflow.rest import RestError
 from support.live import DAG_ID, Live, Pipeline
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
 Begun = dict[str, tuple[str, str]]  # scan and run of each of RUNS
 # Of each run: what its job does, and its parameters besides the path.

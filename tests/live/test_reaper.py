@@ -11,7 +11,7 @@ import pytest
 from chaos.processes import connected_to, descendants
 from support.live import DAG_ID, Pipeline
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 REAPER = "cancel_abandoned_work"
 
 

@@ -110,6 +110,14 @@ class Task(Run):
         }
         return lambda: SlurmJobSensor(**arguments | changes)
 
+    def submit_held(self) -> str:
+        """Submit a job that runs until `let_go`; its id."""
+        return str(self.finish(self.submit(f"until [ -e {self.log}.go ]; do sleep 0.05; done")))
+
+    def let_go(self) -> None:
+        """Let the job that is held end well."""
+        Path(f"{self.log}.go").touch()
+
     def books(self) -> list[dict[str, Any]]:
         """Every job ever of this task instance."""
         return [job for job in self.facility.jobs() if self.identity.digest in (job["name"] or "")]
