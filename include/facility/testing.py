@@ -128,10 +128,19 @@ def running(root: Path, **settings: Any) -> Iterator[Facility]:
         finally:
             facility.end_jobs()
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result(timeout=60)
+            asyncio.run_coroutine_threadsafe(_end_tasks(), loop).result(timeout=60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=60)
         loop.close()
+
+
+async def _end_tasks() -> None:
+    """End requests that a fault still delays."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class SpawnedFacility(Facility):

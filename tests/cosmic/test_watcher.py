@@ -94,13 +94,13 @@ async def watching(
 
 
 async def take(queue: Scans, count: int) -> list[str]:
-    return sorted([await asyncio.wait_for(queue.get(), 20) for _ in range(count)])
+    return sorted([await asyncio.wait_for(queue.get(), 60) for _ in range(count)])
 
 
 async def looks(standin: Facility, more: int) -> None:
     """Wait until the folder of today has been listed so many times more."""
     before = await asyncio.to_thread(listings, standin)
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + 60
     while await asyncio.to_thread(listings, standin) < before + 2 * more:
         assert asyncio.get_running_loop().time() < deadline, "no more listings"
         await asyncio.sleep(0.02)

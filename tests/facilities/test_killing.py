@@ -102,7 +102,7 @@ def test_a_supervisor_that_the_interrupted_code_blocks_cancels_nothing(
     _supervise(monkeypatch, Supervisor({"scan__1": {"wait": "failed"}}, hold))
     began = time.monotonic()
     assert not task_is_over(TI, within=0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert "no answer about the state" in caplog.text
     hold.set()
 

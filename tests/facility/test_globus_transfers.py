@@ -155,7 +155,7 @@ def test_extra_files_at_the_destination_are_deleted_when_asked_for(globus: Globu
 
 
 def test_bandwidth_and_progress(globus: Globus) -> None:
-    globus.facility.control("globus", "bandwidth", bytes_per_second=200_000)
+    globus.facility.control("globus", "bandwidth", bytes_per_second=50_000)
     for name in ("a", "b"):
         globus.file(name, b"x" * 100_000)
     task_id = globus.submit(("/a", "/a"), ("/b", "/b"))
@@ -170,5 +170,6 @@ def test_bandwidth_and_progress(globus: Globus) -> None:
     assert seen == sorted(seen)
     assert len({value for value in seen if 0 < value < 200_000}) >= 3
     line = globus.book(task_id)
-    assert 0.8 < line["completion_time"] - line["started_time"] < 5
-    assert 40_000 < globus.task(task_id)["effective_bytes_per_second"] <= 250_000
+    seconds = line["completion_time"] - line["started_time"]
+    assert seconds > 3.2
+    assert globus.task(task_id)["effective_bytes_per_second"] == pytest.approx(200_000 / seconds, rel=0.3)

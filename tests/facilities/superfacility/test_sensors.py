@@ -314,10 +314,10 @@ def test_on_kill_stays_within_its_time_when_nersc_does_not_answer(
     job_id = _running(waiting)
     deferral = waiting.start(waiting.wait(job_id))
     task_state("failed")
-    waiting.facility.fault(kind="delay", delay=1.0, service="nersc", method="DELETE")
+    waiting.facility.fault(kind="delay", delay=15.0, service="nersc", method="DELETE")
     began = time.monotonic()
     asyncio.run(waiting.trigger(deferral).on_kill())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(("state", "killed"), [("failed", 1), ("running", 0)])
