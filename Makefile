@@ -35,7 +35,7 @@ demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from th
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
 	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, backfills, the README's REST examples, the client, PostgreSQL and an upgrade
+test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, backfills, the README's REST examples, the client, a short chaos, PostgreSQL and an upgrade
 	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)
 
 test-slow: $(VENV) ## A backfill of 1,000 scans that is broken off and begun again, and live scans meanwhile

@@ -9,7 +9,7 @@ import pytest
 from chaos.run import Chaos
 from chaos.table import table
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 SCANS, FAULTS, SEED = 3, 12, 3
 
