@@ -52,8 +52,13 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 LIVE = "tests/live/"
 OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
-SLOW_FILES = ("nersc/test_cdtools.py", "nersc/test_solver.py", "facilities/superfacility/test_windows.py")
-LONGEST = (LIVE, *OWN_AIRFLOW, *(f"tests/{file}" for file in SLOW_FILES))
+LONGEST = (
+    LIVE,
+    *OWN_AIRFLOW,
+    "tests/nersc/test_cdtools.py",
+    "tests/nersc/test_solver.py",
+    "tests/facilities/superfacility/test_windows.py",
+)
 
 
 def scope(nodeid: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from local_airflow.rest import FINISHED, RestError
-from support.live import DAG_ID, Pipeline
-from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
+from support.live import DAG_ID, SLOW, Pipeline
+from support.missed import FINDER, Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -54,7 +54,7 @@ def finish_backfill(pipeline: Pipeline, days: list[Day], number: int) -> None:
     def over() -> bool:
         return all(run["state"] in FINISHED for run in finders(pipeline, days))
 
-    pipeline.wait_for(over, "the backfill's runs end", SLOW)
+    pipeline.wait_for(over, "the backfill's runs end")
     if not pipeline.rest.call("GET", f"/api/v2/backfills/{number}")["completed_at"]:
         pipeline.rest.call("PUT", f"/api/v2/backfills/{number}/cancel")
 
@@ -107,7 +107,7 @@ def test_the_command_line_takes_dates_as_they_are_meant(pipeline: Pipeline) -> N
     assert [day.day.isoformat() in listed for day in (*days, *outside)] == [True] * 3 + [False]
     with changed_site(pipeline, processing=copying_only([*days, *outside])):
         cli(pipeline, *command, "--dag-run-conf", '{"copies_at_once": 10}')
-        pipeline.wait_for(lambda: len(finders(pipeline, days)) == 3, "three runs are there", SLOW)
+        pipeline.wait_for(lambda: len(finders(pipeline, days)) == 3, "three runs are there")
         for run in finders(pipeline, days):
             assert pipeline.rest.wait_for_run(FINDER, run["dag_run_id"], SLOW)["state"] == "success"
     assert rows(pipeline, days) == [{"on_disk": 1, "missing": 1, "started": 1}] * 3
@@ -159,7 +159,7 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
     with changed_site(pipeline, processing=copying_only(days)):
         conf = {"at_once": 2, "copies_at_once": 2}
         first = backfill(pipeline, days, dag_run_conf=conf)
-        pipeline.wait_for(lambda: len(started()) >= 3, "some are started", SLOW)
+        pipeline.wait_for(lambda: len(started()) >= 3, "some are started")
         pipeline.rest.call("PUT", f"/api/v2/backfills/{first['id']}/cancel")
         for run in finders(pipeline, days):
             if run["state"] not in FINISHED:
@@ -169,7 +169,7 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
         again = backfill(pipeline, days, reprocess_behavior="completed", dag_run_conf=conf)
         finish_backfill(pipeline, days, again["id"])
         for scan in scans:
-            assert pipeline.finish(run_id(scan), SLOW) == "success"
+            assert pipeline.finish(run_id(scan)) == "success"
     assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1] * len(scans)
     moved = [task for task in pipeline.facility.transfers() if "/2024/09/" in str(task["items"])]
     assert len(moved) == len(scans)

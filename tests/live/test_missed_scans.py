@@ -15,8 +15,8 @@ import requests
 from cosmic.scans import day_folder
 from cosmic.watcher import SCAN_FOLDER
 from local_airflow.rest import RestError
-from support.live import DAG_ID, Pipeline
-from support.missed import FINDER, SLOW, Day, all_runs, changed_site, run_id
+from support.live import DAG_ID, SLOW, Pipeline
+from support.missed import FINDER, Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -79,7 +79,7 @@ def test_no_more_are_started_than_may_go_on_at_once(pipeline: Pipeline) -> None:
     conf = {"first_day": day.day.isoformat(), "at_once": 1, "copies_at_once": 5}
     finder = rest.trigger(FINDER, conf)
     for scan in scans:
-        pipeline.wait_for(partial(pipeline.jobs_of, scan), "the next is started", SLOW)
+        pipeline.wait_for(partial(pipeline.jobs_of, scan), "the next is started")
         assert sum(job["state"] in ("PENDING", "RUNNING") for s in scans for job in pipeline.jobs_of(s)) == 1
         pipeline.let_go(scan)
     assert rest.wait_for_run(FINDER, finder, SLOW)["state"] == "success"
@@ -93,9 +93,9 @@ def test_the_watcher_starts_what_is_new_once_it_is_turned_on(pipeline: Pipeline)
     scans = [day.scan(number) for number in (901, 902)]
     pipeline.rest.trigger(DAG_ID, {"file_path": scans[0]}, run_id(scans[0]))
     with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[1])), "the new one is started", SLOW)
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[1])), "the new one is started")
         late = day.scan(903, age=60)
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(late)), "and one that comes later", SLOW)
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(late)), "and one that comes later")
     assert day.finish(*scans, late) == ["success"] * 3
     assert [len(all_runs(pipeline, run_id(scan))) for scan in (*scans, late)] == [1, 1, 1]
     assert pipeline.rest.run(DAG_ID, run_id(late))["conf"] == {"do_ptychocam": True, "file_path": late}
@@ -117,9 +117,9 @@ def test_the_watcher_goes_on_where_it_was_when_scheduler_and_triggerer_are_kille
         return [path for path in paths if path in scans]
 
     with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[0])), "the first is started", SLOW)
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[0])), "the first is started")
         scans.append(day.scan(912))
-        pipeline.wait_for(lambda: scans[1] in told(), "the second is noticed", SLOW)
+        pipeline.wait_for(lambda: scans[1] in told(), "the second is noticed")
         for component in ("scheduler", "triggerer"):  # before, or while, or after its run is started
             pipeline.airflow.kill(component)
         scans.append(day.scan(913))
@@ -127,7 +127,7 @@ def test_the_watcher_goes_on_where_it_was_when_scheduler_and_triggerer_are_kille
         pipeline.airflow.wait_ready()
         pipeline.facility.clear_requests()
         for scan in scans:
-            pipeline.wait_for(lambda scan=scan: all_runs(pipeline, run_id(scan)), f"{scan} is started", SLOW)  # type: ignore[misc]
+            pipeline.wait_for(lambda scan=scan: all_runs(pipeline, run_id(scan)), f"{scan} is started")  # type: ignore[misc]
         assert day.finish(*scans) == ["success"] * 3
         listings = [
             request["time"]

@@ -18,7 +18,7 @@ import pytest
 from local_airflow.rest import Rest, RestError
 from local_airflow.settings import REPOSITORY
 from support.live import DAG_ID, Pipeline
-from support.missed import SLOW, all_runs, run_id
+from support.missed import all_runs, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -69,7 +69,7 @@ def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: 
     assert (started["dag_run_id"], started["state"]) == (run_id(SCAN), "queued")
     assert started["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_iter": 300}
     assert "Unique constraint violation" in shell.run(login, start, fails=True)
-    assert pipeline.finish(run_id(SCAN), SLOW) == "success"
+    assert pipeline.finish(run_id(SCAN)) == "success"
 
     state, *tasks = shell.run(login, names, follow).splitlines()
     assert state == "success"
@@ -79,12 +79,11 @@ def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: 
 
     pipeline.live.scan(SCAN, b"hold\n")
     assert json.loads(shell.run(login, names, reprocess))["dag_run_id"] == run_id(SCAN, 2)
-    pipeline.wait_for_task(run_id(SCAN, 2), "ptychocam.wait", "deferred", timeout=SLOW)
+    pipeline.wait_for_task(run_id(SCAN, 2), "ptychocam.wait", "deferred")
     assert shell.run(login, names, cancel) == "failed"
     pipeline.wait_for(
         lambda: sorted(job["state"] for job in pipeline.jobs_of(SCAN)) == ["CANCELLED", "COMPLETED"],
         "the job is cancelled",
-        SLOW,
     )
 
 

@@ -18,6 +18,7 @@ from local_airflow.stack import LocalAirflow, running, wait_until
 
 ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
 DAG_ID = "transfer_auto_recon"
+SLOW = 300.0  # seconds that anything here may take on a busy machine
 FINISHED_JOBS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
 
 
@@ -52,7 +53,7 @@ class Pipeline:
         parameters = {"file_path": scan, **({"do_ptychocam": True} | conf)}
         return str(self.rest.trigger(DAG_ID, parameters, run_id))
 
-    def finish(self, run_id: str, timeout: float = 300.0) -> str:
+    def finish(self, run_id: str, timeout: float = SLOW) -> str:
         """Wait for the run's end; returns its state."""
         return str(self.rest.wait_for_run(DAG_ID, run_id, timeout)["state"])
 
@@ -61,7 +62,7 @@ class Pipeline:
         state: str | None = self.rest.task_instances(DAG_ID, run_id)[task_id]["state"]
         return state
 
-    def wait_for_task(self, run_id: str, task_id: str, *states: str, timeout: float = 300.0) -> None:
+    def wait_for_task(self, run_id: str, task_id: str, *states: str, timeout: float = SLOW) -> None:
         """Wait until a task is in one of these states."""
         if not wait_until(lambda: self.state(run_id, task_id) in states, timeout):
             seen = {t: i["state"] for t, i in self.rest.task_instances(DAG_ID, run_id).items()}
@@ -90,7 +91,7 @@ class Pipeline:
         path = self.facility.collection("nersc7012") / f"{scan}.go"
         path.touch()
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 300.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = SLOW) -> None:
         """Wait until a condition holds."""
         assert wait_until(condition, timeout), f"not within {timeout} s: {what}"
 

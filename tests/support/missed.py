@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 
 from cosmic.scans import day_folder, parse_scan_path
-from support.live import DAG_ID, Pipeline
+from support.live import DAG_ID, SLOW, Pipeline
 
 FINDER = "find_missed_scans"
-SLOW = 300.0  # seconds that anything here may take on a busy machine
 
 
 def run_id(scan: str, generation: int = 1) -> str:
@@ -56,7 +55,7 @@ class Day:
 
     def finish(self, *scans: str, generation: int = 1) -> list[str]:
         """Wait for the scans' runs; returns their states."""
-        return [self.pipeline.finish(run_id(scan, generation), SLOW) for scan in scans]
+        return [self.pipeline.finish(run_id(scan, generation)) for scan in scans]
 
 
 def books(pipeline: Pipeline, prefix: str) -> dict[str, list[str]]:
