@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from aiohttp import web
 
-Kind = Literal["delay", "status", "drop_before", "drop_reply", "reset", "truncate"]
+Kind = Literal["delay", "status", "drop_before", "drop_reply", "reset", "truncate", "hold"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -33,7 +33,8 @@ class Fault:
 
     :param kind: delay (wait `delay` seconds, then go on), status (answer `status` without acting),
         drop_before (close the connection without acting), drop_reply (act, then close), reset (send a
-        TCP reset; without acting unless `act`), truncate (act, announce the whole reply and send half).
+        TCP reset; without acting unless `act`), truncate (act, announce the whole reply and send half), hold
+        (close the connection, and act when the rules are cleared: a request that is held up on its way).
     :param path: regular expression, searched in the path; `query` likewise in the raw query string.
     :param delay: seconds to wait first, with any kind.
     """
@@ -55,6 +56,7 @@ class Fault:
     hits: int = 0
     seen: int = 0
     _random: random.Random = field(default_factory=random.Random, repr=False)
+    _cleared: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @classmethod
     def from_json(cls, fault_id: int, spec: dict[str, Any]) -> Fault:
@@ -107,6 +109,14 @@ class Fault:
         self.hits += 1
         return True
 
+    def clear(self) -> None:
+        """Let go what the rule holds."""
+        self._cleared.set()
+
+    async def cleared(self) -> None:
+        """Wait until the rule is cleared."""
+        await self._cleared.wait()
+
     def to_json(self) -> dict[str, Any]:
         """The rule and how often it matched (`seen`) and fired (`hits`)."""
         public = {name: getattr(self, name) for name in _FIELDS}
@@ -148,7 +158,9 @@ class Faults:
         return fault
 
     def clear(self) -> None:
-        """Remove all rules."""
+        """Remove all rules, and act on the requests that they hold."""
+        for rule in self._rules:
+            rule.clear()
         self._rules.clear()
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -177,6 +189,11 @@ class Faults:
         rule = decisive[0]
         if rule.kind == "status":
             return _error_reply(rule)
+        if rule.kind == "hold":
+            unsent = _close(request)
+            await rule.cleared()
+            await _answer(handler, request)
+            return unsent
         acts = rule.kind in ("drop_reply", "truncate") or (rule.kind == "reset" and rule.act)
         response = await _answer(handler, request) if acts else None
         if rule.kind == "reset":

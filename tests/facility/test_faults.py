@@ -276,3 +276,12 @@ def test_a_spawned_facility_takes_faults(tmp_path: Path) -> None:
             connection.sendall(b"GET /globus/transfer/x HTTP/1.1\r\nHost: x\r\n\r\n")
             with pytest.raises(ConnectionResetError):
                 connection.recv(10)
+
+
+def test_hold_acts_when_the_faults_are_cleared(facility: Facility, raw: Raw) -> None:
+    facility.fault(path="/mkdir$", kind="hold", times=1)
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+        raw.mkdir("a")
+    assert not made(facility, "a")
+    facility.clear_faults()
+    until(lambda: made(facility, "a"))

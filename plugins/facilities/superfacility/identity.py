@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ class Store(Protocol):
 class JobIdentity:
     """What makes a job the one of a task instance.
 
+    :param run_after: of the run; tells it from an earlier one of the same id that was deleted.
     :param base: readable beginning of the name; may change between tries.
     """
 
@@ -34,12 +36,26 @@ class JobIdentity:
     run_id: str
     task_id: str
     map_index: int = -1
+    run_after: str = ""
     base: str = "job"
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any], *, base: str, task_id: str | None = None) -> JobIdentity:
+        """The identity of the task that runs, or of another one of its run with the same map index."""
+        ti = context["ti"]
+        return cls(
+            ti.dag_id,
+            ti.run_id,
+            task_id or ti.task_id,
+            -1 if ti.map_index is None else ti.map_index,
+            run_after=context["dag_run"].run_after.isoformat(),
+            base=base,
+        )
 
     @property
     def digest(self) -> str:
         """Hash that only this task instance has."""
-        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.run_after)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @property
