@@ -23,7 +23,7 @@ from facilities.globus.hook import GlobusHook
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.sweeping import WORK_KEY, RemoteWork, abandoned, cancel_living, sweep
-from facility.testing import Facility, until
+from standin.testing import Facility, until
 from support.globus import CONN_ID as GLOBUS
 from support.globus import Place, transfer_request
 from support.superfacility import CONN_ID as NERSC

@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.globus.requests import TransferRequest
-from facility.testing import Facility
+from standin.testing import Facility
 
 CONN_ID = "globus_test"
 

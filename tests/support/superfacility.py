@@ -15,7 +15,7 @@ import pytest
 from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import Run
 
 CONN_ID = "nersc_test"

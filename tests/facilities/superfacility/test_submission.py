@@ -15,7 +15,7 @@ from facilities.superfacility.claims import Claim
 from facilities.superfacility.files import CommandResult
 from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, Submission
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import Task, job_of, submits, wait_until
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}

@@ -20,7 +20,7 @@ from facilities.superfacility.identity import Intent, NotYet, Submitted
 from facilities.superfacility.job import read_rows
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.submission import INTENT_KEY, Submission
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import RESOURCES, Task, job_of, submits, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
