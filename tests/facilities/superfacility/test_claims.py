@@ -17,7 +17,7 @@ from facilities.superfacility import claims, operators, submission
 from facilities.superfacility.claims import EXIT_CODE, Claim
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import RESOURCES, Task, submits, wait_until
 
 HOLD: dict[str, Any] = {
