@@ -42,7 +42,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.faults = Faults()
-        self.requests = RequestLog()
+        self.requests = RequestLog(file=settings.request_log if settings.control else None)
         self.base_url = ""
         self.description: dict[str, Any] = {}
         self._services: list[Service] = []
@@ -147,6 +147,7 @@ class Server:
             entry.fault = "+".join(fault.kind for fault in fired)
         try:
             response = await (self.faults.apply(fired, request, handler) if fired else handler(request))
+            entry.status = None if isinstance(response, UnsentReply) else response.status
         except web.HTTPException as error:
             entry.status = error.status
             raise
@@ -156,5 +157,7 @@ class Server:
             entry.status = 500
             log.exception("%s %s failed inside the stand-in", request.method, request.path)
             raise
-        entry.status = None if isinstance(response, UnsentReply) else response.status
+        finally:
+            entry.about, entry.ended = request.get("about"), time.time()
+            self.requests.end(entry)
         return response

@@ -49,6 +49,11 @@ class Settings:
         return self.root / "state"
 
     @property
+    def request_log(self) -> Path:
+        """All requests, a line of JSON each, when `control` is on."""
+        return self.state / "requests.jsonl"
+
+    @property
     def beamline_collection(self) -> Path:
         """Root of the collection data7012."""
         return self.root / "collections" / "data7012"

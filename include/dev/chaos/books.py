@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from dev.chaos.history import history
 from dev.chaos.system import DAG_ID, Scan, System
 from dev.local_airflow.rest import Rest
+from facilities.superfacility.claims import EXIT_CODE
 
 # What the log of the failed task of a scan that is meant to fail must tell.
 TOLD = {
@@ -20,7 +22,10 @@ _CLASS = re.compile(r"facilities\.errors\.(\w+)|\b(\w+Error): ")
 
 @dataclass
 class Reckoning:
-    """Scans by what became of them, a line each; all lists but the first three have to be empty."""
+    """Scans by what became of them, a line each; those of `clean` have to be empty.
+
+    :ivar histories: of the scans that broke a promise, by run id.
+    """
 
     succeeded: list[str] = field(default_factory=list)
     failed_as_meant: list[str] = field(default_factory=list)  # and told so, in the right class
@@ -29,7 +34,9 @@ class Reckoning:
     doubled: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
     wrong_message: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # jobs that found their work claimed, and did nothing
     bad_runs: set[str] = field(default_factory=set)
+    histories: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -62,6 +69,8 @@ def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str], ended: set
             wanted = range(0, 1) if scan.meant == "no such file" else range(1, 2)
         _judge_jobs(result, scan, own_jobs, spoiled, least=wanted.start)
         _judge_transfers(result, scan, own_transfers, wanted)
+        if scan.run_id in result.bad_runs:
+            result.histories[scan.run_id] = history(parts, scan)
     return result
 
 
@@ -106,8 +115,10 @@ def _judge_jobs(
 ) -> None:
     states = dict(Counter(job["state"] for job in jobs))
     completed = [job for job in jobs if job["state"] == "COMPLETED"]
+    refused = [job for job in jobs if job["exit_code"] == f"{EXIT_CODE}:0"]
+    result.refused += [f"{scan.run_id}: job {job['job_id']}" for job in refused]
     # A job that a fault has ended has a successor; any other is one more than the scan needs, once it ran.
-    ran = [job for job in jobs if job["runs"] and job["job_id"] not in spoiled]
+    ran = [job for job in jobs if job["runs"] and job["job_id"] not in spoiled and job not in refused]
     if len(completed) > 1 or len(ran) > 1 or any(job["runs"] > 1 + job["restarts"] for job in jobs):
         result.bad(result.doubled, scan, f"jobs {states}, {len(ran)} of them unspoiled")
     if scan.meant == "success" and len(completed) < least:

@@ -46,8 +46,12 @@ def _scans(result: Result) -> Iterator[str]:
         "doubled",
         "orphaned",
         "wrong_message",
+        "refused",
     ):
         lines: list[str] = getattr(reckoning, name)
         yield f"  {name.replace('_', ' '):<22}{len(lines):>10}"
         if name not in ("succeeded", "ended_by_a_person"):
             yield from (f"      {line}" for line in lines)
+    for run_id, lines in reckoning.histories.items():
+        yield f"\nWhat happened to {run_id}:"
+        yield from (f"  {line}" for line in lines)

@@ -71,6 +71,11 @@ class Rest:
         found = self.call("GET", _run_path(dag_id, run_id) + "/taskInstances?limit=200")
         return {task["task_id"]: task for task in found["task_instances"]}
 
+    def tries(self, dag_id: str, run_id: str, task_id: str) -> list[dict[str, Any]]:
+        """All tries of a task instance, the oldest first."""
+        found = self.call("GET", _run_path(dag_id, run_id) + f"/taskInstances/{task_id}/tries")
+        return sorted(found["task_instances"], key=lambda one: int(one["try_number"]))
+
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """One XCom value."""
         path = _run_path(dag_id, run_id) + f"/taskInstances/{task_id}/xcomEntries/{key}?deserialize=true"

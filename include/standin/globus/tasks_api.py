@@ -98,11 +98,13 @@ class TasksApi:
         # nothing is awaited from here on: of two equal submissions one is first
         known = self._engine.find_submission(owner, read_submission_id(document))
         if known is not None:
+            request["about"] = f"{known.label}, task {known.task_id} again"
             message = "A task with this submission id was already created"
             return 200, self._accepted(request, known, "Duplicate", message)
         new = read_submission(document, kind, owner, self._collections)
         self._check_new(new, owner)
         self._engine.submit(new)
+        request["about"] = f"{new.label}, task {new.task_id}"
         message = f"The {kind.lower()} has been accepted and a task has been created and queued for execution"
         return 202, self._accepted(request, new, "Accepted", message)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,12 +27,24 @@ TOLD = "facilities.errors.UserError: The job failed (exit code 3) cannot allocat
 
 
 def job(state: str = "COMPLETED", **fields: Any) -> dict[str, Any]:
-    values = {"job_id": "1", "name": f"ptychocam-{SCAN.stem}-0-g0", "runs": 1, "restarts": 0}
+    values = {
+        "job_id": "1",
+        "name": f"ptychocam-{SCAN.stem}-0-g0",
+        "runs": 1,
+        "restarts": 0,
+        "exit_code": "0:0",
+    }
+    values |= {"submitted": None, "started": None, "ended": None}
     return {**values, "state": state, "active": state in ("RUNNING", "PENDING"), **fields}
 
 
 def transfer(moved: int = 1, status: str = "SUCCEEDED") -> dict[str, Any]:
-    return {"label": f"{SCAN.run_id}-0-1", "files_moved": moved, "status": status, "task_id": "t"}
+    return {
+        "label": f"{SCAN.run_id}-0-1",
+        "files_moved": moved,
+        "status": status,
+        "task_id": "task-of-globus",
+    }
 
 
 def books(
@@ -40,12 +56,16 @@ def books(
     spoiled: dict[str, str] | None = None,
     ended: set[str] | None = None,
     log: str = TOLD,
+    requests: Path = Path(os.devnull),
 ) -> Reckoning:
     """The reckoning of one scan."""
     task = {"state": "failed", "try_number": 1}
+    tries = [{**task, "start_date": "2023-02-16T08:00:01Z", "end_date": "2023-02-16T08:00:09Z"}]
+    settings = SimpleNamespace(request_log=requests)
     parts: Any = SimpleNamespace(
-        facility=SimpleNamespace(jobs=lambda: jobs, transfers=lambda: transfers),
+        facility=SimpleNamespace(jobs=lambda: jobs, transfers=lambda: transfers, settings=settings),
         rest=SimpleNamespace(
+            tries=lambda *_: tries,
             run=lambda *_: {"state": state},
             task_instances=lambda *_: {"ptychocam.wait": task, "copy_to_nersc": task},
             log=lambda *_: log,
@@ -91,6 +111,49 @@ def test_what_must_not_be_is_found(
     assert result.bad_runs == {SCAN.run_id}
     found = [name for name in ("lost", "doubled", "orphaned", "wrong_message") if getattr(result, name)]
     assert found == [what]
+
+
+def test_a_job_that_found_its_work_claimed_is_counted_and_is_no_second_one() -> None:
+    result = books(SCAN, [job(), job("FAILED", job_id="2", exit_code="93:0")], [transfer()])
+    assert result.clean
+    assert result.refused == [f"{SCAN.run_id}: job 2"]
+
+
+def test_what_happened_to_a_scan_that_broke_a_promise_is_shown_in_order(tmp_path: Path) -> None:
+    begin = datetime(2023, 2, 16, 8, tzinfo=UTC).timestamp()
+    name, api = f"ptychocam-{SCAN.stem}-0-g0", "/nersc/api/v1.2"
+    entry = {"service": "nersc", "query": "", "status": 200, "fault": None, "about": None, "method": "GET"}
+    submit = {"method": "POST", "fault": "delay", "about": f"{name}, task 770001", "status": None}
+    lines = [
+        {
+            **entry,
+            "time": begin + 2,
+            "ended": begin + 40.5,
+            "path": f"{api}/compute/jobs/perlmutter",
+            **submit,
+        },
+        {**entry, "time": begin + 3, "ended": begin + 3.1, "path": f"{api}/tasks/770001"},
+        {**entry, "time": begin + 4, "ended": begin + 4.1, "path": f"{api}/tasks/990001"},
+    ]
+    log = tmp_path / "requests.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = {"submitted": begin + 5, "started": begin + 6, "ended": begin + 8}
+    jobs = [job(job_id="31000001", **times), job(job_id="31000002")]
+    result = books(SCAN, jobs, [transfer()], requests=log)
+    post = f"POST 1.2/compute/jobs/perlmutter ({name}, task 770001)"
+    assert result.histories[SCAN.run_id] == [
+        "08:00:01.000  copy_to_nersc, try 1 begins",
+        "08:00:01.000  ptychocam.wait, try 1 begins",
+        f"08:00:02.000  nersc {post}: no reply after 38.5 s [delay]",
+        "08:00:03.000  nersc GET 1.2/tasks/770001: 200",
+        f"08:00:05.000  job 31000001 ({name}) is submitted",
+        f"08:00:06.000  job 31000001 ({name}) starts, for the 1. time",
+        f"08:00:08.000  job 31000001 ({name}) ends: COMPLETED, exit code 0:0",
+        "08:00:09.000  copy_to_nersc, try 1 ends: failed",
+        "08:00:09.000  ptychocam.wait, try 1 ends: failed",
+    ]
+    shown = table(Result(7, [SCAN], "sqlite", reckoning=result))
+    assert f"\nWhat happened to {SCAN.run_id}:\n  08:00:01.000  copy_to_nersc, try 1 begins\n" in shown
 
 
 def test_a_run_that_failed_without_being_meant_to_is_lost_and_told_with_its_error() -> None:

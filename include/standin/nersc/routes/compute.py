@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class ComputeRoutes:
             return _no_scheduler(request)
         work = {"job": job, "is_path": is_path, "args": fields.get("args", [])}
         task_id = self._api.tasks.create("submit", work)
+        name = re.search(r"(?m)^#SBATCH (?:--job-name=|-J )(\S+)", job)
+        request["about"] = f"{name[1] if name else 'a job'}, task {task_id}"
         return web.json_response({"task_id": task_id, "status": "OK", "error": None})
 
     async def _delete(self, request: web.Request) -> web.Response:
