@@ -42,7 +42,7 @@ need_debootstrap() {
     command -v debootstrap >/dev/null && return
     command -v apt-get >/dev/null || fail "debootstrap is missing, and there is no apt-get to install it with."
     apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends debootstrap
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends debootstrap debian-archive-keyring
 }
 
 # Folders of runs that were killed outright. Their mounts are gone: they ended with the run's last process.
@@ -102,9 +102,9 @@ report() {
 
 make_root() {
     local mirror
-    mirror=$(sources | awk -v suite=$SUITE '$3 == suite { print $2; exit }')
-    debootstrap --variant=minbase --include=ca-certificates $SUITE "$ROOT" ${mirror:+"$mirror"} >"$ROOT.log" 2>&1 ||
-        { tail -n 20 "$ROOT.log" >&2 && return 1; }
+    mirror=$(sources | awk -v suite=$SUITE '$3 == suite && !found++ { print $2 }')
+    quietly debootstrap --force-check-gpg --variant=minbase --include=ca-certificates \
+        $SUITE "$ROOT" ${mirror:+"$mirror"}
     mount --bind "$ROOT" "$ROOT" # "/" must be a mount for what makes namespaces or asks for free space in it
     mount -t proc proc "$ROOT/proc"
     mount -t sysfs -o ro sysfs "$ROOT/sys"
@@ -113,15 +113,20 @@ make_root() {
     printf '#!/bin/sh\nexit 101\n' >"$ROOT/usr/sbin/policy-rc.d" # packages start no services
     chmod 755 "$ROOT/usr/sbin/policy-rc.d"
     network_settings
-    in_root / "update-ca-certificates && apt-get update -q && apt-get install -y -q --no-install-recommends \
-        python3.11 python3.11-venv make git" >"$ROOT.log" 2>&1 || { tail -n 20 "$ROOT.log" >&2 && return 1; }
+    quietly in_root / "update-ca-certificates && apt-get update -q && \
+        apt-get install -y -q --no-install-recommends python3.11 python3.11-venv make git"
+}
+
+# Run a command; show the end of what it says only if it fails.
+quietly() {
+    "$@" >"$ROOT.log" 2>&1 || { tail -n 20 "$ROOT.log" >&2; return 1; }
 }
 
 # This machine's sources of packages, where it has the same Debian as the root.
 sources() {
     command -v apt-get >/dev/null || return 0
     apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-        awk -v suite=$SUITE '$3 == suite || index($3, suite "-") == 1'
+        awk -v suite=$SUITE '$3 == suite || index($3, suite "-") == 1' | sort -u
 }
 
 # How this machine reaches registries: names, certificates, and the settings of apt and pip.

@@ -59,7 +59,7 @@ def test_the_program_lists_what_is_here_and_what_is_missing(tmp_path: Path) -> N
     done = needs_program(PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [line.partition("  ")[0].strip() for line in done.stdout.splitlines()] == list(needs.NEEDS)
-    assert "jq              is missing, for the README's REST examples: apt-get install jq\n" in done.stdout
+    assert "jq              is missing: apt-get install jq (for the README's REST examples)\n" in done.stdout
 
 
 def test_what_cannot_be_installed_is_said(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def main() -> int:
         print(f"usage: needs.py [install NEED ...], of {', '.join(NEEDS)}", file=sys.stderr)
         return 2
     for name, need in NEEDS.items():
-        print(f"{name:15} {'is here' if need.here() else 'is missing'}, for {need.why}: {need.remedy}")
+        print(f"{name:15} {'is here' if need.here() else f'is missing: {need.remedy}'} (for {need.why})")
     return 0
 
 
