@@ -64,11 +64,14 @@ def test_the_program_lists_what_is_here_and_what_is_missing(tmp_path: Path) -> N
 
 def test_what_cannot_be_installed_is_said(tmp_path: Path) -> None:
     without_apt = needs_program("install", "curl", "jq", PATH=str(tmp_path))
+    everything = needs_program("install", PATH=str(tmp_path))
+    assert "curl jq" in everything.stderr
+    assert "slurm" not in everything.stderr
     assert (without_apt.returncode, without_apt.stdout) == (needs.CANNOT_INSTALL, "")
     assert without_apt.stderr == "Only root can install curl jq, and with apt-get.\n"
     unknown = needs_program("install", "curl", "telepathy")
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("usage: needs.py [install NEED ...], of curl, jq, ")
+    assert unknown.stderr.startswith("usage: needs.py [install [NEED ...]], of curl, jq, ")
     assert needs_program("install", "root").returncode == 0  # no package has it
 
 

@@ -6,6 +6,7 @@ As a program, for a Python 3.11 without anything:
 
     python3.11 tests/support/needs.py                  # the list
     python3.11 tests/support/needs.py install curl jq  # Debian's packages, where they are missing; as root
+    python3.11 tests/support/needs.py install          # of all needs but Slurm, which make slurm-test installs
 """
 
 from __future__ import annotations
@@ -138,10 +139,10 @@ def install(names: list[str]) -> int:
 def main() -> int:
     """List, or install."""
     words = sys.argv[1:]
-    if words[:1] == ["install"] and words[1:] and set(words[1:]) <= set(NEEDS):
-        return install(words[1:])
+    if words[:1] == ["install"] and set(words[1:]) <= set(NEEDS):
+        return install(words[1:] or [name for name in NEEDS if name != "slurm"])
     if words:
-        print(f"usage: needs.py [install NEED ...], of {', '.join(NEEDS)}", file=sys.stderr)
+        print(f"usage: needs.py [install [NEED ...]], of {', '.join(NEEDS)}", file=sys.stderr)
         return 2
     for name, need in NEEDS.items():
         print(f"{name:15} {'is here' if need.here() else f'is missing: {need.remedy}'} (for {need.why})")
