@@ -4,7 +4,7 @@
 Copies one scan from the beamline's collection to NERSC's with Globus, runs the chosen reconstructions
 (ptychocam, CDTools) as Slurm jobs on Perlmutter, checks the results and gathers their figures.
 
-**Started by** the beamline computer when a scan ends (`include/beamline_computer`), by `find_missed_scans`,
+**Started by** the beamline computer when a scan ends (`include/beamline_client`), by `find_missed_scans`,
 or by hand with *Trigger*. No engine chosen: the scan is only copied.
 
 **What you see.** `copy_to_nersc` and the `wait` tasks are *deferred* (purple) for as long as the transfer or

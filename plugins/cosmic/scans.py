@@ -57,7 +57,7 @@ class ScanPath:
     def run_id(self, generation: int = 1) -> str:
         """Id of the scan's run of `transfer_auto_recon`: readable, and unique by a hash of the path.
 
-        The beamline computer makes the same id (`include/beamline_computer`), so a scan that is posted and
+        The beamline computer makes the same id (`include/beamline_client`), so a scan that is posted and
         found missing at the same time still has one run.
 
         :param generation: 1 is the scan's first run, 2 and up are its deliberate reprocessings.

@@ -14,34 +14,32 @@ from typing import Any
 
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import (
-    BusyError,
-    Client,
-    Outcome,
-    Settings,
-    Spool,
-    SpoolError,
-    scan_run_id,
-)
+from beamline_client import spool
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.errors import LockedError, SpoolError
+from beamline_client.naming import scan_run_id
+from beamline_client.output import Outcome
+from beamline_client.rest import Airflow
+from beamline_client.spool import Spool
 from support.airflow_api import DAG_RUNS, AirflowApi
-from support.beamline_client import codes, environment, offline, scan
+from support.client import codes, environment, offline, scan
 
 
 def test_two_flushes_at_once_do_not_double(api: AirflowApi, settings: Settings) -> None:
     for number in range(20):
         offline(settings).spool.add(offline(settings).requests("submit", [scan(number)]))
-    clients = [Client(settings, say=lambda _: None) for _ in range(3)]
+    clients = [Client(settings, log=lambda _: None) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda client: client.sender.flush(), clients))
     assert api.created == [scan_run_id(scan(number)) for number in range(20)]
     assert api.count("POST", DAG_RUNS) == 20
 
 
-def test_a_submit_that_another_process_sends_for_it_tells_its_outcome(
+def test_a_submit_that_another_process_sends_for_it_shows_its_outcome(
     api: AirflowApi, settings: Settings, client: Client
 ) -> None:
-    other = Client(settings, say=lambda _: None)
+    other = Client(settings, log=lambda _: None)
     with other.spool.lock("sending", 1.0):
         thread_outcomes: list[Outcome] = []
         thread = threading.Thread(
@@ -68,29 +66,31 @@ def test_a_submit_that_cannot_get_the_turn_is_kept(settings: Settings) -> None:
 
 def test_a_lock_of_a_dead_process_is_free(settings: Settings) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from beamline_computer.submit_scan import Spool\n"
+        "import os, sys; from pathlib import Path; from beamline_client.spool import Spool\n"
         "with Spool(Path(sys.argv[1])).lock('sending', 1.0): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(settings.spool)], check=False, env=environment())
-    with Spool(settings.spool).lock("sending", 1.0), pytest.raises(BusyError):
+    with Spool(settings.spool).lock("sending", 1.0), pytest.raises(LockedError):
         Spool(settings.spool).lock("sending", 0.1).__enter__()
 
 
-def test_a_damaged_request_is_set_aside_and_said(api: AirflowApi, client: Client, said: list[str]) -> None:
+def test_a_damaged_request_is_set_aside_and_logged(
+    api: AirflowApi, client: Client, messages: list[str]
+) -> None:
     offline(client.settings).submit([scan(1)])
     for number, content in enumerate(["", "{}", "[1]", "null", '{"kind": "submit"', "\0\0\0"]):
         (client.spool.pending_folder / f"{number:020}-00000000.json").write_text(content)
     client.sender.flush()
     assert api.created == [scan_run_id(scan(1))]
     assert client.spool.names() == []
-    assert sum("damaged" in line for line in said) == 6
+    assert sum("damaged" in line for line in messages) == 6
     assert len(list(client.spool.rejected_folder.glob("*.damaged"))) == 6
 
 
 def test_records_of_what_was_sent_are_limited(
     api: AirflowApi, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit_scan, "SENT_KEPT", 3)
+    monkeypatch.setattr(spool, "SENT_KEPT", 3)
     for number in range(6):
         client.submit([scan(number)])
     client.sender.flush()
@@ -114,11 +114,11 @@ def no_spool(settings: Settings, tmp_path: Path) -> Settings:
 
 
 def test_without_a_spool_a_scan_is_sent_all_the_same(
-    api: AirflowApi, no_spool: Settings, said: list[str]
+    api: AirflowApi, no_spool: Settings, messages: list[str]
 ) -> None:
-    client = Client(no_spool, say=said.append)
+    client = Client(no_spool, log=messages.append)
     assert codes(client.submit([scan(1)])) == [("accepted", 0)]
-    assert any("without keeping it first" in line for line in said)
+    assert any("without keeping it first" in line for line in messages)
 
 
 def test_without_a_spool_and_without_airflow_it_says_that_it_is_lost(no_spool: Settings) -> None:
@@ -129,10 +129,10 @@ def test_without_a_spool_and_without_airflow_it_says_that_it_is_lost(no_spool: S
     assert codes([outcome]) == [("refused", 2)]
 
 
-def test_a_full_disk_is_said_and_the_scan_is_sent(api: AirflowApi, config: Path) -> None:
+def test_a_full_disk_is_logged_and_the_scan_is_sent(api: AirflowApi, config: Path) -> None:
     """No file may grow beyond 0 bytes: what a full disk does to writes."""
     code = (
-        "import resource, sys; from beamline_computer.submit_scan import main\n"
+        "import resource, sys; from beamline_client.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -146,14 +146,14 @@ def test_a_full_disk_is_said_and_the_scan_is_sent(api: AirflowApi, config: Path)
 def test_a_disk_that_fills_up_after_the_acceptance_holds_up_nothing(
     api: AirflowApi, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = submit_scan._write_durably
+    write = spool.write_file
 
-    def full(path: Path, data: Any) -> None:
+    def full(path: Path, text: str) -> None:
         if path.parent.name == "sent":
             raise OSError(28, "No space left on device")
-        write(path, data)
+        write(path, text)
 
-    monkeypatch.setattr(submit_scan, "_write_durably", full)
+    monkeypatch.setattr(spool, "write_file", full)
     assert codes(client.submit([scan(1)])) == [("accepted", 0)]
     assert client.spool.names() == []
 
@@ -176,7 +176,7 @@ def test_a_request_is_on_disk_before_it_is_sent(
     spy(os, "fsync", lambda fd: "sync " + Path(f"/proc/self/fd/{fd}").readlink().name.split("-")[-1][8:])
     spy(Path, "replace", lambda _, target: f"rename into {target.parent.name}")
     spy(Path, "unlink", lambda path, *_: f"remove from {path.parent.name}")
-    spy(submit_scan.Airflow, "_send", lambda _, method, address, *__: f"{method} {address.rsplit('/', 1)[1]}")
+    spy(Airflow, "_send", lambda _, method, address, *__: f"{method} {address.rsplit('/', 1)[1]}")
     client.spool.add([])  # makes the folders
     events.clear()
     client.submit([scan(1)])

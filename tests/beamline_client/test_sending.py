@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import (
-    Client,
-    InputError,
-    Settings,
-    Spool,
-    scan_run_id,
-)
+from beamline_client import spool
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.errors import InputError
+from beamline_client.naming import scan_run_id
+from beamline_client.spool import Spool
 from support.airflow_api import DAG_RUNS, AirflowApi
-from support.beamline_client import codes, offline, scan
+from support.client import codes, offline, scan
 
 
 def test_a_scan_is_accepted_once_however_often_it_is_sent(api: AirflowApi, client: Client) -> None:
@@ -36,7 +33,7 @@ def test_a_scan_is_accepted_once_however_often_it_is_sent(api: AirflowApi, clien
 
 def test_five_at_once_are_one_run(api: AirflowApi, settings: Settings) -> None:
     def send(_: int) -> str:
-        return Client(settings, say=lambda _: None).submit([scan(1)])[0].outcome
+        return Client(settings, log=lambda _: None).submit([scan(1)])[0].outcome
 
     with ThreadPoolExecutor(5) as pool:
         outcomes = sorted(pool.map(send, range(5)))
@@ -84,13 +81,13 @@ def test_a_scan_that_waits_already_is_not_kept_twice(api: AirflowApi, settings: 
 
 
 def test_a_submit_sends_what_waits_before_its_own(
-    api: AirflowApi, settings: Settings, client: Client, said: list[str]
+    api: AirflowApi, settings: Settings, client: Client, messages: list[str]
 ) -> None:
     offline(settings).submit([scan(1)])
     (outcome,) = client.submit([scan(2)])
     assert outcome.path == scan(2)
     assert api.created == [scan_run_id(scan(1)), scan_run_id(scan(2))]
-    assert any(scan(1) in line and "accepted" in line for line in said)
+    assert any(scan(1) in line and "accepted" in line for line in messages)
 
 
 def test_order_holds_when_the_clock_goes_back(
@@ -98,8 +95,8 @@ def test_order_holds_when_the_clock_goes_back(
 ) -> None:
     away = offline(settings)
     away.submit([scan(1)])
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, time_ns=lambda: 1)
-    monkeypatch.setattr(submit_scan, "time", clock)
+    clock = SimpleNamespace(time_ns=lambda: 1)
+    monkeypatch.setattr(spool, "time", clock)
     away.submit([scan(2)])
     client.sender.flush()
     assert api.created == [scan_run_id(scan(1)), scan_run_id(scan(2))]
@@ -262,12 +259,12 @@ def test_reprocessing_what_never_ran_is_rejected(api: AirflowApi, client: Client
     assert "Submit it" in outcome.message
 
 
-def test_reprocessing_while_the_first_run_goes_on_is_noticed(
-    api: AirflowApi, client: Client, said: list[str]
+def test_reprocessing_while_the_first_run_goes_on_is_logged(
+    api: AirflowApi, client: Client, messages: list[str]
 ) -> None:
     api.add_run(scan_run_id(scan(1)), "running", {"file_path": scan(1)})
     client.reprocess([scan(1)])
-    assert any("is still going on" in line for line in said)
+    assert any("is still going on" in line for line in messages)
 
 
 def test_bad_input_among_good_keeps_and_sends_nothing(api: AirflowApi, client: Client) -> None:
@@ -278,22 +275,22 @@ def test_bad_input_among_good_keeps_and_sends_nothing(api: AirflowApi, client: C
     assert client.spool.names() == []
 
 
-def test_unusual_names_are_taken_when_asked_for(api: AirflowApi, client: Client, said: list[str]) -> None:
+def test_unusual_names_are_taken_when_asked_for(api: AirflowApi, client: Client, messages: list[str]) -> None:
     with pytest.raises(InputError, match=r"Is odd.cxi a scan\? It is not named like .* --any-name"):
         client.submit(["odd.cxi"])
     client.submit(["odd.cxi"], any_name=True)
     assert len(api.created) == 1
-    assert any("odd.cxi: it is not named like" in line for line in said)
+    assert any("odd.cxi: it is not named like" in line for line in messages)
 
 
 def test_files_are_named_from_the_data_root_or_from_where_one_is(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
     root = tmp_path / "data"
     file = root / scan(1)
     file.parent.mkdir(parents=True)
     file.touch()
-    client = Client(Settings(**{**settings.__dict__, "data_root": root}), say=said.append)
+    client = Client(Settings(**{**settings.__dict__, "data_root": root}), log=messages.append)
     assert client.scan_path(str(file)) == scan(1)
     assert client.scan_path("/" + scan(2)) == scan(2)
     monkeypatch.chdir(file.parent)
@@ -301,6 +298,6 @@ def test_files_are_named_from_the_data_root_or_from_where_one_is(
     with pytest.raises(InputError):
         client.scan_path(str(tmp_path / "other.cxi" / ".." / ".." / "x.cxi"))
     client.requests("submit", [str(file)])
-    assert said == []
+    assert messages == []
     client.requests("submit", [scan(2)])
-    assert "there is no file" in said[0]
+    assert "there is no file" in messages[0]

@@ -1,4 +1,4 @@
-"""Talking to Airflow: log-in, retries, and what is not retried."""
+"""Requests to Airflow: log-in, retries, and what is not retried."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from beamline_computer.submit_scan import (
-    Airflow,
-    Client,
-    InputError,
-    RefusedError,
-    Runs,
-    ServerFaultError,
-    Settings,
-    UnreachableError,
-    load_settings,
-)
+from beamline_client.client import Client
+from beamline_client.config import Settings, load_settings
+from beamline_client.errors import InputError, RefusedError, ServerFaultError, UnreachableError
+from beamline_client.rest import Airflow, Runs
 from support.airflow_api import DAG_RUNS, AirflowApi
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -97,7 +90,7 @@ def test_a_server_that_accepts_and_says_nothing(api: AirflowApi, settings: Setti
     assert time.monotonic() - started < 4
 
 
-def test_a_defect_of_the_server_is_told_from_an_outage(api: AirflowApi, runs: Runs) -> None:
+def test_a_defect_of_the_server_is_distinguished_from_an_outage(api: AirflowApi, runs: Runs) -> None:
     api.fault("status", path=DAG_RUNS, status=500, times=99)
     with pytest.raises(ServerFaultError, match="failed on the request 4 times"):
         runs.start("scan__x", CONF, "")
@@ -122,7 +115,7 @@ def test_one_token_serves_many_requests(api: AirflowApi, runs: Runs) -> None:
     assert api.count("POST", "/auth/token") == 1
 
 
-def test_a_wrong_password_is_said_plainly_and_not_repeated(api: AirflowApi, runs: Runs) -> None:
+def test_a_wrong_password_is_reported_plainly_and_not_repeated(api: AirflowApi, runs: Runs) -> None:
     api.users["beamline"] = "changed"
     with pytest.raises(
         RefusedError, match=r"refuses to log in 'beamline' \(401: Invalid credentials\)\. Renew"
@@ -298,13 +291,15 @@ def test_a_settings_file_that_is_missing(tmp_path: Path) -> None:
         load_settings(str(tmp_path / "none.ini"), environ={})
 
 
-def test_secrets_are_nowhere_but_in_their_requests(api: AirflowApi, client: Client, said: list[str]) -> None:
+def test_secrets_are_nowhere_but_in_their_requests(
+    api: AirflowApi, client: Client, messages: list[str]
+) -> None:
     client.submit([SCAN])
     api.users["beamline"] = "changed"
     api.tokens.clear()
     client.submit(["2023/02/230216/NS_230216034_ccdframes_0_0.cxi"])
     kept = "".join(path.read_text() for path in client.spool.folder.rglob("*") if path.is_file())
-    everything = "\n".join(said) + kept + "".join(path for _, path in api.requests)
+    everything = "\n".join(messages) + kept + "".join(path for _, path in api.requests)
     assert "secret" not in everything
     assert not any(token in everything for token in api.tokens)
     modes = {oct(os.stat(path).st_mode & 0o077) for path in client.spool.folder.rglob("*")}  # noqa: PTH116

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import main, scan_run_id
+from beamline_client.cli import main
+from beamline_client.client import Client
+from beamline_client.naming import scan_run_id
+from beamline_client.parameters import PARAMETERS
 from support.airflow_api import DAG_RUNS, AirflowApi
+from support.client import PROGRAM
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 OTHER = "2023/02/230216/NS_230216034_ccdframes_0_0.cxi"
 RUN = scan_run_id(SCAN)
-SOURCE = Path(submit_scan.__file__)
 
 
 class Command:
@@ -57,7 +59,36 @@ def down(config: Path) -> Path:
     return away
 
 
-def test_submit_tells_run_page_and_state(api: AirflowApi, command: Command) -> None:
+@pytest.mark.parametrize("command_name", ["submit", "reprocess", "watch"])
+def test_the_help_lists_each_parameter_with_bounds_and_default(
+    command_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command_name, "--help"])
+    shown = capsys.readouterr().out
+    for name, parameter in PARAMETERS.items():
+        assert f"  {name} (" in shown
+        assert parameter.description in shown
+    assert "  n_modes (1)\n      a whole number from 1 to 32. Incoherent probe modes." in shown
+    assert "  propagation_distance (5e-05)\n      a number from -1 to 1. " in shown
+    assert "      regular, realtime, debug, premium, shared, or none. " in shown
+    assert "GPUs of the job, 1 to 4" in shown
+
+
+def test_the_help_is_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for words in (
+        "Exit codes: 0 accepted",
+        "~/.config/cosmic/client.ini",
+        "COSMIC_AIRFLOW_URL",
+        "data_root =",
+    ):
+        assert words in shown
+
+
+def test_submit_shows_run_page_and_state(api: AirflowApi, command: Command) -> None:
     assert command(SCAN, "--engine", "ptychocam", "--n-gpu", "4", "--param", "n_iter=250") == 0
     assert command.out.startswith(f"{SCAN}: accepted (20")
     assert ", state queued)" in command.out
@@ -170,7 +201,7 @@ def _set(thing: dict[str, Any], **values: Any) -> Any:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit_scan.Client, "follow_pauses", (0.02, 0.05))
+    monkeypatch.setattr(Client, "poll_pauses", (0.02, 0.05))
 
 
 def _a_run_with_tasks(api: AirflowApi) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -190,7 +221,7 @@ def test_wait_follows_to_the_result(api: AirflowApi, command: Command, quick: No
     }
     _step(
         api,
-        None,  # the look after the 409
+        None,  # read after the 409
         None,
         _set(run, state="running"),
         _set(transfer, state="deferred"),
@@ -221,18 +252,18 @@ def test_of_a_run_with_a_report_a_person_sees_the_report_and_a_program_everythin
     api.add_run(RUN, "success", {"file_path": SCAN})
     for task, state in (("plan", "success"), ("other", "skipped"), ("report", "success")):
         api.add_task(RUN, task, state)
-        api.xcoms[RUN, task] = {"said": task}
+        api.xcoms[RUN, task] = {"name": task}
     assert command("status", SCAN) == 0
     shown = [line.strip() for line in command.out.splitlines()]
-    assert "report  said = report" in shown
+    assert "report  name = report" in shown
     assert "task   plan    success" in shown
-    assert not any("said = plan" in line or "skipped" in line for line in shown)
+    assert not any("name = plan" in line or "skipped" in line for line in shown)
     (outcome,) = command.json("status", SCAN)["results"]
-    assert outcome["results"] == {"plan": {"said": "plan"}, "report": {"said": "report"}}
+    assert outcome["results"] == {"plan": {"name": "plan"}, "report": {"name": "report"}}
     assert outcome["tasks"]["other"] == "skipped"
 
 
-def test_wait_ends_with_5_when_the_run_fails_and_tells_why(
+def test_wait_ends_with_5_when_the_run_fails_and_shows_why(
     api: AirflowApi, command: Command, quick: None
 ) -> None:
     run, transfer, collect = _a_run_with_tasks(api)
@@ -342,7 +373,7 @@ def test_reprocess(api: AirflowApi, command: Command) -> None:
     }
 
 
-def test_the_gravest_exit_code_counts(api: AirflowApi, command: Command) -> None:
+def test_the_worst_exit_code_counts(api: AirflowApi, command: Command) -> None:
     api.fault("status", method="POST", path=DAG_RUNS, status=500, times=4)
     assert command(SCAN, OTHER) == 3
 
@@ -352,14 +383,14 @@ def test_interrupted_while_waiting(api: AirflowApi, command: Command, quick: Non
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submit_scan.Client, "follow", interrupt)
+        patch.setattr(Client, "wait_for", interrupt)
         assert command(SCAN, "--wait") == 130
     assert "Interrupted. What was kept or accepted goes on" in command.err
     assert api.created == [RUN]
 
 
 def test_a_reader_that_leaves_is_no_traceback(api: AirflowApi, config: Path) -> None:
-    command = [sys.executable, str(SOURCE), SCAN, "--config", str(config)]
+    command = [sys.executable, str(PROGRAM), SCAN, "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import DAG_ID, Client, RefusedError, Settings, scan_run_id
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.errors import RefusedError, RejectedError
+from beamline_client.naming import scan_run_id
+from beamline_client.parameters import DAG_ID
+from support.client import PROGRAM
 from support.live import Live, Pipeline, install_engines
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
@@ -58,7 +62,7 @@ def command(at_beamline: Settings) -> Command:
 
     def run(*arguments: str) -> tuple[int, dict[str, Any]]:
         done = subprocess.run(
-            [sys.executable, submit_scan.__file__, *arguments, "--json", "--timeout", "60"],
+            [sys.executable, str(PROGRAM), *arguments, "--json", "--timeout", "60"],
             env=environment,
             capture_output=True,
             text=True,
@@ -99,7 +103,7 @@ def test_a_scan_is_started_followed_and_reported(pipeline: Pipeline, command: Co
     assert [result["run_id"] for result in answer["results"]] == [scan_run_id(scan), scan_run_id(scan, 2)]
 
 
-def test_a_failed_run_tells_why(pipeline: Pipeline, command: Command) -> None:
+def test_a_failed_run_shows_why(pipeline: Pipeline, command: Command) -> None:
     scan = pipeline.new_scan("fail 3")
     code, answer = command(scan, "--engine", "ptychocam", "--wait", "--wait-limit", "150")
     (outcome,) = answer["results"]
@@ -120,11 +124,11 @@ def test_cancel_ends_the_run_and_its_job(pipeline: Pipeline, command: Command) -
 
 
 def test_what_airflow_refuses(pipeline: Pipeline, at_beamline: Settings, tmp_path: Path) -> None:
-    client = Client(at_beamline, say=lambda _: None)
+    client = Client(at_beamline, log=lambda _: None)
     run_id = scan_run_id("refused/a.cxi")
     start = client.runs.start
     for conf in ({"file_path": "../a.cxi"}, {}, {"file_path": "refused/a.cxi", "n_gpu": 9}):
-        with pytest.raises(submit_scan.RejectedError, match="finds the request wrong"):
+        with pytest.raises(RejectedError, match="finds the request wrong"):
             start(run_id, conf, "")
     assert client.find_runs(run_id) == []
     client.runs.airflow._token = "no.such.token"
@@ -135,10 +139,10 @@ def test_what_airflow_refuses(pipeline: Pipeline, at_beamline: Settings, tmp_pat
 
 
 def test_many_scans_at_once_from_one_computer(pipeline: Pipeline, at_beamline: Settings) -> None:
-    client = Client(at_beamline, say=lambda _: None)
+    client = Client(at_beamline, log=lambda _: None)
     scans = [pipeline.new_scan() for _ in range(6)]
     outcomes = client.submit(scans)
     assert [outcome.outcome for outcome in outcomes] == ["accepted"] * 6
     assert [outcome.outcome for outcome in client.submit(scans)] == ["already accepted"] * 6
-    last = client.follow([outcome.run_id for outcome in outcomes], 150)
+    last = client.wait_for([outcome.run_id for outcome in outcomes], 150)
     assert {run["state"] for run in last.values()} == {"success"}

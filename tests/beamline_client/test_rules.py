@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import re
+from datetime import date
 from typing import Any
 
 import pytest
 from airflow.exceptions import ParamValidationError
+from airflow.sdk import Param
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beamline_computer.submit_scan import (
+import cosmic.runs
+from beamline_client.errors import InputError
+from beamline_client.naming import generation_of, normalize_path, scan_run_id, unusual_name
+from beamline_client.parameters import (
+    DAG_ID,
+    FILE_PATH,
     PARAMETERS,
-    InputError,
+    Parameter,
     check_parameter,
-    generation_of,
-    normalise_path,
     parameters_from_options,
     parse_parameter,
-    scan_run_id,
-    unusual_name,
 )
 from cosmic.parameters import reconstruction_params
-from cosmic.scans import parse_scan_path
+from cosmic.scans import SCAN_PATH_PATTERN, parse_scan_path
+from dev.build_client import describe_dag
 from facilities.errors import UserError
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -33,7 +38,7 @@ odd_texts = st.text(st.sampled_from("aZ09._-/ \n\t'\"$(`;é\uff0e\\\0"), max_siz
 
 def accepted_by_client(text: str) -> str | None:
     try:
-        return normalise_path(text)
+        return normalize_path(text)
     except InputError:
         return None
 
@@ -75,11 +80,11 @@ def test_a_path_is_taken_exactly_when_the_dag_takes_it(text: str) -> None:
 def test_a_dangerous_or_wrong_path_is_refused(path: str) -> None:
     assert accepted_by_dag(path) is None
     with pytest.raises(InputError, match="The path"):
-        normalise_path(path)
+        normalize_path(path)
 
 
 def test_a_leading_slash_means_the_same() -> None:
-    assert normalise_path("/" + SCAN) == SCAN
+    assert normalize_path("/" + SCAN) == SCAN
 
 
 @pytest.mark.parametrize(
@@ -96,9 +101,33 @@ def test_a_leading_slash_means_the_same() -> None:
         ("tests/siemens-star.cxi", "not named like"),
     ],
 )
-def test_an_unusual_name_is_noticed(path: str, why: str | None) -> None:
-    said = unusual_name(path)
-    assert (why in said) if why and said else said == why
+def test_an_unusual_name_has_its_reason(path: str, why: str | None) -> None:
+    reason = unusual_name(path)
+    assert (why in reason) if why and reason else reason == why
+
+
+@given(
+    st.dates(date(2000, 1, 1), date(2068, 12, 31)),
+    st.sampled_from(["{0:%Y}/{0:%m}/{0:%y%m%d}", "{0:%Y}/{0:%m}/{0:%y%d%m}", "2023/02/{0:%y%m%d}"]),
+    st.sampled_from(["NS_{0:%y%m%d}033", "NS_{0:%y%d%m}033", "NS_{0:%y%m%d}12", "XX_{0:%y%m%d}033"]),
+    st.sampled_from(["_ccdframes_0_0.cxi", "_ccdframes_10_2_cosmic2.cxi", "_ccdframes_0.cxi", "_0_0_.cxi"]),
+)
+def test_a_name_is_usual_exactly_when_the_dag_reads_a_day_in_it(
+    day: date, folder: str, name: str, ending: str
+) -> None:
+    path = f"{folder}/{name}".format(day) + ending
+    assert (unusual_name(path) is None) == (parse_scan_path(path).day is not None)
+
+
+@given(
+    st.from_regex(SCAN_PATH_PATTERN).filter(lambda text: len(text) <= FILE_PATH.max_length),
+    st.integers(1, 10**8),
+)
+def test_a_run_id_is_the_dags(text: str, generation: int) -> None:
+    path = normalize_path(text)
+    run_id = parse_scan_path(text).run_id(generation)
+    assert scan_run_id(path, generation) == run_id
+    assert generation_of(run_id, path) == generation
 
 
 @given(paths, st.integers(1, 10**6))
@@ -117,7 +146,7 @@ def test_two_scans_never_share_a_run_id(one: str, other: str, m: int, n: int) ->
     assert generation_of(scan_run_id(one, m), other) == (m if one == other else 0)
 
 
-def test_paths_that_look_alike_as_run_ids_are_told_apart() -> None:
+def test_paths_that_look_alike_have_different_run_ids() -> None:
     alike = [
         "a/b.cxi",
         "a__b.cxi",
@@ -133,8 +162,35 @@ def test_paths_that_look_alike_as_run_ids_are_told_apart() -> None:
 DAG_PARAMS = reconstruction_params()
 
 
-def test_the_client_knows_every_parameter_of_the_dag() -> None:
-    assert set(PARAMETERS) | {"file_path"} == set(DAG_PARAMS)
+@pytest.mark.parametrize("name", DAG_PARAMS)
+def test_name_type_bounds_default_and_help_of_each_parameter_are_the_dags(name: str) -> None:
+    param = DAG_PARAMS[name]
+    schema = param.schema
+    types = [schema["type"]] if isinstance(schema["type"], str) else list(schema["type"])
+    known = {"file_path": FILE_PATH, **PARAMETERS}[name]
+    assert known == Parameter(
+        type=next(type_ for type_ in types if type_ != "null"),
+        optional="null" in types,
+        default=param.value if param.has_value else None,
+        description=param.description or schema["description_md"],
+        minimum=schema.get("minimum", -math.inf),
+        maximum=schema.get("maximum", math.inf),
+        choices=tuple(choice for choice in schema.get("enum", []) if choice is not None),
+        pattern=schema.get("pattern", ""),
+        max_length=schema.get("maxLength", math.inf),
+    )
+
+
+def test_the_client_starts_the_dag_and_knows_no_parameter_that_it_does_not_have() -> None:
+    assert ["file_path", *PARAMETERS] == list(DAG_PARAMS)
+    assert DAG_ID == cosmic.runs.DAG_ID
+
+
+def test_a_rule_that_the_client_cannot_check_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"n_iter": Param(5, type="integer", multipleOf=5, description="Iterations.")}
+    monkeypatch.setattr("cosmic.parameters.reconstruction_params", lambda: odd)
+    with pytest.raises(ValueError, match="n_iter: the client cannot check multipleOf"):
+        describe_dag()
 
 
 values = st.one_of(

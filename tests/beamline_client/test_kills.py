@@ -14,17 +14,16 @@ from typing import Any
 import h5py
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import Client, scan_run_id
+from beamline_client.client import Client
+from beamline_client.naming import scan_run_id
 from support import kill_client
 from support.airflow_api import DAG_RUNS, AirflowApi
+from support.client import PROGRAM
 
 FIRST = 10_000  # numbers of the scans, so that their paths have one length
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": os.pathsep.join(
-        [str(Path(submit_scan.__file__).parents[1]), str(Path(kill_client.__file__).parents[1])]
-    ),
+    "PYTHONPATH": os.pathsep.join([str(PROGRAM), str(Path(kill_client.__file__).parents[1])]),
 }
 
 
@@ -81,7 +80,7 @@ def test_killed_anywhere_a_kept_request_is_one_run(
     made = [runs_of(api, report["n"]) - before for report in reports]
     kept = made.index(1)
     assert 10 < kept < len(made) - 10, "kills both before and after the request was on disk"
-    # Before that the caller was told nothing and nothing was sent; from then on it is one run, always.
+    # Before that the caller got no answer and nothing was sent; from then on it is one run, always.
     assert made == [0] * kept + [1] * (len(made) - kept)
     assert all(report["recovered"] == 0 and report["left"] == 0 for report in reports)
     assert any(report["waited"] for report in reports)
@@ -102,7 +101,7 @@ def test_killed_when_airflow_has_acted_and_not_answered(
 ) -> None:
     client.submit(["a/b.cxi"], any_name=True)
     path = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
-    arguments = [sys.executable, submit_scan.__file__, path, "--config", str(config)]
+    arguments = [sys.executable, str(PROGRAM), path, "--config", str(config)]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     acted: list[str] = []
 

@@ -1,15 +1,27 @@
-"""An Airflow API with faults on request, and a client of its own for each test."""
+"""The client as built, an Airflow API with faults on request, and a client of its own for each test.
+
+`beamline_client` is imported from the built file, in these tests and in the processes that they start.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from beamline_computer.submit_scan import Airflow, Client, Settings
+from dev.build_client import build
 from support.airflow_api import AirflowApi, running_api
+
+PROGRAM = build()
+assert "beamline_client" not in sys.modules, "it was imported from its source already"
+sys.path.insert(0, str(PROGRAM))
+
+from beamline_client.client import Client  # noqa: E402
+from beamline_client.config import Settings  # noqa: E402
+from beamline_client.rest import Airflow  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +55,15 @@ def settings(api: AirflowApi, password_file: Path, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """What the client said."""
+def messages() -> list[str]:
+    """What the client logged."""
     return []
 
 
 @pytest.fixture
-def client(settings: Settings, said: list[str]) -> Client:
+def client(settings: Settings, messages: list[str]) -> Client:
     """A client of the API."""
-    return Client(settings, say=said.append)
+    return Client(settings, log=messages.append)
 
 
 @pytest.fixture

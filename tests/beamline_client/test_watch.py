@@ -15,10 +15,14 @@ from typing import Any
 import h5py
 import pytest
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import Client, Settings, Watch, WatchLoop, WatchMemory, scan_run_id
+from beamline_client import spool, waiting, watch
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.naming import scan_run_id
+from beamline_client.watch import Journal, WatchedFolder, Watcher
 from dev.local_airflow.stack import wait_until
 from support.airflow_api import DAG_RUNS, AirflowApi
+from support.client import PROGRAM
 
 
 def scan(number: int) -> str:
@@ -29,17 +33,16 @@ class Beamline:
     """A folder of scans, a clock that tests move, and a watch of both."""
 
     def __init__(
-        self, client: Client, folder: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+        self, client: Client, folder: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.client = client
         self.folder = folder
-        self.said = said
+        self.messages = messages
         self.now = 1000.0
         folder.mkdir()
-        self.clock = SimpleNamespace(
-            monotonic=lambda: self.now, sleep=time.sleep, strftime=time.strftime, time_ns=time.time_ns
-        )
-        monkeypatch.setattr(submit_scan, "time", self.clock)
+        self.clock = SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep, strftime=time.strftime)
+        for module in (waiting, watch):
+            monkeypatch.setattr(module, "time", self.clock)
 
     def write(self, name: str, content: int = 1, *, libver: str = "earliest", **options: Any) -> Path:
         path = self.folder / name
@@ -50,103 +53,105 @@ class Beamline:
 
     def watch(
         self, *, existing: bool = True, settle: float = 30.0, done: str = "", any_name: bool = False
-    ) -> WatchLoop:
+    ) -> Watcher:
         """A watch as after a start of the program."""
         self.client.spool.add([])  # makes the folders
-        memory = WatchMemory(self.client.spool.folder / "watch.jsonl")
-        looker = Watch(
+        journal = Journal(self.client.spool.folder / "watch.jsonl")
+        watched = WatchedFolder(
             self.folder,
-            memory,
+            journal,
             prefix="",
             settle=settle,
             done_suffix=done,
             any_name=any_name,
-            say=self.said.append,
+            log=self.messages.append,
         )
-        if memory.is_new:
-            memory.begin({} if existing else looker.files())
-        return WatchLoop(self.client, looker, {"n_iter": 7})
+        if journal.is_new:
+            journal.begin({} if existing else watched.files())
+        return Watcher(self.client, watched, {"n_iter": 7})
 
-    def look(self, loop: WatchLoop, after: float = 31.0) -> None:
+    def check(self, watcher: Watcher, after: float = 31.0) -> None:
         self.now += after
-        loop.look()
+        watcher.check()
 
 
 @pytest.fixture
-def beamline(client: Client, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Beamline:
-    return Beamline(client, tmp_path / "data", said, monkeypatch)
+def beamline(
+    client: Client, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Beamline:
+    return Beamline(client, tmp_path / "data", messages, monkeypatch)
 
 
 def test_a_scan_is_submitted_when_it_has_settled(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     beamline.write(scan(1), 1)
-    beamline.look(loop, 0)
-    beamline.look(loop, 29)
+    beamline.check(watcher, 0)
+    beamline.check(watcher, 29)
     assert api.created == []
     beamline.write(scan(1), 5000)  # it grows
-    beamline.look(loop, 29)
-    beamline.look(loop, 29)
+    beamline.check(watcher, 29)
+    beamline.check(watcher, 29)
     assert api.created == []
-    beamline.look(loop, 2)
+    beamline.check(watcher, 2)
     assert api.created == [scan_run_id(scan(1))]
     assert api.runs[scan_run_id(scan(1))]["conf"] == {"file_path": scan(1), "n_iter": 7}
-    beamline.look(loop)
-    beamline.look(loop)
+    beamline.check(watcher)
+    beamline.check(watcher)
     assert api.count("POST", DAG_RUNS) == 1
 
 
 def test_a_changed_time_is_a_change_too(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     path = beamline.write(scan(1))
-    beamline.look(loop, 0)
+    beamline.check(watcher, 0)
     os.utime(path, ns=(1, 1))
-    beamline.look(loop, 31)
+    beamline.check(watcher, 31)
     assert api.created == []
-    beamline.look(loop, 31)
+    beamline.check(watcher, 31)
     assert len(api.created) == 1
 
 
 def test_oldest_first(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     for number, when in ((1, 300), (2, 100), (3, 200)):
         os.utime(beamline.write(scan(number)), (when, when))
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     assert api.created == [scan_run_id(scan(number)) for number in (2, 3, 1)]
 
 
 def test_a_marker_says_that_a_scan_is_finished(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch(done=".done")
+    watcher = beamline.watch(done=".done")
     path = beamline.write(scan(1))
-    beamline.look(loop)
-    beamline.look(loop)
+    beamline.check(watcher)
+    beamline.check(watcher)
     assert api.created == []
     path.with_name(path.name + ".done").touch()
-    beamline.look(loop, 0)
+    beamline.check(watcher, 0)
     assert len(api.created) == 1
 
 
 def test_what_was_there_before_is_left_unless_it_changes(api: AirflowApi, beamline: Beamline) -> None:
     beamline.write(scan(1))
     beamline.write(scan(2))
-    loop = beamline.watch(existing=False)
+    watcher = beamline.watch(existing=False)
     beamline.write(scan(2), 5000)  # it was being written when the watch began
     beamline.write(scan(3))
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     assert sorted(api.created) == [scan_run_id(scan(2)), scan_run_id(scan(3))]
 
 
 def test_a_restart_remembers_and_finds_what_came_meanwhile(api: AirflowApi, beamline: Beamline) -> None:
     beamline.write(scan(1))
-    loop = beamline.watch(existing=False)
+    watcher = beamline.watch(existing=False)
     beamline.write(scan(2))
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     beamline.write(scan(3))
     again = beamline.watch(existing=False)
-    beamline.look(again, 0)
-    beamline.look(again)
+    beamline.check(again, 0)
+    beamline.check(again)
     assert api.created == [scan_run_id(scan(2)), scan_run_id(scan(3))]
     assert api.count("POST", DAG_RUNS) == 2
 
@@ -155,30 +160,32 @@ def test_a_restart_remembers_and_finds_what_came_meanwhile(api: AirflowApi, beam
 def test_a_torn_memory_submits_again_which_is_harmless(
     api: AirflowApi, beamline: Beamline, torn: int
 ) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     beamline.write(scan(1))
-    beamline.look(loop, 0)
-    beamline.look(loop)
-    memory = beamline.client.spool.folder / "watch.jsonl"
-    os.truncate(memory, memory.stat().st_size - torn)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
+    journal = beamline.client.spool.folder / "watch.jsonl"
+    os.truncate(journal, journal.stat().st_size - torn)
     again = beamline.watch()
     beamline.write(scan(2))
-    beamline.look(again, 0)
-    beamline.look(again)
+    beamline.check(again, 0)
+    beamline.check(again)
     assert sorted(api.created) == [scan_run_id(scan(1)), scan_run_id(scan(2))]
-    after = WatchMemory(memory)
+    after = Journal(journal)
     assert set(after.submitted) == {scan(1), scan(2)}
 
 
-def test_a_scan_that_changes_after_it_was_submitted_is_told_once(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch()
+def test_a_scan_that_changes_after_it_was_submitted_is_logged_once(
+    api: AirflowApi, beamline: Beamline
+) -> None:
+    watcher = beamline.watch()
     beamline.write(scan(1))
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     beamline.write(scan(1), 5000)
     for _ in range(3):
-        beamline.look(loop)
-    assert sum("changed after it was submitted" in line for line in beamline.said) == 1
+        beamline.check(watcher)
+    assert sum("changed after it was submitted" in line for line in beamline.messages) == 1
     assert len(api.created) == 1
 
 
@@ -193,17 +200,17 @@ def test_a_scan_that_changes_after_it_was_submitted_is_told_once(api: AirflowApi
         ("2023/02/230216/NS_230217001_ccdframes_0_0.cxi", None, "differ"),
     ],
 )
-def test_what_is_no_whole_scan_is_left_alone_and_said_once(
+def test_what_is_no_whole_scan_is_left_alone_and_logged_once(
     api: AirflowApi, beamline: Beamline, name: str, content: bytes | None, why: str
 ) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     path = beamline.write(name)
     if content is not None:
         path.write_bytes(content)
     for _ in range(4):
-        beamline.look(loop)
+        beamline.check(watcher)
     assert api.created == []
-    assert sum("Left alone: " in line and why in line for line in beamline.said) == 1
+    assert sum("Left alone: " in line and why in line for line in beamline.messages) == 1
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -211,17 +218,17 @@ def test_what_is_no_whole_scan_is_left_alone_and_said_once(
 def test_a_copy_that_stalls_is_left_until_it_is_whole(
     api: AirflowApi, beamline: Beamline, libver: str, userblock: int
 ) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     path = beamline.write(scan(1), 5000, libver=libver, userblock_size=userblock)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
-    beamline.look(loop, 0)
-    beamline.look(loop, 9999)
+    beamline.check(watcher, 0)
+    beamline.check(watcher, 9999)
     assert api.created == []
-    assert any("bytes are there" in line for line in beamline.said)
+    assert any("bytes are there" in line for line in beamline.messages)
     path.write_bytes(whole)
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     assert len(api.created) == 1
 
 
@@ -241,65 +248,65 @@ def test_links_hidden_files_and_other_things_are_not_followed(
     beamline.write(".partial/NS_230216004_ccdframes_0_0.cxi")
     beamline.write("2023/02/230216/.NS_230216003_ccdframes_0_0.cxi")
     beamline.write("2023/02/230216/NS_230216002_ccdframes_0_0.cxi.part")
-    loop = beamline.watch(any_name=True)
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    watcher = beamline.watch(any_name=True)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     assert api.created == [scan_run_id(scan(1))]
-    assert not [line for line in beamline.said if "Left alone" in line]
+    assert not [line for line in beamline.messages if "Left alone" in line]
 
 
 def test_unusual_names_when_asked_for(api: AirflowApi, beamline: Beamline) -> None:
-    loop = beamline.watch(any_name=True)
+    watcher = beamline.watch(any_name=True)
     beamline.write("tests/star.cxi")
-    beamline.look(loop, 0)
-    beamline.look(loop)
+    beamline.check(watcher, 0)
+    beamline.check(watcher)
     assert api.created == [scan_run_id("tests/star.cxi")]
 
 
-def test_an_outage_is_told_once_and_nothing_is_lost(api: AirflowApi, beamline: Beamline) -> None:
+def test_an_outage_is_logged_once_and_nothing_is_lost(api: AirflowApi, beamline: Beamline) -> None:
     url = beamline.client.settings.url
-    loop = beamline.watch()
+    watcher = beamline.watch()
     object.__setattr__(beamline.client.settings, "url", "http://127.0.0.1:1")
     beamline.clock.sleep = lambda wait: setattr(beamline, "now", beamline.now + wait)
     for number in range(1, 4):
         beamline.write(scan(number))
-        beamline.look(loop, 0)
-        beamline.look(loop)
+        beamline.check(watcher, 0)
+        beamline.check(watcher)
     assert len(beamline.client.spool.names()) == 3
-    assert sum("waiting: It waits in" in line for line in beamline.said) == 1
+    assert sum("waiting: It waits in" in line for line in beamline.messages) == 1
     object.__setattr__(beamline.client.settings, "url", url)
-    beamline.look(loop, 120)
+    beamline.check(watcher, 120)
     assert api.created == [scan_run_id(scan(number)) for number in range(1, 4)]
-    assert any("All that waited was sent" in line for line in beamline.said)
+    assert any("All that waited was sent" in line for line in beamline.messages)
 
 
-def test_a_wrong_password_is_not_tried_at_every_look(api: AirflowApi, beamline: Beamline) -> None:
+def test_a_wrong_password_is_not_tried_at_every_check(api: AirflowApi, beamline: Beamline) -> None:
     api.users.clear()
-    loop = beamline.watch()
+    watcher = beamline.watch()
     beamline.write(scan(1))
     for _ in range(60):
-        beamline.look(loop, 31 / 5)
+        beamline.check(watcher, 31 / 5)
     assert 1 <= api.count("POST", "/auth/token") <= 12
     api.users["beamline"] = "secret"
-    beamline.look(loop, 61)
+    beamline.check(watcher, 61)
     assert len(api.created) == 1
 
 
-def test_a_full_disk_is_told_and_the_scan_is_found_again(
+def test_a_full_disk_is_logged_and_the_scan_is_found_again(
     api: AirflowApi, beamline: Beamline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = beamline.watch()
+    watcher = beamline.watch()
     beamline.write(scan(1))
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(submit_scan, "_write_durably", full)
-        beamline.look(loop, 0)
-        beamline.look(loop)
-    assert any("No space left" in line for line in beamline.said)
-    beamline.look(loop)
+        patch.setattr(spool, "write_file", full)
+        beamline.check(watcher, 0)
+        beamline.check(watcher)
+    assert any("No space left" in line for line in beamline.messages)
+    beamline.check(watcher)
     assert api.created == [scan_run_id(scan(1))]
 
 
@@ -309,7 +316,7 @@ def program(config: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, submit_scan.__file__, *arguments, "--config", str(config)]
+        command = [sys.executable, str(PROGRAM), *arguments, "--config", str(config)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process
@@ -349,7 +356,7 @@ def test_the_program_watches_until_it_is_stopped(
 def test_a_folder_outside_the_data_root_is_refused(client: Client, config: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     config.write_text(config.read_text() + f"data_root = {tmp_path / 'data'}\n")
-    command = [sys.executable, submit_scan.__file__, "watch", str(tmp_path), "--config", str(config)]
+    command = [sys.executable, str(PROGRAM), "watch", str(tmp_path), "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{tmp_path} is not below data_root" in done.stderr
@@ -359,9 +366,9 @@ def test_many_files_are_looked_at_quickly(beamline: Beamline) -> None:
     content = beamline.write(scan(0)).read_bytes()
     for number in range(1, 2000):
         (beamline.folder / scan(number)).write_bytes(content)
-    loop = beamline.watch(existing=False)
+    watcher = beamline.watch(existing=False)
     started = time.process_time()
-    beamline.look(loop, 0)
+    beamline.check(watcher, 0)
     assert time.process_time() - started < 1.0
 
 

@@ -1,12 +1,16 @@
-"""Short cuts for tests of the beamline's client."""
+"""Shortcuts for tests of the client."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import Client, Outcome, Settings
+import beamline_client
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.output import Outcome
+
+PROGRAM = Path(beamline_client.__file__).parents[1]  # the built file: tests/beamline_client/conftest.py
 
 
 def scan(number: int) -> str:
@@ -22,9 +26,9 @@ def codes(outcomes: list[Outcome]) -> list[tuple[str, int]]:
 def offline(settings: Settings) -> Client:
     """A client of the same spool that cannot reach Airflow."""
     away = Settings(**{**settings.__dict__, "url": "http://127.0.0.1:1", "timeout": 0.05})
-    return Client(away, say=lambda _: None)
+    return Client(away, log=lambda _: None)
 
 
 def environment() -> dict[str, str]:
     """For a process that imports the client."""
-    return {**os.environ, "PYTHONPATH": str(Path(submit_scan.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(PROGRAM)}
