@@ -30,7 +30,8 @@ RUN := PYTHONPATH=plugins:include .venv/bin/python
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-client: $(CLIENT) ## The program of the beamline computer, one file: build/submit_scan.py
+client: $(CLIENT) ## The client for the beamline computer, one file: build/submit_scan.py
+	@echo "$(CLIENT) is ready: copy it to the beamline computer. Its manual: $(CLIENT) --help"
 
 demo: $(VENV) $(CLIENT) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
 	@$(RUN) -m dev.demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')

@@ -73,13 +73,7 @@ def describe_dag() -> dict[str, Any]:
     return {"dag_id": DAG_ID, "parameters": parameters}
 
 
-def main() -> None:
-    """Build, and print where the file is."""
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:  # Airflow makes a folder when it is imported
         os.environ["AIRFLOW_HOME"] = home
-        path = build()
-    print(f"{path.relative_to(REPOSITORY)}: copy it to the beamline computer; its manual: --help")
-
-
-if __name__ == "__main__":
-    main()
+        build()
