@@ -30,6 +30,7 @@ class Parameter:
     maximum: float = math.inf
     choices: Tuple[str, ...] = ()
     pattern: str = ""
+    min_length: int = 0
     max_length: float = math.inf
 
 
@@ -46,6 +47,7 @@ def read_schema(schema: Mapping[str, Any]) -> Parameter:
         maximum=schema.get("maximum", math.inf),
         choices=tuple(choice for choice in schema.get("enum", ()) if choice is not None),
         pattern=schema.get("pattern", ""),
+        min_length=schema.get("minLength", 0),
         max_length=schema.get("maxLength", math.inf),
     )
 
@@ -98,8 +100,9 @@ def check_parameter(name: str, value: Any) -> Any:
         return value
     fits = isinstance(value, _PYTHON_TYPES[parameter.type])
     fits = fits and isinstance(value, bool) == (parameter.type == "boolean")
-    if fits and parameter.pattern:
-        fits = len(value) <= parameter.max_length and re.search(parameter.pattern, value) is not None
+    if fits and parameter.type == "string":
+        fits = parameter.min_length <= len(value) <= parameter.max_length
+        fits = fits and re.search(parameter.pattern, value) is not None
     if not fits:
         raise InputError(f"{name} must be {_type_in_words(parameter)}, not {value!r}.")
     if parameter.choices and value not in parameter.choices:

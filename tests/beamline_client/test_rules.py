@@ -177,6 +177,7 @@ def test_name_type_bounds_default_and_help_of_each_parameter_are_the_dags(name: 
         maximum=schema.get("maximum", math.inf),
         choices=tuple(choice for choice in schema.get("enum", []) if choice is not None),
         pattern=schema.get("pattern", ""),
+        min_length=schema.get("minLength", 0),
         max_length=schema.get("maxLength", math.inf),
     )
 
