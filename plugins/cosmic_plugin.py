@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages import URL_PREFIX, app
-from cosmic.preloading import preload
 from cosmic.timetable import BeamlineDays
 
 preload()
