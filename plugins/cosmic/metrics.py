@@ -28,16 +28,17 @@ from airflow.listeners import hookimpl
 from airflow.observability import stats as scheduler_stats
 from airflow.sdk.observability import stats
 
+from cosmic.dag_constants import PROCESS_NEWFILE, TRANSFER_AUTO_RECON
 from facilities.errors import FacilityError
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
 
-SCAN_DAGS = frozenset({"transfer_auto_recon", "process_newfile_7012_ptycho4"})
+SCAN_DAGS = frozenset({TRANSFER_AUTO_RECON, PROCESS_NEWFILE})
 
 
-def wanted() -> bool:
-    """Tell whether Airflow sends metrics anywhere."""
+def enabled() -> bool:
+    """Whether Airflow sends metrics anywhere."""
     return conf.getboolean("metrics", "statsd_on") or conf.getboolean("metrics", "otel_on")
 
 

@@ -1,4 +1,4 @@
-"""Names and paths of scans.
+"""Checks paths of scans, and makes run ids and day folders of them.
 
 A scan is named by its path relative to the root of the beamline's collection, such as
 `2023/02/230216/NS_230216033_ccdframes_0_0.cxi`; a leading `/` is allowed and means the same.

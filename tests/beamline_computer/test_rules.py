@@ -21,7 +21,7 @@ from beamline_computer.submit_scan import (
     scan_run_id,
     unusual_name,
 )
-from cosmic.parameters import reconstruction_params
+from cosmic.parameters import RECONSTRUCTION, dag_params
 from cosmic.scans import parse_scan_path
 from facilities.errors import UserError
 
@@ -130,7 +130,7 @@ def test_paths_that_look_alike_as_run_ids_are_told_apart() -> None:
     assert len({scan_run_id(path).lower() for path in alike}) == len(alike)
 
 
-DAG_PARAMS = reconstruction_params()
+DAG_PARAMS = dag_params(RECONSTRUCTION)
 
 
 def test_the_client_knows_every_parameter_of_the_dag() -> None:

@@ -157,4 +157,4 @@ def test_failures_by_class(heard: Heard) -> None:
 
 
 def test_off_by_default() -> None:
-    assert metrics.wanted() is False
+    assert metrics.enabled() is False

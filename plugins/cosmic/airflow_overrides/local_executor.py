@@ -14,9 +14,10 @@ import os
 import pickle
 import socket
 from collections import deque
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from multiprocessing.queues import SimpleQueue
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from airflow.executors.local_executor import LocalExecutor
 
@@ -85,22 +86,10 @@ class PacketQueue(SimpleQueue[T]):
             self._unsent.popleft()
 
 
-class _SomeUnread:
+class _SomeUnread(nullcontext[None]):
     """Replaces the executor's count of unread messages, which has a lock, too: 1, "check the queue"."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @property
-    def value(self) -> int:
-        return 1
-
-    @value.setter
-    def value(self, _: int) -> None:
-        pass
+    value = property(lambda _: 1, lambda *_: None)
 
 
 class KillProofLocalExecutor(LocalExecutor):

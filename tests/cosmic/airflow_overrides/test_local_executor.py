@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from airflow.executors.local_executor import LocalExecutor
 
-from airflow.executors.local_executor import LocalExecutor
-
 from cosmic.airflow_overrides.local_executor import KillProofLocalExecutor, PacketQueue
 from standin.testing import until
 
