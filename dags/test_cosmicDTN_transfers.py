@@ -6,8 +6,8 @@ accept our clients, the Superfacility client does not expire too soon, and a sma
 (`datamovement_test/test.txt` is copied to `test_<unique>.txt` beside it within `nersc7012`, read back,
 compared and removed).
 
-**When it fails.** `check_nersc` or `check_globus`: credentials; the log names the client and says how to
-renew it. `copy_file`: Globus or the permissions of the collection. `compare`: the file did not arrive whole.
+**When it fails.** `check_nersc` or `check_globus`: credentials; the log names the client and how to renew
+it. `copy_file`: Globus or the permissions of the collection. `compare`: the file did not arrive whole.
 
 **When.** Daily, before the day's first scans, and by hand after every change of keys or settings.
 

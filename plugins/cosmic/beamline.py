@@ -15,7 +15,7 @@ from airflow.configuration import conf
 from airflow.sdk.exceptions import ParamValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from cosmic.parameters import RECONSTRUCTION, Engine
+from cosmic.parameters import RECONSTRUCTION, Engine, dag_params
 from facilities.errors import UserError
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
@@ -165,7 +165,7 @@ def _check_parameter(key: str, name: str, value: Any) -> None:
     try:
         if parameter is None:
             raise ParamValidationError("it is not a parameter of transfer_auto_recon")
-        parameter.param().resolve(value)
+        dag_params({name: parameter})[name].resolve(value)
     except ParamValidationError as error:
         raise UserError(
             f"{key} in the beamline's settings cannot be used: {str(error).splitlines()[0]}",

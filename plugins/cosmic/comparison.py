@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from cosmic import runs
 from cosmic.beamline import Collection, Collections
@@ -22,8 +22,6 @@ from facilities.globus.documents import FileEntry
 from facilities.globus.hook import GlobusHook
 
 log = logging.getLogger(__name__)
-
-Which = Literal["missing", "failed", "everything"]
 
 _RESULT_NAME = re.compile(
     rf"(?P<stem>.+)_(?P<engine>{'|'.join(ENGINES)})(?:_r(?P<generation>\d{{1,9}}))?\.(?P<kind>json|cxi)"
@@ -40,8 +38,8 @@ class ScanStatus(StrEnum):
     LEFT_ALONE = "left_alone"  # still being written, or too young
 
 
-# The statuses of the scans that a run of find_missed_scans starts.
-WANTED: Mapping[Which, frozenset[ScanStatus]] = {
+# What a run of find_missed_scans starts, by its parameter `which`.
+WANTED: Mapping[str, frozenset[ScanStatus]] = {
     "missing": frozenset({ScanStatus.MISSING}),
     "failed": frozenset({ScanStatus.MISSING, ScanStatus.FAILED}),
     "everything": frozenset({ScanStatus.MISSING, ScanStatus.FAILED, ScanStatus.PROCESSED}),
@@ -115,7 +113,7 @@ def compare_day(
 ) -> Day:
     """List a day's folders, ask Airflow about the runs, and work out the status of each scan.
 
-    :param parameters: of the day; they say which engines' results there should be.
+    :param parameters: of the day; their engines' results are looked for.
     :param only_without_run: leave scans that have a run out of the comparison, which is quicker.
     """
     files, odd_names = list_beamline(hook, collections.source, day)

@@ -40,7 +40,9 @@ def check_nersc(params: Any = None) -> float | None:
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         user, left, client_id = hook.user, hook.days_left(), hook.session.client_id
     if left is None:
-        log.warning("NERSC accepts client %s (user %s); it does not say when it expires.", client_id, user)
+        log.warning(
+            "NERSC accepts client %s (user %s); the date of its expiry is not known.", client_id, user
+        )
         return None
     log.info("NERSC accepts client %s (user %s); it expires in %.1f days.", client_id, user, left)
     if left < params["min_days_left"]:

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import get_current_context, task
 
 from cosmic import reprocessing, runs
 from cosmic.beamline import Beamline, beamline
-from cosmic.comparison import WANTED, Day, ScanStatus, Which, compare_day, leave_alone_what_changes, shorten
+from cosmic.comparison import WANTED, Day, ScanStatus, compare_day, leave_alone_what_changes, shorten
 from cosmic.dag_constants import GLOBUS_CONN_ID, REPORT_TASK, WATCH_SCANS
 from cosmic.runs import DayToStart
 from cosmic.scans import ScanPath
@@ -165,17 +165,9 @@ def _compare(
 
 def _row(day: Day) -> DayRow:
     count = Counter(day.statuses.values())
-    return DayRow(
-        day=day.day.isoformat(),
-        on_disk=len(day.statuses),
-        processed=count[ScanStatus.PROCESSED],
-        running=count[ScanStatus.RUNNING],
-        failed=count[ScanStatus.FAILED],
-        missing=count[ScanStatus.MISSING],
-        left_alone=count[ScanStatus.LEFT_ALONE],
-        odd_names=len(day.odd_names),
-        started=0,
-    )
+    row: dict[str, Any] = {"day": day.day.isoformat(), "on_disk": len(day.statuses)}
+    row |= {status.value: count[status] for status in ScanStatus}
+    return cast("DayRow", row | {"odd_names": len(day.odd_names), "started": 0})
 
 
 def _choose(compared: Sequence[Day], params: Mapping[str, Any], store: Any) -> list[DayToStart]:
@@ -187,7 +179,7 @@ def _choose(compared: Sequence[Day], params: Mapping[str, Any], store: Any) -> l
     return _days_to_start(compared, wanted)
 
 
-def _wanted(compared: Sequence[Day], which: Which) -> dict[ScanPath, int]:
+def _wanted(compared: Sequence[Day], which: str) -> dict[ScanPath, int]:
     return {
         path: day.next_generations[path]
         for day in compared

@@ -45,17 +45,19 @@ class Parameter:
         kind = ["null", self.type] if self.default is None else self.type
         return {"type": kind, **self.rules, "title": self.title, "section": self.section}
 
-    def param(self) -> Param:
-        """The same as an Airflow `Param`."""
-        from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
-
-        default = {} if self.default is REQUIRED else {"default": self.default}
-        return Param(**default, description=self.description, **self.schema())
-
 
 def dag_params(table: Mapping[str, Parameter]) -> dict[str, Param]:
     """`params` of a DAG."""
-    return {name: parameter.param() for name, parameter in table.items()}
+    from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
+
+    return {
+        name: Param(
+            **({} if parameter.default is REQUIRED else {"default": parameter.default}),
+            description=parameter.description,
+            **parameter.schema(),
+        )
+        for name, parameter in table.items()
+    }
 
 
 _MANY = 100_000
@@ -94,7 +96,7 @@ _CDTOOLS = _section(
         "Also reconstruct two halves of the frames, to estimate the resolution.",
     ),
     n_modes=_integer(1, 1, 32, "Probe modes", "Incoherent probe modes."),
-    # The old flow sent 2 and the script's own table said 1. The flow's value is what users have had.
+    # The old flow sent 2, though the script's own default was 1. The flow's value is what users have had.
     oversampling_factor=_integer(2, 1, 8, "Oversampling", "Oversampling of the probe's array."),
     propagation_distance=_number(
         50e-6, -1, 1, "Propagation distance (m)", "From the focus to the sample, for the first probe."

@@ -31,40 +31,27 @@ def keep_to_plan(
     :param runs: states of the runs that exist, by generation.
     """
     fingerprint = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    planned = _load(store, fingerprint)
+    planned: dict[str, int] = {}
+    head = store.get(_KEY) or {}
+    if head.get("fingerprint") == fingerprint:
+        for number in range(head["parts"]):
+            planned |= store.get(f"{_KEY}-{number}") or {}
     left = {
         scan: generation
         for scan in wanted
         if (generation := planned.get(_name(scan), 0)) and generation not in runs.get(scan, {})
     }
-    if not left:
-        _save(store, fingerprint, {_name(scan): generation for scan, generation in wanted.items()})
-        return dict(wanted)
-    # Not all of it was started: go on, with scans that have come since.
+    if not left:  # all of it was started, or there was no plan
+        planned = {}
     new = {scan: generation for scan, generation in wanted.items() if _name(scan) not in planned}
-    if new:
-        _save(store, fingerprint, planned | {_name(scan): generation for scan, generation in new.items()})
-    return left | new
-
-
-def _name(scan: ScanPath) -> str:
-    return hashlib.sha256(str(scan.relative).encode()).hexdigest()[:8]
-
-
-def _load(store: Any, fingerprint: str) -> dict[str, int]:
-    head = store.get(_KEY) or {}
-    if head.get("fingerprint") != fingerprint:
-        return {}
-    planned: dict[str, int] = {}
-    for part in range(head["parts"]):
-        planned |= store.get(f"{_KEY}-{part}") or {}
-    return planned
-
-
-def _save(store: Any, fingerprint: str, planned: Mapping[str, int]) -> None:
-    entries = list(planned.items())
+    entries = [*planned.items(), *((_name(scan), generation) for scan, generation in new.items())]
     parts = [dict(entries[n : n + _SCANS_PER_VALUE]) for n in range(0, len(entries), _SCANS_PER_VALUE)]
     for number, part in enumerate(parts):
         store.set(f"{_KEY}-{number}", part)
     # Last: without it the parts mean nothing.
     store.set(_KEY, {"fingerprint": fingerprint, "parts": len(parts)})
+    return left | new
+
+
+def _name(scan: ScanPath) -> str:
+    return hashlib.sha256(str(scan.relative).encode()).hexdigest()[:8]

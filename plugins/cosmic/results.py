@@ -55,7 +55,7 @@ def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[
 
     :param plan: of the engine, as `check_scan` made it.
     :param job: the sensor's result.
-    :raises UserError: a file is missing, empty or not what its name says.
+    :raises UserError: a file is missing, empty or of another type than its name.
     """
     output = plan["output"]
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
@@ -68,7 +68,14 @@ def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[
         preview=output + ".png",
         preview_size=_png_size(preview, output + ".png"),
         bytes=sizes[".cxi"],
-        quality=_quality(figures),
+        quality=Quality(
+            frames=_number(figures, "frames"),
+            iterations=_number(figures, "iterations"),
+            final_error=_number(figures, "final_error"),
+            pixel_size_m=figures.get("pixel_size_m"),
+            object_shape=figures.get("object_shape"),
+            resolution_m=_number(figures, "resolution_m"),
+        ),
         warnings=[str(text)[:500] for text in figures.get("warnings") or []][:20],
         job_id=str(job["job_id"]),
         queue_seconds=job.get("queue_seconds"),
@@ -133,24 +140,13 @@ def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str,
 
 def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
     return UserError(
-        f"Slurm says that the job succeeded, but its result {path} {how}",
+        f"The job succeeded according to Slurm, but its result {path} {how}",
         remote_id=f"Slurm job {job['job_id']}",
         state=str(job.get("state", "COMPLETED")),
         next_step=(
             f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
             "clear the submit task of this engine to run the job again."
         ),
-    )
-
-
-def _quality(figures: Mapping[str, Any]) -> Quality:
-    return Quality(
-        frames=_number(figures, "frames"),
-        iterations=_number(figures, "iterations"),
-        final_error=_number(figures, "final_error"),
-        pixel_size_m=figures.get("pixel_size_m"),
-        object_shape=figures.get("object_shape"),
-        resolution_m=_number(figures, "resolution_m"),
     )
 
 

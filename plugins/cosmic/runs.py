@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from cosmic.dag_constants import COPY_TASK, TRANSFER_AUTO_RECON
 from cosmic.scans import ScanPath, parse_scan_path
@@ -54,12 +56,14 @@ def runs_to_start(days: Sequence[DayToStart]) -> list[RunToStart]:
 
 def count_active() -> int:
     """How many runs are queued or running, whoever started them."""
-    return int(_runtime().get_dr_count(dag_id=TRANSFER_AUTO_RECON, states=sorted(ACTIVE)))
+    return int(RuntimeTaskInstance.get_dr_count(dag_id=TRANSFER_AUTO_RECON, states=sorted(ACTIVE)))
 
 
 def count_copying() -> int:
     """How many of them have not finished their transfer yet."""
-    return int(_runtime().get_ti_count(dag_id=TRANSFER_AUTO_RECON, task_ids=[COPY_TASK], states=_UNFINISHED))
+    return int(
+        RuntimeTaskInstance.get_ti_count(dag_id=TRANSFER_AUTO_RECON, task_ids=[COPY_TASK], states=_UNFINISHED)
+    )
 
 
 def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, str]]:
@@ -91,7 +95,6 @@ def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
     :raises UserError: Airflow refuses these parameters, or has no such DAG.
     :raises TransientError: Airflow's API server does not answer.
     """
-    from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun  # noqa: PLC0415 - not for parsing
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS  # noqa: PLC0415 - set when a task starts
 
     request = TriggerDagRun(dag_id=TRANSFER_AUTO_RECON, run_id=run_id, conf=dict(conf), note=note)
@@ -120,26 +123,24 @@ def _states(run_ids: Sequence[str]) -> dict[str, str]:
     states: dict[str, str] = {}
     for some in _chunks(run_ids):
         there = _existing(some)
-        # In most chunks all have succeeded, and one question is enough.
-        if there and _runtime().get_dr_count(
+        # Usually all of a chunk have succeeded, and one request is enough.
+        if there and RuntimeTaskInstance.get_dr_count(
             dag_id=TRANSFER_AUTO_RECON, run_ids=there, states=["success"]
         ) == len(there):
             states |= dict.fromkeys(there, "success")
         else:
-            states |= {run_id: _runtime().get_dagrun_state(TRANSFER_AUTO_RECON, run_id) for run_id in there}
+            states |= {
+                run_id: RuntimeTaskInstance.get_dagrun_state(TRANSFER_AUTO_RECON, run_id) for run_id in there
+            }
     return states
 
 
 def _existing(run_ids: list[str]) -> list[str]:
-    return list(_runtime().get_task_states(dag_id=TRANSFER_AUTO_RECON, task_ids=[COPY_TASK], run_ids=run_ids))
+    return list(
+        RuntimeTaskInstance.get_task_states(dag_id=TRANSFER_AUTO_RECON, task_ids=[COPY_TASK], run_ids=run_ids)
+    )
 
 
 def _chunks(run_ids: Sequence[str]) -> Iterator[list[str]]:
     for first in range(0, len(run_ids), _IDS_PER_REQUEST):
         yield list(run_ids[first : first + _IDS_PER_REQUEST])
-
-
-def _runtime() -> Any:
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415 - not for parsing
-
-    return RuntimeTaskInstance

@@ -70,7 +70,9 @@ class ThrottleTrigger(BaseTrigger):
             try:
                 free = await asyncio.to_thread(self.limits.free)
             except Exception:
-                self.log.warning("Airflow's API server does not say how many runs are active.", exc_info=True)
+                self.log.warning(
+                    "How many runs are active could not be read from Airflow's API server.", exc_info=True
+                )
                 continue
             if free > 0:
                 yield TriggerEvent("free")  # type: ignore[no-untyped-call]  # Airflow's
@@ -87,8 +89,8 @@ class StartRunsOperator(BaseOperator):
         StartRunsOperator(task_id="start_runs", days=found["days"], at_once=50, copies_at_once=2)
 
     :param days: list of `DayToStart`.
-    :param at_once: most runs of `transfer_auto_recon` that may be active, live ones included.
-    :param copies_at_once: most of them that may be before or in their transfer. Globus moves three
+    :param at_once: maximum of active runs of `transfer_auto_recon`, live ones included.
+    :param copies_at_once: maximum of those that have not finished their transfer. Globus moves three
         transfers of a user at a time; the rest, live ones too, would queue there.
     :param note: note of each run.
     :param timeout: longest time for all of it.
@@ -133,12 +135,12 @@ class StartRunsOperator(BaseOperator):
             raise InfrastructureError(
                 "The wait until more runs may start has ended without a proper event",
                 state=str(event)[:200],
-                next_step="clear this task: it goes on with the runs that do not exist yet.",
+                next_step="clear this task: it continues with the runs that do not exist yet.",
             )
         return self._continue(position, deadline)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Replace the message of Airflow's own timeout, which says nothing about the runs."""
+        """Replace the message of Airflow's own timeout, which does not mention the runs."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
@@ -179,6 +181,6 @@ class StartRunsOperator(BaseOperator):
             state=f"{position} of {len(runs.runs_to_start(self.days or []))} started",
             next_step=(
                 "see why runs of transfer_auto_recon do not end, or raise at_once; then clear this task: it "
-                "goes on with the runs that do not exist yet."
+                "continues with the runs that do not exist yet."
             ),
         )
