@@ -1,3 +1,1 @@
 """The beamline: scan names, site settings, reconstruction parameters and results of COSMIC (ALS 7.0.1.2)."""
-
-__version__ = "0.1.0"
