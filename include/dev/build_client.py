@@ -22,7 +22,7 @@ CLIENT = REPOSITORY / "build" / "submit_scan.py"
 INTERPRETER = "/usr/bin/env python3"
 
 CHECKED = ("type", "enum", "minimum", "maximum", "pattern", "minLength", "maxLength")
-ONLY_SHOWN = ("title", "section", "description_md", "examples", "values_display")  # in the trigger form
+ONLY_SHOWN = ("title", "section", "values_display")  # in the trigger form
 
 
 def build(target: Path = CLIENT) -> Path:
@@ -58,19 +58,19 @@ def _archive() -> bytes:
 def describe_dag() -> dict[str, Any]:
     """What the client must know of the DAG, as JSON: its id, and the JSON schema of each parameter."""
     # Importing Airflow takes seconds and makes a folder: not for who only wants to know where the file is.
-    from cosmic.parameters import reconstruction_params  # noqa: PLC0415
-    from cosmic.runs import DAG_ID  # noqa: PLC0415
+    from cosmic.dag_constants import TRANSFER_AUTO_RECON  # noqa: PLC0415
+    from cosmic.parameters import RECONSTRUCTION, REQUIRED  # noqa: PLC0415
 
     parameters: dict[str, Any] = {}
-    for name, param in reconstruction_params().items():
-        unknown = set(param.schema) - set(CHECKED) - set(ONLY_SHOWN)
+    for name, parameter in RECONSTRUCTION.items():
+        schema = parameter.schema()
+        unknown = set(schema) - set(CHECKED) - set(ONLY_SHOWN)
         if unknown:
             raise ValueError(f"{name}: the client cannot check {', '.join(sorted(unknown))}.")
-        schema = {key: param.schema[key] for key in CHECKED if key in param.schema}
-        description = param.description or param.schema["description_md"]
-        default = {"default": param.value} if param.has_value else {}
-        parameters[name] = {**schema, **default, "description": description}
-    return {"dag_id": DAG_ID, "parameters": parameters}
+        checked = {key: schema[key] for key in CHECKED if key in schema}
+        default = {} if parameter.default is REQUIRED else {"default": parameter.default}
+        parameters[name] = {**checked, **default, "description": parameter.description}
+    return {"dag_id": TRANSFER_AUTO_RECON, "parameters": parameters}
 
 
 if __name__ == "__main__":

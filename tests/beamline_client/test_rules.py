@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from airflow.exceptions import ParamValidationError
-from airflow.sdk import Param
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cosmic.runs
+import cosmic.parameters
 from beamline_client.errors import InputError
 from beamline_client.naming import generation_of, normalize_path, scan_run_id, unusual_name
 from beamline_client.parameters import (
@@ -25,7 +24,8 @@ from beamline_client.parameters import (
     parameters_from_options,
     parse_parameter,
 )
-from cosmic.parameters import reconstruction_params
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.parameters import RECONSTRUCTION, dag_params
 from cosmic.scans import SCAN_PATH_PATTERN, parse_scan_path
 from dev.build_client import describe_dag
 from facilities.errors import UserError
@@ -159,7 +159,7 @@ def test_paths_that_look_alike_have_different_run_ids() -> None:
     assert len({scan_run_id(path).lower() for path in alike}) == len(alike)
 
 
-DAG_PARAMS = reconstruction_params()
+DAG_PARAMS = dag_params(RECONSTRUCTION)
 
 
 @pytest.mark.parametrize("name", DAG_PARAMS)
@@ -172,7 +172,7 @@ def test_name_type_bounds_default_and_help_of_each_parameter_are_the_dags(name: 
         type=next(type_ for type_ in types if type_ != "null"),
         optional="null" in types,
         default=param.value if param.has_value else None,
-        description=param.description or schema["description_md"],
+        description=param.description,
         minimum=schema.get("minimum", -math.inf),
         maximum=schema.get("maximum", math.inf),
         choices=tuple(choice for choice in schema.get("enum", []) if choice is not None),
@@ -184,12 +184,12 @@ def test_name_type_bounds_default_and_help_of_each_parameter_are_the_dags(name: 
 
 def test_the_client_starts_the_dag_and_knows_no_parameter_that_it_does_not_have() -> None:
     assert ["file_path", *PARAMETERS] == list(DAG_PARAMS)
-    assert DAG_ID == cosmic.runs.DAG_ID
+    assert DAG_ID == TRANSFER_AUTO_RECON
 
 
 def test_a_rule_that_the_client_cannot_check_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    odd = {"n_iter": Param(5, type="integer", multipleOf=5, description="Iterations.")}
-    monkeypatch.setattr("cosmic.parameters.reconstruction_params", lambda: odd)
+    odd = {"n_iter": cosmic.parameters.Parameter("integer", 5, "", "Iterations.", rules={"multipleOf": 5})}
+    monkeypatch.setattr("cosmic.parameters.RECONSTRUCTION", odd)
     with pytest.raises(ValueError, match="n_iter: the client cannot check multipleOf"):
         describe_dag()
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from airflow.sdk import Param
 
-from cosmic.parameters import command_arguments, reconstruction_params
+from cosmic.parameters import RECONSTRUCTION, command_arguments, dag_params
 from reconstruction import cdtools_engine, ptychocam
 from reconstruction.program import UsageError
 
-PARAMS = {name: param for name, param in reconstruction_params().items() if name != "file_path"}
+PARAMS = {name: param for name, param in dag_params(RECONSTRUCTION).items() if name != "file_path"}
 PROGRAMS = {"ptychocam": ptychocam, "cdtools": cdtools_engine}
 
 

@@ -1,8 +1,11 @@
-"""Airflow's LocalExecutor, made to survive the SIGKILL of its workers (the kernel's, when memory is short).
+"""A LocalExecutor whose workers may be killed (SIGKILL, as the kernel does when memory is short).
 
-The workers of Airflow 3.3.2 take their work from a pipe under a lock, and an idle worker holds that lock
-while it waits. When it is killed no worker ever gets work again: tasks stay queued, the scheduler looks well,
-and only a restart helps. Here they share a socket that keeps messages apart by itself: no lock to lose.
+In Airflow 3.3.2 the workers of `airflow.executors.local_executor` take their work in `_run_worker` with
+`input.get()`: a `multiprocessing.SimpleQueue`, whose read lock an idle worker holds while it waits. A worker
+that is killed there never releases it. Then no worker gets any work again: tasks stay queued, the scheduler
+looks healthy, and only a restart helps. `put` blocks for good on the same pipe when it is full
+(https://github.com/apache/airflow/issues/70526). Here the workers share a socket that keeps messages apart by
+itself, so there is no lock, and `put` never blocks the scheduler.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import os
 import pickle
 import socket
 from collections import deque
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from multiprocessing.queues import SimpleQueue
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from airflow.executors.local_executor import LocalExecutor
 
@@ -29,19 +33,19 @@ MESSAGE = 1 << 20  # bytes; more than the kernel takes for one message (a task's
 class PacketQueue(SimpleQueue[T]):
     """A queue between processes without a lock; the kernel hands each message to one reader, whole.
 
-    Made before the processes that share it are forked. `put` blocks in those, and never in the process that
-    made it: what the kernel does not take at once is kept, and sent with the next `put` or `empty`.
+    Create it before forking the processes that share it. `put` may block in those, and never in the process
+    that created it: what the kernel does not take at once is kept, and sent with the next `put` or `empty`.
     """
 
     def __init__(self) -> None:
-        self._maker = os.getpid()
+        self._creator = os.getpid()
         self._read_end, self._write_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._unsent: deque[bytes] = deque()
 
     def put(self, item: T) -> None:
         """Send a message."""
         message = pickle.dumps(item)
-        if os.getpid() != self._maker:
+        if os.getpid() != self._creator:
             self._write_end.sendall(message)
             return
         self._unsent.append(message)
@@ -50,9 +54,9 @@ class PacketQueue(SimpleQueue[T]):
     def get(self) -> T:
         """Wait for a message.
 
-        :raises EOFError: the process that made the queue has closed it, or has died.
+        :raises EOFError: the process that created the queue has closed it, or has died.
         """
-        if os.getpid() != self._maker:
+        if os.getpid() != self._creator:
             self._write_end.close()  # or readers would keep each other from seeing the end
         message = self._read_end.recv(MESSAGE)
         if not message:
@@ -82,26 +86,17 @@ class PacketQueue(SimpleQueue[T]):
             self._unsent.popleft()
 
 
-class _SomeUnread:
-    """In place of the executor's count of unread messages, which has a lock, too: "look into the queue"."""
+class _SomeUnread(nullcontext[None]):
+    """Replaces the executor's count of unread messages, which has a lock, too: 1, "check the queue"."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @property
-    def value(self) -> int:
-        return 1
-
-    @value.setter
-    def value(self, _: int) -> None:
-        pass
+    value = property(lambda _: 1, lambda *_: None)
 
 
 class KillProofLocalExecutor(LocalExecutor):
-    """Runs tasks in processes below the scheduler; a killed one takes nothing with it but its own task."""
+    """Runs tasks in child processes of the scheduler; killing one ends its own task and nothing else.
+
+    Use: `AIRFLOW__CORE__EXECUTOR=cosmic.airflow_overrides.local_executor.KillProofLocalExecutor`.
+    """
 
     _last_death: datetime | None = None
 
@@ -134,9 +129,10 @@ class KillProofLocalExecutor(LocalExecutor):
         self.result_queue.close()
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
-        """Forget a task that has stayed queued, so that it is queued again: a killed worker took it along.
+        """Drop a task that has stayed queued because its worker was killed; the scheduler queues it again.
 
-        :raises NotImplementedError: no worker has died since, so one still has it; Airflow then leaves it.
+        :raises NotImplementedError: no worker has died since it was queued, so one still has it; Airflow then
+            leaves it queued.
         """
         queued = ti.queued_dttm
         if (
@@ -153,8 +149,8 @@ class KillProofLocalExecutor(LocalExecutor):
             if process.exitcode:
                 self._last_death = datetime.now(UTC)
                 self.log.warning(
-                    "Worker %d has died (exit code %d; -9: killed, perhaps for want of memory). Its task is "
-                    "tried again once its heartbeat has been missing for long enough.",
+                    "Worker %d has died (exit code %d; -9: killed, perhaps because memory ran out). Its task "
+                    "is retried after its heartbeat timeout.",
                     pid,
                     process.exitcode,
                 )

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmic.comparison import (
-    LIVING_RUN_STATES,
     WANTED,
     DayAtNersc,
     ScanFile,
-    Verdict,
-    judge,
+    ScanStatus,
     next_generation,
     scans_in,
+    status_of,
 )
+from cosmic.runs import ACTIVE
 from cosmic.scans import parse_scan_path
 
 FOLDER = "2023/02/230216"
@@ -34,54 +34,62 @@ def scan(name: str = f"{STEM}.cxi", size: int | None = 100, age: timedelta = 2 *
     return ScanFile(parse_scan_path(f"{FOLDER}/{name}"), size, NOW - age)
 
 
-def verdict(
+def status(
     runs: dict[int, str], at_nersc: dict[str, int], *, finished: bool = True, engines: Any = ("ptychocam",)
-) -> Verdict:
+) -> ScanStatus:
     there = DayAtNersc.from_sizes(at_nersc)
-    return judge(scan(), runs, there, engines=engines, is_finished=finished)
+    return status_of(scan(), runs, there, engines=engines, is_finished=finished)
 
 
 @pytest.mark.parametrize(
     ("runs", "at_nersc", "expected"),
     [
-        ({}, {}, Verdict.MISSING),
-        ({}, COPY, Verdict.MISSING),
-        ({}, RESULT, Verdict.PROCESSED),
-        ({}, {f"{STEM}_ptychocam.cxi": 5}, Verdict.MISSING),
-        ({}, RESULT | {f"{STEM}_ptychocam.json": 0}, Verdict.MISSING),
-        ({}, {f"{STEM}_cdtools.cxi": 5, f"{STEM}_cdtools.json": 5}, Verdict.MISSING),
-        ({}, R2, Verdict.PROCESSED),
-        ({1: "queued"}, {}, Verdict.RUNNING),
-        ({1: "running"}, COPY | RESULT, Verdict.RUNNING),
-        ({1: "failed"}, COPY, Verdict.FAILED),
-        ({1: "failed", 2: "running"}, COPY, Verdict.RUNNING),
-        ({1: "failed", 2: "success"}, COPY | R2, Verdict.PROCESSED),
-        ({1: "success", 2: "failed"}, COPY | RESULT, Verdict.FAILED),
-        ({1: "success"}, COPY | RESULT, Verdict.PROCESSED),
-        ({1: "success"}, COPY, Verdict.PROCESSED),  # the run had its results checked; they were moved since
-        ({1: "success"}, {}, Verdict.MISSING),  # somebody has removed even the copy
+        ({}, {}, ScanStatus.MISSING),
+        ({}, COPY, ScanStatus.MISSING),
+        ({}, RESULT, ScanStatus.PROCESSED),
+        ({}, {f"{STEM}_ptychocam.cxi": 5}, ScanStatus.MISSING),
+        ({}, RESULT | {f"{STEM}_ptychocam.json": 0}, ScanStatus.MISSING),
+        ({}, {f"{STEM}_cdtools.cxi": 5, f"{STEM}_cdtools.json": 5}, ScanStatus.MISSING),
+        ({}, R2, ScanStatus.PROCESSED),
+        ({1: "queued"}, {}, ScanStatus.RUNNING),
+        ({1: "running"}, COPY | RESULT, ScanStatus.RUNNING),
+        ({1: "failed"}, COPY, ScanStatus.FAILED),
+        ({1: "failed", 2: "running"}, COPY, ScanStatus.RUNNING),
+        ({1: "failed", 2: "success"}, COPY | R2, ScanStatus.PROCESSED),
+        ({1: "success", 2: "failed"}, COPY | RESULT, ScanStatus.FAILED),
+        ({1: "success"}, COPY | RESULT, ScanStatus.PROCESSED),
+        (
+            {1: "success"},
+            COPY,
+            ScanStatus.PROCESSED,
+        ),  # the run had its results checked; they were moved since
+        ({1: "success"}, {}, ScanStatus.MISSING),  # somebody has removed even the copy
     ],
 )
-def test_runs_and_results_decide(runs: dict[int, str], at_nersc: dict[str, int], expected: Verdict) -> None:
-    assert verdict(runs, at_nersc) is expected
+def test_runs_and_results_decide(
+    runs: dict[int, str], at_nersc: dict[str, int], expected: ScanStatus
+) -> None:
+    assert status(runs, at_nersc) is expected
 
 
 def test_without_an_engine_the_copy_decides() -> None:
-    assert verdict({}, COPY, engines=()) is Verdict.PROCESSED
-    assert verdict({}, {f"{STEM}.cxi": 99}, engines=()) is Verdict.MISSING
+    assert status({}, COPY, engines=()) is ScanStatus.PROCESSED
+    assert status({}, {f"{STEM}.cxi": 99}, engines=()) is ScanStatus.MISSING
 
 
 def test_all_engines_of_the_day_must_have_run() -> None:
     both = ("cdtools", "ptychocam")
-    assert verdict({}, COPY | RESULT, engines=both) is Verdict.MISSING
-    assert verdict({}, RESULT | {f"{STEM}_cdtools.cxi": 1, f"{STEM}_cdtools.json": 1}, engines=both) is (
-        Verdict.PROCESSED
+    assert status({}, COPY | RESULT, engines=both) is ScanStatus.MISSING
+    assert status({}, RESULT | {f"{STEM}_cdtools.cxi": 1, f"{STEM}_cdtools.json": 1}, engines=both) is (
+        ScanStatus.PROCESSED
     )
 
 
-@pytest.mark.parametrize(("runs", "expected"), [({}, Verdict.LEFT_ALONE), ({1: "running"}, Verdict.RUNNING)])
-def test_a_file_that_is_not_finished_is_left_alone(runs: dict[int, str], expected: Verdict) -> None:
-    assert verdict(runs, {}, finished=False) is expected
+@pytest.mark.parametrize(
+    ("runs", "expected"), [({}, ScanStatus.LEFT_ALONE), ({1: "running"}, ScanStatus.RUNNING)]
+)
+def test_a_file_that_is_not_finished_is_left_alone(runs: dict[int, str], expected: ScanStatus) -> None:
+    assert status(runs, {}, finished=False) is expected
 
 
 @pytest.mark.parametrize(
@@ -128,16 +136,16 @@ def test_whatever_is_there_nothing_is_started_twice_or_overwritten(
     runs: dict[int, str], sizes: dict[str, int], finished: bool, engines: Any
 ) -> None:
     there = DayAtNersc.from_sizes(sizes)
-    found = judge(scan(), runs, there, engines=engines, is_finished=finished)
+    found = status_of(scan(), runs, there, engines=engines, is_finished=finished)
     generation = next_generation(scan(), runs, there, found)
-    if LIVING_RUN_STATES & set(runs.values()):
-        assert found is Verdict.RUNNING
+    if ACTIVE & set(runs.values()):
+        assert found is ScanStatus.RUNNING
     if found in WANTED["everything"]:
         assert finished
         assert generation not in runs
         assert generation > max(runs, default=0)
-    if found is Verdict.PROCESSED:
+    if found is ScanStatus.PROCESSED:
         assert generation not in there.generations(scan())
         assert generation > 1
     assert WANTED["missing"] < WANTED["failed"] < WANTED["everything"]
-    assert Verdict.RUNNING not in WANTED["everything"]
+    assert ScanStatus.RUNNING not in WANTED["everything"]

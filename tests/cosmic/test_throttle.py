@@ -1,10 +1,11 @@
-"""Starting many runs: each once, no more than there is room for, from wherever it was broken off."""
+"""Starting many runs: each once, no more than may start, from wherever it was broken off."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cosmic import reprocessing, runs
-from cosmic.room import Limits, RoomTrigger
 from cosmic.scans import parse_scan_path
-from cosmic.start_runs import StartRunsOperator
+from cosmic.throttle import RunLimits, StartRunsOperator, ThrottleTrigger
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
 
 DAY = "2023-02-16"
@@ -41,7 +41,7 @@ class FakeAirflow:
         self.states[run_id] = "queued"
         return True
 
-    def count_living(self) -> int:
+    def count_active(self) -> int:
         return sum(state in ("queued", "running") for state in self.states.values())
 
     def count_copying(self) -> int:
@@ -56,7 +56,7 @@ class FakeAirflow:
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> FakeAirflow:
     fake = FakeAirflow()
-    for name in ("start", "count_living", "count_copying"):
+    for name in ("start", "count_active", "count_copying"):
         monkeypatch.setattr(runs, name, getattr(fake, name))
     return fake
 
@@ -77,35 +77,45 @@ def operator(
     )
 
 
-def step(start: StartRunsOperator, event: object = None) -> dict[str, int] | RoomTrigger:
-    """Run to the end or to the next deferral."""
+@dataclass
+class Waiting:
+    """A deferral."""
+
+    trigger: ThrottleTrigger
+    state: dict[str, Any]  # what it hands over
+
+    def event(self) -> Any:
+        async def first() -> Any:
+            async for event in self.trigger.run():
+                return event.payload
+            raise AssertionError("no event")
+
+        return asyncio.run(first())
+
+
+def step(start: StartRunsOperator, waiting: Waiting | None = None, event: object = None) -> Any:
+    """Run to the end or to the next deferral; go on after one when its trigger says so."""
     try:
-        return start.resume({}, event) if event else start.execute({})
+        return start.resume({}, event or waiting.event(), **waiting.state) if waiting else start.execute({})
     except TaskDeferred as raised:
         deferred = raised
     assert deferred.method_name == "resume"
     assert deferred.timeout is not None
     path, arguments = deferred.trigger.serialize()
-    assert path == "cosmic.room.RoomTrigger"
-    return RoomTrigger(**{**arguments, "interval": 0.01, "patience": 0.05})
+    assert path == "cosmic.throttle.ThrottleTrigger"
+    return Waiting(ThrottleTrigger(**{**arguments, "interval": 0.01}), dict(deferred.kwargs or {}))
 
 
-async def first_event(trigger: RoomTrigger) -> Any:
-    async for event in trigger.run():
-        return event.payload
-    raise AssertionError("no event")
-
-
-def test_as_many_are_started_as_there_is_room_for_and_then_the_next(airflow: FakeAirflow) -> None:
+def test_as_many_are_started_as_may_start_and_then_the_next(airflow: FakeAirflow) -> None:
     start = operator(paths(12))
     waiting = step(start)
-    assert isinstance(waiting, RoomTrigger)
+    assert isinstance(waiting, Waiting)
     assert len(airflow.runs) == 5
     most = 0
-    while isinstance(waiting, RoomTrigger):
+    while isinstance(waiting, Waiting):
         airflow.end(2)
-        waiting = step(start, asyncio.run(first_event(waiting)))
-        most = max(most, airflow.count_living())
+        waiting = step(start, waiting)
+        most = max(most, airflow.count_active())
     assert waiting == {DAY: 12}
     assert most == 5
     assert len(airflow.asked) == 12  # nothing is asked for twice on the way
@@ -117,28 +127,20 @@ def test_live_scans_count_and_wait_for_nobody(airflow: FakeAirflow) -> None:
     for n in range(7):
         airflow.start(f"live_{n}", {}, "")
     waiting = step(operator(paths(3)))
-    assert isinstance(waiting, RoomTrigger)
+    assert isinstance(waiting, Waiting)
     assert len(airflow.runs) == 7
     airflow.end(5)
-    assert asyncio.run(first_event(waiting))["outcome"] == "room"
+    assert waiting.event() == "free"
 
 
 def test_transfers_are_limited_apart(airflow: FakeAirflow) -> None:
     start = operator(paths(6), at_once="50", copies_at_once="2")  # as templates give them
     waiting = step(start)
-    assert isinstance(waiting, RoomTrigger)
+    assert isinstance(waiting, Waiting)
     assert len(airflow.runs) == 2
     airflow.copied |= set(airflow.runs)
-    step(start, asyncio.run(first_event(waiting)))
+    step(start, waiting)
     assert len(airflow.runs) == 4
-
-
-def test_little_room_does_after_a_while(airflow: FakeAirflow) -> None:
-    waiting = step(operator(paths(50), at_once=20))
-    assert isinstance(waiting, RoomTrigger)
-    assert waiting.wanted == 10
-    airflow.end(1)
-    assert asyncio.run(first_event(waiting))["outcome"] == "room"
 
 
 def test_a_run_that_is_there_counts_as_started(airflow: FakeAirflow) -> None:
@@ -160,7 +162,7 @@ def test_broken_off_anywhere_and_begun_again_each_is_started_once(
     monkeypatch: pytest.MonkeyPatch, count: int, at_once: int, breaks: list[int]
 ) -> None:
     fake = FakeAirflow()
-    for name in ("start", "count_living", "count_copying"):
+    for name in ("start", "count_active", "count_copying"):
         monkeypatch.setattr(runs, name, getattr(fake, name))
     result: Any = None
     for fail_after in [*breaks, None]:
@@ -168,32 +170,31 @@ def test_broken_off_anywhere_and_begun_again_each_is_started_once(
         start, result = operator(paths(count), at_once=at_once), None
         try:
             result = step(start)
-            while isinstance(result, RoomTrigger):
-                assert fake.count_living() <= at_once
+            while isinstance(result, Waiting):
+                assert fake.count_active() <= at_once
                 fake.end(at_once)
-                event = {"outcome": "room", "position": result.position, "deadline": result.deadline}
-                result = step(start, event)
+                result = step(start, result, "free")
         except TransientError:
             fake.end(at_once)
     assert result == {DAY: count}
     assert sorted(fake.runs) == sorted(parse_scan_path(path).run_id() for path, _ in paths(count))
 
 
-def test_without_room_for_long_it_says_how_far_it_got(airflow: FakeAirflow) -> None:
+def test_after_the_time_limit_the_error_says_how_many_are_started(airflow: FakeAirflow) -> None:
     start = operator(paths(8))
     waiting = step(start)
-    assert isinstance(waiting, RoomTrigger)
-    waiting.deadline = time.time() + 0.05
+    assert isinstance(waiting, Waiting)
+    waiting.trigger.deadline = time.time() + 0.05
     with pytest.raises(TimeLimitError, match=r"5 of 8 started.*raise at_once; then clear this task"):
-        step(start, asyncio.run(first_event(waiting)))
+        step(start, waiting)
     with pytest.raises(TimeLimitError):
         start.resume_execution("__fail__", {"error": "Trigger timeout"}, {})
 
 
 def test_a_strange_event_starts_nothing(airflow: FakeAirflow) -> None:
-    for event in ({"outcome": "room"}, "room", {"outcome": "?", "position": 0, "deadline": 0.0}):
+    for event in ({"outcome": "free"}, "room", None):
         with pytest.raises(InfrastructureError, match="without a proper event"):
-            operator(paths(1)).resume({}, event)
+            operator(paths(1)).resume({}, event, 0, time.time() + 60)
     assert airflow.runs == {}
 
 
@@ -207,7 +208,7 @@ def test_an_api_server_that_is_silent_is_asked_again(
     airflow: FakeAirflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = step(operator(paths(8)))
-    assert isinstance(waiting, RoomTrigger)
+    assert isinstance(waiting, Waiting)
     answers: Iterator[Any] = iter([ConnectionError("refused"), ConnectionError("refused"), 0])
 
     def count() -> int:
@@ -216,14 +217,14 @@ def test_an_api_server_that_is_silent_is_asked_again(
             raise answer
         return int(answer)
 
-    monkeypatch.setattr(runs, "count_living", count)
+    monkeypatch.setattr(runs, "count_active", count)
     monkeypatch.setattr(runs, "count_copying", lambda: 0)
-    assert asyncio.run(first_event(waiting))["outcome"] == "room"
+    assert waiting.event() == "free"
 
 
-def test_room_is_the_smaller_of_two(airflow: FakeAirflow) -> None:
-    assert Limits(5, 2).room() == 2
-    assert Limits(2, 5).room() == 2
+def test_the_lower_of_two_limits_counts(airflow: FakeAirflow) -> None:
+    assert RunLimits(5, 2).free() == 2
+    assert RunLimits(2, 5).free() == 2
     assert issubclass(TaskDeferralTimeout, Exception)
 
 
@@ -245,26 +246,26 @@ ASKED = {"which": "everything"}
 def test_a_plan_that_was_broken_off_is_kept_to_the_end() -> None:
     store = Store()
     wanted = dict.fromkeys(SCANS, 2)
-    assert reprocessing.settle(store, ASKED, wanted, {}) == wanted
+    assert reprocessing.keep_to_plan(store, ASKED, wanted, {}) == wanted
     # Two are started and over, one runs (and is not wanted); a new scan has come.
     known = {SCANS[0]: {1: "success", 2: "success"}, SCANS[1]: {2: "failed"}, SCANS[2]: {2: "running"}}
     late = parse_scan_path(paths(9)[8][0])
     wanted = {SCANS[0]: 3, SCANS[1]: 3, SCANS[3]: 2, SCANS[4]: 2, late: 1}
-    assert reprocessing.settle(store, ASKED, wanted, known) == {SCANS[3]: 2, SCANS[4]: 2, late: 1}
+    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == {SCANS[3]: 2, SCANS[4]: 2, late: 1}
     # Broken off once more: the late one is processed now, and not a second time.
     known |= {late: {1: "success"}, SCANS[3]: {2: "success"}}
     wanted = {SCANS[0]: 3, SCANS[3]: 3, SCANS[4]: 2, late: 2}
-    assert reprocessing.settle(store, ASKED, wanted, known) == {SCANS[4]: 2}
+    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == {SCANS[4]: 2}
 
 
 def test_after_the_end_it_is_a_new_plan_and_so_it_is_for_another_request() -> None:
     store = Store()
-    reprocessing.settle(store, ASKED, dict.fromkeys(SCANS, 2), {})
+    reprocessing.keep_to_plan(store, ASKED, dict.fromkeys(SCANS, 2), {})
     known = {scan: {1: "success", 2: "success"} for scan in SCANS}
     again = dict.fromkeys(SCANS, 3)
-    assert reprocessing.settle(store, ASKED, again, known) == again
+    assert reprocessing.keep_to_plan(store, ASKED, again, known) == again
     other = {**ASKED, "first_day": DAY}
-    assert reprocessing.settle(store, other, dict.fromkeys(SCANS, 4), known) == dict.fromkeys(SCANS, 4)
+    assert reprocessing.keep_to_plan(store, other, dict.fromkeys(SCANS, 4), known) == dict.fromkeys(SCANS, 4)
 
 
 def test_a_plan_of_thousands_fits_into_the_store() -> None:
@@ -272,9 +273,9 @@ def test_a_plan_of_thousands_fits_into_the_store() -> None:
 
     store = Store()
     scans = [parse_scan_path(f"2023/02/230216/NS_230216{n:05}_ccdframes_0_0.cxi") for n in range(5000)]
-    reprocessing.settle(store, ASKED, dict.fromkeys(scans, 12), {})
+    reprocessing.keep_to_plan(store, ASKED, dict.fromkeys(scans, 12), {})
     assert max(len(json.dumps(value)) for value in store.values()) < 64_000
     left = {scans[4999]: 12}
     known = {scan: {12: "success"} for scan in scans[:-1]}
     wanted = dict.fromkeys(scans[:-1], 13) | left
-    assert reprocessing.settle(store, ASKED, wanted, known) == left
+    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == left

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.executors.local_executor import LocalExecutor
 
-from cosmic.local_executor import KillProofLocalExecutor, PacketQueue
+from cosmic.airflow_overrides.local_executor import KillProofLocalExecutor, PacketQueue
 from standin.testing import until
 
 WORKERS = 3
@@ -137,7 +138,7 @@ def test_workers_go_when_the_scheduler_is_killed(tmp_path: Path) -> None:
     """Airflow's own stay for ever."""
     pids = tmp_path / "pids"
     code = f"""
-        from cosmic.local_executor import KillProofLocalExecutor
+        from cosmic.airflow_overrides.local_executor import KillProofLocalExecutor
         executor = KillProofLocalExecutor(parallelism={WORKERS})
         executor.start()
         open({str(pids)!r}, "w").write(" ".join(map(str, executor.workers)) + " .")
@@ -171,3 +172,25 @@ def test_a_message_larger_than_the_kernel_takes_is_an_error() -> None:
     with pytest.raises(OSError, match="too long"):
         queue.put(b"x" * (1 << 22))
     queue.close()
+
+
+def test_airflow_still_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When this fails, Airflow's own workers survive: delete the override and name LocalExecutor instead."""
+    monkeypatch.setattr("airflow.executors.local_executor.setproctitle", lambda *_: None)
+    own = LocalExecutor(parallelism=WORKERS)
+    own.start()
+    lock = own.activity_queue._rlock  # type: ignore[attr-defined]
+    until(lambda: held(lock))
+    for process in own.workers.values():
+        process.kill()
+        process.join()
+    assert held(lock)  # by nobody who could release it
+    own.activity_queue.close()
+    own.result_queue.close()
+
+
+def held(lock: Any) -> bool:
+    if lock.acquire(block=False):
+        lock.release()
+        return False
+    return True
