@@ -11,8 +11,8 @@ from cosmic.beamline import Collection
 from cosmic.comparison import DayAtNersc, ScanFile, scans_in
 from cosmic.scans import ScanPath, day_folder, parse_safe_path, parse_scan_path
 from facilities.errors import NotFoundError, UserError
-from facilities.globus.documents import FileEntry
 from facilities.globus.hook import GlobusHook
+from facilities.globus.model import FileEntry
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,12 @@ from typing import Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import get_current_context
 
+import facilities.globus.orphans
+import facilities.superfacility.orphans  # noqa: F401 - both register what finds their work
 from cosmic.beamline import Beamline, Engine, beamline
 from cosmic.plan import plan_run, plan_transfer
 from cosmic.results import Reconstruction, collect_result, summarise
-from facilities.reaping import Reaped, Reaper
+from facilities.orphans import CleanupResult, OrphanCleanup
 from facilities.superfacility.hook import SuperfacilityHook
 
 log = logging.getLogger(__name__)
@@ -69,18 +71,20 @@ def report(
     return summarise(scan, transfer, results)
 
 
-def cancel_abandoned(carers: Mapping[str, Sequence[Sequence[str]]]) -> Reaped:
+def cancel_abandoned(owning_tasks: Mapping[str, Sequence[Sequence[str]]]) -> CleanupResult:
     """Cancel jobs and transfers that nobody waits for any more.
 
-    :param carers: by DAG, groups of tasks that look after one job or transfer.
+    :param owning_tasks: by DAG, groups of tasks that own one job or transfer.
     """
     site = beamline()
-    reaper = Reaper({dag_id: [tuple(group) for group in groups] for dag_id, groups in carers.items()})
-    reaper.reap_jobs(site.connections.superfacility, site.job.machine)
-    reaper.reap_transfers(site.connections.globus)
-    living = f"{reaper.result['jobs']} jobs and {reaper.result['transfers']} transfers live"
-    log.info("%s, %d were abandoned and cancelled.", living, len(reaper.result["cancelled"]))
-    return reaper.result
+    cleanup = OrphanCleanup(
+        {dag_id: [tuple(group) for group in groups] for dag_id, groups in owning_tasks.items()}
+    )
+    cleanup.cancel_orphans("superfacility", site.connections.superfacility, machine=site.job.machine)
+    cleanup.cancel_orphans("globus", site.connections.globus)
+    living = ", ".join(f"{number} {work}" for work, number in cleanup.result["living"].items())
+    log.info("Living: %s. Orphans cancelled: %d.", living, len(cleanup.result["cancelled"]))
+    return cleanup.result
 
 
 def _connections(site: Beamline) -> dict[str, Any]:

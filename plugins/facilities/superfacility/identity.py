@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from facilities.owners import Owner
+from facilities.ownership import Owner
 
 
 class Store(Protocol):
@@ -39,8 +38,7 @@ class JobIdentity:
     @property
     def digest(self) -> str:
         """Hash that only this task instance has."""
-        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return self.owner.digest
 
     @property
     def owner(self) -> Owner:

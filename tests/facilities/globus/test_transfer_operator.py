@@ -194,7 +194,7 @@ def test_a_file_is_removed(run: Run, place: Place) -> None:
             globus_conn_id=CONN_ID,
             collection=place.destination,
             path=place.path,
-            poll_least=0.05,
+            min_poll_interval=0.05,
         )
 
     result = Run().finish(make)
@@ -223,7 +223,7 @@ def test_a_folder_is_removed_only_when_asked(run: Run, place: Place) -> None:
             globus_conn_id=CONN_ID,
             collection=place.destination,
             path=folder,
-            poll_least=0.05,
+            min_poll_interval=0.05,
             **changes,
         )
 
