@@ -30,7 +30,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
-	@$(RUN) -m demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
+	@$(RUN) -m dev.demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); those of CDTools too, once it is installed
 	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
@@ -47,10 +47,10 @@ lint: $(VENV) ## Style and types, without changing anything
 	.venv/bin/mypy plugins include dags
 
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
-	@$(RUN) -m benchmark
+	@$(RUN) -m dev.benchmark
 
 chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
-	@$(RUN) -m chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
+	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
 
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
 
@@ -76,7 +76,7 @@ compose-test: $(VENV) ## The production stack for real: needs a Docker engine an
 slurm-test: $(VENV) ## Jobs and the main job on Slurm itself (Debian's, installed when missing; as root), 9 minutes; SHORT=1: 2 minutes
 	@bash tests/slurm/install.sh || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
 	PYTHONPATH=plugins:include:tests .venv/bin/python -m support.slurm_cluster \
-	.venv/bin/python -m pytest -m 'both or slurm' tests/facility tests/slurm tests/live $(if $(SHORT),-k '$(SLURM_SHORT)') $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -m 'both or slurm' tests/standin tests/slurm tests/live $(if $(SHORT),-k '$(SLURM_SHORT)') $(PYTEST_ARGS)
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 for _folder in ("plugins", "include"):
     sys.path.insert(0, str(REPOSITORY / _folder))
 
-from local_airflow.settings import local_environment  # noqa: E402
+from dev.local_airflow.settings import local_environment  # noqa: E402
 
 SESSION = Path(tempfile.mkdtemp(prefix="cosmic-tests-"))
 HOME = SESSION / "airflow"
@@ -55,8 +55,8 @@ OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
 LONGEST = (
     LIVE,
     *OWN_AIRFLOW,
-    "tests/nersc/test_cdtools.py",
-    "tests/nersc/test_solver.py",
+    "tests/reconstruction/test_cdtools.py",
+    "tests/reconstruction/test_solver.py",
     "tests/facilities/superfacility/test_windows.py",
 )
 
@@ -117,7 +117,7 @@ def airflow_database() -> None:
     """The session's database, for tests that need connections, pools or `dag.test()` in this process."""
     import json
 
-    from local_airflow.prepare import prepare
+    from dev.local_airflow.prepare import prepare
 
     prepare({"pools": json.loads((REPOSITORY / "include" / "pools.json").read_text())})
 
@@ -125,9 +125,9 @@ def airflow_database() -> None:
 @pytest.fixture
 def facility(tmp_path: Path) -> Iterator[Any]:
     """A stand-in facility of the test's own, in a thread, control on."""
-    from facility.testing import running
+    from standin.testing import running
 
-    with running(tmp_path / "facility") as standin:
+    with running(tmp_path / "standin") as standin:
         yield standin
 
 

@@ -9,9 +9,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from demo.synthetic_scan import make_scan, scan_path
+from dev.demo.synthetic_scan import make_scan, scan_path
 
-COLLECTION = Path("/facility/collections/data7012")
+COLLECTION = Path("/standin/collections/data7012")
 
 
 def add_scan(collection: Path = COLLECTION, n_frames: int = 49) -> str:

@@ -26,8 +26,8 @@ from deployment.site import (
     write_beamline,
 )
 
-FACILITY = Path("/facility/facility.json")
-FACILITY_HEALTH = "http://facility:8000/healthz"
+STANDIN = Path("/standin/standin.json")
+STANDIN_HEALTH = "http://standin:8000/healthz"
 PATIENCE = 180.0  # seconds for the stand-in or Redis to answer
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     """Prepare an installation; ends with a message on stderr when a setting is wrong."""
     try:
         deployment, warnings = read_deployment()
-        facility = _wait_for_facility() if deployment.standin else None
+        facility = _wait_for_standin() if deployment.standin else None
         if deployment.celery:
             _wait_for_port("redis", 6379)
     except SettingsError as error:
@@ -50,18 +50,18 @@ def main() -> None:
     print(_summary(deployment), flush=True)
 
 
-def _wait_for_facility() -> dict[str, Any]:
+def _wait_for_standin() -> dict[str, Any]:
     """The stand-in's description of itself, once it answers."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(FACILITY_HEALTH, timeout=5):
-                description: dict[str, Any] = json.loads(FACILITY.read_text())
+            with urllib.request.urlopen(STANDIN_HEALTH, timeout=5):
+                description: dict[str, Any] = json.loads(STANDIN.read_text())
                 return description
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise SettingsError(
-                    f"the stand-in does not answer ({error}). Look at: docker-compose logs facility"
+                    f"the stand-in does not answer ({error}). Look at: docker-compose logs standin"
                 ) from error
         time.sleep(1)
 
@@ -100,7 +100,7 @@ def _lay_down(wanted: dict[str, dict[str, Any]]) -> None:
     from airflow.utils.session import create_session  # noqa: PLC0415
     from sqlalchemy import select  # noqa: PLC0415
 
-    from local_airflow.prepare import prepare  # noqa: PLC0415
+    from dev.local_airflow.prepare import prepare  # noqa: PLC0415
 
     prepare({"pools": pools()})
     with create_session() as session:

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from local_airflow.settings import read_env_file
+from dev.local_airflow.settings import read_env_file
 
 SETTINGS_FILE = Path("/run/secrets/settings")  # `.env`, as a Compose secret
 

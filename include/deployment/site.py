@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from deployment.settings import Deployment
-from local_airflow.seed import standin_beamline, standin_seed
-from local_airflow.settings import REPOSITORY
+from dev.local_airflow.seed import standin_beamline, standin_seed
+from dev.local_airflow.settings import REPOSITORY
 
 CONFIG = Path("/config")
 MANAGED = "Written from .env at every start; change it there."
@@ -26,7 +26,7 @@ NERSC_API = "https://api.nersc.gov/api/v1.2"
 
 
 def connections(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Connections to the real facilities, as `local_airflow.prepare` takes them.
+    """Connections to the real facilities, as `dev.local_airflow.prepare` takes them.
 
     What `.env` does not give is None: such a connection is left as somebody typed it into the UI.
     """

@@ -41,12 +41,15 @@ class Owner:
 
         owner = Owner.of(context["ti"])
         script = f"#SBATCH --comment={owner.mark}"
+
+    :param run_after: of the run, where it matters that a run of the same id may have been deleted before.
     """
 
     dag_id: str
     run_id: str
     task_id: str
     map_index: int = -1
+    run_after: str = ""
 
     @classmethod
     def of(cls, ti: TaskInstanceId) -> Owner:
@@ -72,7 +75,7 @@ class Owner:
     @property
     def digest(self) -> str:
         """Hash of the task instance, 16 hexadecimal digits; in Globus labels and Slurm job names."""
-        parts = (this_airflow(), self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        parts = (this_airflow(), self.dag_id, self.run_id, self.task_id, str(self.map_index), self.run_after)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]
 
     def __str__(self) -> str:

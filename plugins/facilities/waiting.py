@@ -1,7 +1,7 @@
 """Waits for remote work to end, or for a service to answer; the same at Globus and at NERSC.
 
 An operator (`facilities.deferral`) begins a `Wait`, whose deadline counts over all tries, and defers to a
-`WaitTrigger`. That polls the service (`facilities.polling`), writes changes to the task's log and decides when
+`WaitTrigger`. That polls the service (`facilities.polling`), logs changes for the task, and decides when
 the wait ends. The operator gets a `WaitEvent`. A task that is not deferrable runs the same trigger in its
 worker. Arguments of triggers are in Airflow's database in plain text: no secrets.
 """

@@ -201,6 +201,6 @@ def test_an_unreadable_spool_is_named(settings: Settings, tmp_path: Path) -> Non
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    from local_airflow.stack import wait_until
+    from dev.local_airflow.stack import wait_until
 
     assert wait_until(condition, 60, 0.01)

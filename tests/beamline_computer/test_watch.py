@@ -17,7 +17,7 @@ import pytest
 
 from beamline_computer import submit_scan
 from beamline_computer.submit_scan import Client, Settings, Watch, WatchLoop, WatchMemory, scan_run_id
-from local_airflow.stack import wait_until
+from dev.local_airflow.stack import wait_until
 from support.airflow_api import DAG_RUNS, AirflowApi
 
 

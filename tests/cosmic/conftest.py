@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from facility.testing import Facility, running
-from local_airflow.seed import standin_beamline
+from dev.local_airflow.seed import standin_beamline
+from standin.testing import Facility, running
 from support.globus import CONN_ID, use_connection
 
 
 @pytest.fixture(scope="package")
 def package_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
     """One stand-in for all tests here; each uses days of its own."""
-    with running(tmp_path_factory.mktemp("cosmic") / "facility") as facility:
+    with running(tmp_path_factory.mktemp("cosmic") / "standin") as facility:
         yield facility
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cosmic.local_executor import KillProofLocalExecutor, PacketQueue
-from facility.testing import until
+from standin.testing import until
 
 WORKERS = 3
 

@@ -21,9 +21,9 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 
 from cosmic import metrics
+from dev.local_airflow.seed import standin_beamline, standin_seed
 from facilities.errors import BY_CLASS, TimeLimitError
-from facility.testing import Facility
-from local_airflow.seed import standin_beamline, standin_seed
+from standin.testing import Facility
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
 Heard = Callable[[], list[str]]

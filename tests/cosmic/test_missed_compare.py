@@ -20,7 +20,7 @@ from cosmic.scans import ScanPath, day_folder, parse_scan_path
 from cosmic.start_runs import DayToStart
 from facilities.errors import CredentialsError, NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import CONN_ID
 
 Write = Callable[..., Path]

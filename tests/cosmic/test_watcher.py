@@ -17,7 +17,7 @@ from cosmic import noticed_scans, runs, watcher
 from cosmic.scans import ScanPath, day_folder, parse_scan_path
 from cosmic.watcher import SCAN_FOLDER, NewScansTrigger
 from facilities.errors import TransientError
-from facility.testing import Facility
+from standin.testing import Facility
 
 Write = Callable[..., Path]
 Change = Callable[..., None]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from deployment.settings import SERVICE_NAMES
-from local_airflow.settings import REPOSITORY, read_env_file
+from dev.local_airflow.settings import REPOSITORY, read_env_file
 
 DEPLOYMENT = REPOSITORY / "include" / "deployment"
 LIMITS = {"driver": "json-file", "options": {"max-size": "1m", "max-file": "3"}}
@@ -90,7 +90,7 @@ def test_scale_is_possible(services: dict[str, dict[str, Any]]) -> None:
     assert not [name for name, service in services.items() if "container_name" in service]
 
 
-@pytest.mark.parametrize("script", ["start-worker", "start-facility"])
+@pytest.mark.parametrize("script", ["start-worker", "start-standin"])
 def test_a_profile_on_the_command_line_only_is_refused(script: str) -> None:
     done = subprocess.run(
         ["bash", str(DEPLOYMENT / script)],
@@ -99,7 +99,7 @@ def test_a_profile_on_the_command_line_only_is_refused(script: str) -> None:
         text=True,
         check=False,
     )
-    profile = {"start-worker": "celery", "start-facility": "standin"}[script]
+    profile = {"start-worker": "celery", "start-standin": "standin"}[script]
     assert done.returncode == 1
     assert f"set COMPOSE_PROFILES={profile} in .env" in done.stderr
 

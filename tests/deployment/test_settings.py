@@ -16,7 +16,7 @@ from deployment.settings import (
     SettingsError,
     read_deployment,
 )
-from local_airflow.settings import REPOSITORY, read_env_file
+from dev.local_airflow.settings import REPOSITORY, read_env_file
 
 CLIENT_ID = "639c49be-604f-423c-9c5d-82a53afe1bf1"
 

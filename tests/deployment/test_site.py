@@ -22,7 +22,7 @@ from deployment.site import (
 from facilities.globus.connection import GlobusSettings
 from facilities.superfacility.connection import SuperfacilityConfig
 from facilities.superfacility.credentials import read_client_key
-from facility.testing import Facility
+from standin.testing import Facility
 
 
 def connection(fields: dict[str, Any]) -> Connection:

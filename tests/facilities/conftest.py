@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk.execution_time import task_runner
 
-from facility.testing import Facility, running
+from standin.testing import Facility, running
 from support import globus, superfacility
 from support.airflow_says import AirflowSays
 
@@ -24,7 +24,7 @@ def airflow_says(monkeypatch: pytest.MonkeyPatch) -> AirflowSays:
 @pytest.fixture
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Facility]:
     """A stand-in of both facilities, and connections to it."""
-    with running(tmp_path / "facility") as facility:
+    with running(tmp_path / "standin") as facility:
         globus.use_connection(facility, monkeypatch)
         superfacility.use_connection(
             monkeypatch, superfacility.CONN_ID, superfacility.connection_to(facility)

@@ -15,7 +15,7 @@ from facilities.orphans import CleanupResult, OrphanCleanup, OwningTasks
 from facilities.ownership import Owner, this_airflow
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
-from facility.testing import Facility, until
+from standin.testing import Facility, until
 from support.airflow_says import AirflowSays
 from support.globus import CONN_ID as GLOBUS
 from support.globus import Place, transfer_request

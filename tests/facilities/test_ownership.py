@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from facilities.globus.submission import make_label
 from facilities.ownership import Owner, owner_digest, this_airflow
 from facilities.superfacility.job_script import SlurmResources, job_script
-from facility.nersc.schedulers.script import directives
+from standin.nersc.schedulers.script import directives
 
 OWNER = Owner("transfer_auto_recon", "scan__2023__02__230216__NS_230216033.0a1b2c3d", "ptychocam.submit")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)

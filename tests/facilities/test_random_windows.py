@@ -16,7 +16,7 @@ from globus_sdk.transport import RequestsTransport
 from facilities.errors import FacilityError, TransientError
 from facilities.superfacility import operators, submission
 from facilities.superfacility.session import SfapiSession
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import Place, Run, making
 from support.superfacility import Task
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A reconstruction that does at once what the first line of its scan says. For tests of the orchestration;
-# the real programs are in include/nersc and have tests of their own.
+# the real programs are in include/reconstruction and have tests of their own.
 #   ok           write the three results
 #   hold         the same, once FILE.go exists
 #   fail N       complain and end with code N

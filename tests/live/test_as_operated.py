@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from deployment.site import git_bundle
-from local_airflow.postgres import Postgres, programs, running_postgres
-from local_airflow.settings import REPOSITORY, local_environment
+from dev.local_airflow.postgres import Postgres, programs, running_postgres
+from dev.local_airflow.settings import REPOSITORY, local_environment
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
 pytestmark = [pytest.mark.live, pytest.mark.long]

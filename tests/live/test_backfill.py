@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from local_airflow.rest import FINISHED, RestError
+from dev.local_airflow.rest import FINISHED, RestError
 from support.live import DAG_ID, SLOW, Pipeline
 from support.missed import FINDER, Day, all_runs, changed_site, run_id
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.run import Chaos
-from chaos.table import table
+from dev.chaos.run import Chaos
+from dev.chaos.table import table
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 

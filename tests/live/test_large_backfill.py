@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from local_airflow.stack import wait_until
+from dev.local_airflow.stack import wait_until
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 from support.missed import FINDER, Day, all_runs, changed_site
 

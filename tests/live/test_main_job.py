@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from local_airflow.rest import RestError
+from dev.local_airflow.rest import RestError
 from support.live import DAG_ID, Live, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from local_airflow.rest import FINISHED
-from local_airflow.stack import wait_until
+from dev.local_airflow.rest import FINISHED
+from dev.local_airflow.stack import wait_until
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(1500)]

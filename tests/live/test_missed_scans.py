@@ -14,7 +14,7 @@ import requests
 
 from cosmic.scans import day_folder
 from cosmic.watcher import SCAN_FOLDER
-from local_airflow.rest import RestError
+from dev.local_airflow.rest import RestError
 from support.live import DAG_ID, SLOW, Pipeline
 from support.missed import FINDER, Day, all_runs, changed_site, run_id
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from chaos.processes import connected_to, descendants
+from dev.chaos.processes import connected_to, descendants
 from support.live import DAG_ID, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from local_airflow.rest import Rest, RestError
-from local_airflow.settings import REPOSITORY
+from dev.local_airflow.rest import Rest, RestError
+from dev.local_airflow.settings import REPOSITORY
 from support.live import DAG_ID, Pipeline
 from support.missed import all_runs, run_id
 

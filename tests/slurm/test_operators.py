@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,3 +162,24 @@ def test_a_submit_whose_reply_is_lost_leaves_one_job(nersc: Nersc, task: Task, b
     job_id = str(task.finish(task.submit(body, settle=15.0)))
     assert [job["job_id"] for job in task.books()] == [job_id]
     nersc.call("DELETE", f"compute/jobs/perlmutter/{job_id}")
+
+
+def test_a_submit_that_arrives_when_all_waiting_is_over_does_nothing(
+    nersc: Nersc, task: Task, aside: ThreadPoolExecutor
+) -> None:
+    """Of two jobs of a name the second waits for the first; then it finds the work claimed."""
+    work = f'echo "$SLURM_JOB_ID" >> {task.log}.work'
+    hold = {"kind": "hold", "times": 1}
+    nersc.facility.fault(service="nersc", method="POST", path="/compute/jobs", **hold)
+    job_id = str(task.finish(task.submit(f"{work}; {HOLD}", resources={"chdir": nersc.described["home"]})))
+    wait = waiting(task, aside, job_id)
+    until(lambda: nersc.row("squeue", job_id)["state"] == "RUNNING", LONG)
+    nersc.facility.clear_faults()
+    until(lambda: len(task.books()) == 2, LONG)
+    (late,) = [job["job_id"] for job in task.books() if job["job_id"] != job_id]
+    until(lambda: nersc.row("squeue", late)["reason"] == "Dependency", LONG)
+    let_go(nersc, job_id)
+    assert wait.result(LONG)["job_id"] == job_id
+    until(lambda: not any(job["active"] for job in task.books()), LONG)
+    assert {job["job_id"]: job["exit_code"] for job in task.books()} == {job_id: "0:0", late: "93:0"}
+    assert Path(f"{task.log}.work").read_text().split() == [job_id]

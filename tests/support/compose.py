@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from local_airflow.rest import Rest
-from local_airflow.settings import read_env_file
-from local_airflow.stack import free_port, wait_until
+from dev.local_airflow.rest import Rest
+from dev.local_airflow.settings import read_env_file
+from dev.local_airflow.stack import free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLIENT = REPOSITORY / "include" / "beamline_computer" / "submit_scan.py"
@@ -228,39 +228,39 @@ class Stack:
     def control(self, service: str, verb: str, **body: Any) -> dict[str, Any]:
         """A control verb of the stand-in, which only the stack's own network reaches."""
         address = f"http://127.0.0.1:8000/control/{service}/{verb}"
-        text = self.run_in("facility", "curl", "-fsS", "-X", "POST", "-d", json.dumps(body), address)
+        text = self.run_in("standin", "curl", "-fsS", "-X", "POST", "-d", json.dumps(body), address)
         answer: dict[str, Any] = json.loads(text)
         return answer
 
     def requests(self, service: str) -> list[dict[str, Any]]:
         """The requests that one of the stand-in's services has received, the newest last."""
         address = f"http://127.0.0.1:8000/control/requests?service={service}"
-        found: list[dict[str, Any]] = json.loads(self.run_in("facility", "curl", "-fsS", address))["requests"]
+        found: list[dict[str, Any]] = json.loads(self.run_in("standin", "curl", "-fsS", address))["requests"]
         return found
 
     def install_test_engine(self) -> None:
         """Put an engine that does what its scan says in place of the real ones."""
-        software = "/facility/nersc/software"
+        software = "/standin/nersc/software"
         for engine in ("ptychocam", "cdtools"):
             install = 'rm -f "$1"; printf %s "$2" >"$1"; chmod 755 "$1"'
             target = f"{software}/{engine}_reconstruction.sh"
-            self.run_in("facility", "bash", "-c", install, "-", target, ENGINE.read_text())
+            self.run_in("standin", "bash", "-c", install, "-", target, ENGINE.read_text())
         preview = f"from PIL import Image; Image.new('L', (32, 16)).save('{software}/preview.png')"
-        self.run_in("facility", "python", "-c", preview)
+        self.run_in("standin", "python", "-c", preview)
 
     def place_scans(self, first: int, count: int, behaviour: str = "ok", size: int = 0) -> list[str]:
         """Put scans for the test engine at the beamline; returns their `file_path`s."""
         folder = "2023/02/230216"
         names = [f"{folder}/NS_230216{n:03}_ccdframes_0_0.cxi" for n in range(first, first + count)]
-        script = f'cd /facility/collections/data7012; mkdir -p {folder}; for f in "$@"; do '
+        script = f'cd /standin/collections/data7012; mkdir -p {folder}; for f in "$@"; do '
         script += f'{{ echo {behaviour} "$f"; head -c {size} /dev/zero; }} >"$f"; done'
-        self.run_in("facility", "bash", "-c", script, "-", *names)
+        self.run_in("standin", "bash", "-c", script, "-", *names)
         return names
 
     def let_go(self, scans: list[str]) -> None:
         """Let jobs that hold go on."""
-        files = [f"/facility/nersc/gsharing/7012/{scan}.go" for scan in scans]
-        self.run_in("facility", "touch", *files)
+        files = [f"/standin/nersc/gsharing/7012/{scan}.go" for scan in scans]
+        self.run_in("standin", "touch", *files)
 
     def assert_exactly_once(self, scans: list[str], run_ids: list[str]) -> None:
         """Every scan made one transfer that succeeded and one job that ran once, by the facility's books."""

@@ -9,8 +9,10 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.globus.submission import TransferRequest
-from facility.testing import Facility
+from standin.testing import Facility
 
 CONN_ID = "globus_test"
 
@@ -112,11 +114,12 @@ class Run:
 
     def __init__(self) -> None:
         self.ti = FakeTaskInstance(run_id=f"scan__{uuid.uuid4().hex}")
+        self.dag_run = SimpleNamespace(run_after=datetime.now(UTC))
         self.store: Store | None = Store()
         self.deferrals: list[TaskDeferred] = []
 
     def context(self) -> Any:
-        values: dict[str, Any] = {"ti": self.ti, "run_id": self.ti.run_id}
+        values: dict[str, Any] = {"ti": self.ti, "run_id": self.ti.run_id, "dag_run": self.dag_run}
         return values if self.store is None else {**values, "task_state_store": self.store}
 
     def start(self, make: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import globus_sdk
 
-from facility.testing import Facility, until
+from standin.testing import Facility, until
 
 ClientT = TypeVar("ClientT", bound=globus_sdk.BaseClient)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from facility.testing import SpawnedFacility, spawn
-from local_airflow.rest import Rest
-from local_airflow.seed import standin_beamline, standin_seed
-from local_airflow.stack import LocalAirflow, running, wait_until
+from dev.local_airflow.rest import Rest
+from dev.local_airflow.seed import standin_beamline, standin_seed
+from dev.local_airflow.stack import LocalAirflow, running, wait_until
+from standin.testing import SpawnedFacility, spawn
 
 ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
 DAG_ID = "transfer_auto_recon"
@@ -116,7 +116,7 @@ def start_live(
     folder: Path, *, extra: dict[str, str] | None = None, **facility_settings: Any
 ) -> Iterator[Live]:
     """Start an Airflow and a stand-in below `folder`; a generator for fixtures."""
-    with spawn(folder / "facility", **facility_settings) as standin:
+    with spawn(folder / "standin", **facility_settings) as standin:
         beamline = standin_beamline(standin.description, folder / "beamline.yaml", folder / "scripts")
         settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), "AIRFLOW__CORE__PARALLELISM": "4"}
         airflow = LocalAirflow(folder / "airflow", extra=settings | (extra or {}))

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 import httpx
 import jwt
 
-from facility.testing import Facility, running
+from standin.testing import Facility, running
 
 with warnings.catch_warnings():  # authlib warns of httpx when it is imported
     warnings.simplefilter("ignore")

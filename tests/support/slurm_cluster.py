@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from string import Template
 
-from facility.testing import until
-from local_airflow.stack import free_port
+from dev.local_airflow.stack import free_port
+from standin.testing import until
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "slurm"
 SLOTS = 4

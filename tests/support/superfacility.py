@@ -15,7 +15,7 @@ import pytest
 from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import Run
 
 CONN_ID = "nersc_test"
@@ -82,7 +82,7 @@ class Task(Run):
 
     @property
     def identity(self) -> JobIdentity:
-        return JobIdentity(self.ti.dag_id, self.ti.run_id, self.ti.task_id, self.ti.map_index)
+        return JobIdentity.of(self.context(), base="job")
 
     def submit(
         self, script: str = "echo reconstructed", **changes: Any

@@ -73,23 +73,24 @@ def cancel_and_say(hook: SuperfacilityHook, machine: str, job_id: str) -> str:
 
 
 def cancel_by_name(hook: SuperfacilityHook, machine: str, identity: JobIdentity) -> list[str]:
-    """Cancel the living job of a task instance whose id is not known, such as after a lost reply.
+    """Cancel the living jobs of a task instance whose id is not known, such as after a lost reply.
 
     :return: ids of what was cancelled.
     """
+    cancelled: list[str] = []
     try:
-        living = OwnJobs(hook, identity, machine).living()
-        if living is None:
+        living = OwnJobs(hook, identity, machine).all_living()
+        if not living:
             log.info("There is no living job of the name %s.", identity.name(0))
-            return []
-        hook.cancel(machine, living[1].job_id)
+        for job in living:
+            hook.cancel(machine, job.job_id)
+            cancelled.append(job.job_id)
+            log.info("Job %s (%s) was cancelled.", job.job_id, job.name)
     except FacilityError as error:
         log.error("Whether a job of the name %s lives could not be found out: %s", identity.name(0), error)
-        return []
     finally:
         hook.close()
-    log.info("Job %s (%s) was cancelled.", living[1].job_id, living[1].name)
-    return [living[1].job_id]
+    return cancelled
 
 
 def emergency_hook(superfacility_conn_id: str, *, own_tokens: bool = True) -> SuperfacilityHook:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from facilities.ownership import Owner
@@ -26,6 +27,7 @@ class Store(Protocol):
 class JobIdentity:
     """What makes a job the one of a task instance.
 
+    :param run_after: of the run; tells it from an earlier one of the same id that was deleted.
     :param base: readable beginning of the name; may change between tries.
     """
 
@@ -33,12 +35,26 @@ class JobIdentity:
     run_id: str
     task_id: str
     map_index: int = -1
+    run_after: str = ""
     base: str = "job"
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any], *, base: str, task_id: str | None = None) -> JobIdentity:
+        """The identity of the task that runs, or of another one of its run with the same map index."""
+        ti = context["ti"]
+        return cls(
+            ti.dag_id,
+            ti.run_id,
+            task_id or ti.task_id,
+            -1 if ti.map_index is None else ti.map_index,
+            run_after=context["dag_run"].run_after.isoformat(),
+            base=base,
+        )
 
     @property
     def digest(self) -> str:
         """Hash that only this task instance has."""
-        return self.owner.digest
+        return replace(self.owner, run_after=self.run_after).digest
 
     @property
     def owner(self) -> Owner:

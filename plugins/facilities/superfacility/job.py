@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+from facilities.superfacility import claims
 from facilities.superfacility.states import FAILED, FINAL, SUCCEEDED, SlurmState, parse_state
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class JobSnapshot:
     def rejected(self) -> bool:
         """Whether this is the row of a job that sbatch refused: failed without a node or a second."""
         return self.state is SlurmState.FAILED and self.node_list is None and not self.elapsed
+
+    @property
+    def refused(self) -> bool:
+        """Whether the job may have found its task's work claimed by another (`claims`), and done nothing."""
+        return self.state is SlurmState.FAILED and self.exit_code == claims.EXIT_CODE
 
     @property
     def node_hours(self) -> float:

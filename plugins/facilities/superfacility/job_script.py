@@ -18,6 +18,7 @@ import jinja2
 
 from facilities.errors import UserError
 from facilities.ownership import Owner
+from facilities.superfacility.claims import Claim, require_sh
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.&|,()\[\]*-]{0,127}")
@@ -216,13 +217,22 @@ def render_file(path: Path, context: Mapping[str, Any]) -> str:
     return render_template(template, context, name=f"Job script template {path.name}")
 
 
-def job_script(resources: SlurmResources, job_name: str, body: str, *, owner: Owner | None = None) -> str:
+def job_script(
+    resources: SlurmResources,
+    job_name: str,
+    body: str,
+    *,
+    owner: Owner | None = None,
+    claim: Claim | None = None,
+) -> str:
     """Put directives and body together.
 
     Directives come first: sbatch reads none after the first command. The body's own shebang is kept.
 
     :param owner: goes into the job's comment.
-    :raises UserError: the body is empty, brings directives of its own, or has DOS line ends.
+    :param claim: whose work it is: of several such jobs only one does anything, and none beside another of
+        its name.
+    :raises UserError: the body is empty, brings directives of its own, has DOS line ends, or is not for sh.
     """
     first, _, rest = body.lstrip("\n").partition("\n")
     shebang, commands = (first, rest) if first.startswith("#!") else ("#!/bin/bash", body)
@@ -232,9 +242,14 @@ def job_script(resources: SlurmResources, job_name: str, body: str, *, owner: Ow
         _refuse("The job script brings #SBATCH lines of its own", "give them as resources.")
     if "\r\n" in body:
         _refuse("The job script has DOS line ends", "save it with Unix line ends.")
-    comment = [f"#SBATCH --comment={owner.mark}"] if owner else []
-    lines = [shebang, *resources.directives(job_name), *comment, "", commands.strip("\n"), ""]
-    return "\n".join(lines)
+    directives = resources.directives(job_name)
+    if owner:
+        directives.append(f"#SBATCH --comment={owner.mark}")
+    if claim:
+        require_sh(shebang)
+        directives.append("#SBATCH --dependency=singleton")
+        commands = f"{claim.preamble}\n{commands.strip(chr(10))}"
+    return "\n".join([shebang, *directives, "", commands.strip("\n"), ""])
 
 
 def _refuse(what: str, next_step: str) -> NoReturn:

@@ -15,7 +15,7 @@ from facilities.errors import TransientError
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.job import JobSnapshot, read_rows
-from facilities.superfacility.states import FAILED
+from facilities.superfacility.states import FAILED, RUNNING, SUCCEEDED
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,18 @@ class OwnJobs:
         self._rows: list[JobSnapshot] = []
 
     def living(self) -> tuple[int, JobSnapshot] | None:
-        """The waiting or running job, with its generation."""
+        """The waiting or running job, with its generation; of several the one that runs."""
+        return self._newest(self.all_living())
+
+    def all_living(self) -> list[JobSnapshot]:
+        """All jobs that wait or run; one more than wanted when a submit has arrived late."""
         jobs = self._hook.jobs_of_user(self._machine, "squeue")
-        return self._newest(job for job in jobs if not job.final)
+        return [job for job in jobs if not job.final and self._identity.generation_of(job.name) is not None]
+
+    def failed(self) -> list[str]:
+        """Ids of those that `ended` met and that have ended without success."""
+        own = [job for job in self._rows if self._identity.generation_of(job.name) is not None]
+        return [job.job_id for job in own if job.state in FAILED and not job.refused]
 
     def ended(self, since: float | None, now: float) -> tuple[int, JobSnapshot] | None:
         """The newest job in accounting, which may also be one that still runs, with its generation.
@@ -61,10 +70,10 @@ class OwnJobs:
         return [job.job_id for job in self._rows if job.name is None and _submitted_after(job, after)]
 
     def _newest(self, jobs: Iterable[JobSnapshot]) -> tuple[int, JobSnapshot] | None:
-        """The own job of the highest generation; one that lives or succeeded before one that failed."""
+        """The own job of the highest generation; one that runs or succeeded before the others."""
         numbered = ((self._identity.generation_of(job.name), job) for job in jobs)
         own = [(generation, job) for generation, job in numbered if generation is not None]
-        return max(own, key=lambda pair: (pair[0], pair[1].state not in FAILED), default=None)
+        return max(own, key=lambda pair: (pair[0], _rank(pair[1])), default=None)
 
     def _of_earlier_days(self, first: datetime) -> list[JobSnapshot]:
         command = ["sacct", "-X", "-n", "-P", "--delimiter=|", f"--user={self._hook.user}"]
@@ -85,6 +94,15 @@ class OwnJobs:
         return read_rows(
             [dict(zip(keys, row, strict=False)) for row in rows], "sacct", self._hook.config.zone
         )
+
+
+def _rank(job: JobSnapshot) -> int:
+    """Which of several jobs of one generation counts: the highest."""
+    if job.refused:
+        return 0
+    if job.state in FAILED:
+        return 1
+    return 3 if job.state in RUNNING or job.state in SUCCEEDED else 2
 
 
 def _submitted_after(job: JobSnapshot, moment: float) -> bool:

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from facilities.cancellation import task_is_over, timed_out
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
+from facilities.superfacility.claims import Claim
 from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import JobIdentity, NotYet, Submitted
@@ -48,6 +49,7 @@ class SubmittedJob(TypedDict):
     url: str
     script_copy: str | None
     script: str  # as submitted, for a job that takes this one's place
+    claim: str  # hash of the task, under which the job claims its work (`facilities.superfacility.claims`)
 
 
 class SfapiSubmitJobOperator(BaseOperator):
@@ -122,6 +124,7 @@ class SfapiSubmitJobOperator(BaseOperator):
         self.hold = hold
         self.deferrable = deferrable
         self._ti: Any = None
+        self._identity: JobIdentity
         self._job_id = ""
         self._stop_asked = False
         self._script_copy: str | None = None
@@ -143,7 +146,7 @@ class SfapiSubmitJobOperator(BaseOperator):
         self, context: Context, event: object, doubtful_since: float | None, hold_until: float, holds: int
     ) -> str:
         """Go on after a wait."""
-        self._ti = context["ti"]
+        self._begin(context)
         if not isinstance(event, Mapping) or event.get("outcome") != "again":
             self._give_up(str(event))
         return self._go(context, doubtful_since, hold_until, holds)
@@ -153,7 +156,7 @@ class SfapiSubmitJobOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            self._ti = context["ti"]
+            self._begin(context)
             self._give_up("No triggerer looked at the task.")
 
     def on_kill(self) -> None:
@@ -173,8 +176,12 @@ class SfapiSubmitJobOperator(BaseOperator):
 
     # The way through
 
-    def _go(self, context: Context, doubtful_since: float | None, hold_until: float, holds: int) -> str:
+    def _begin(self, context: Context) -> None:
+        self._identity = JobIdentity.of(context, base=self.job_name)
         self._ti = context["ti"]
+
+    def _go(self, context: Context, doubtful_since: float | None, hold_until: float, holds: int) -> str:
+        self._begin(context)
         try:
             return self._bring_to_job(context, doubtful_since, hold_until, holds)
         finally:
@@ -227,7 +234,7 @@ class SfapiSubmitJobOperator(BaseOperator):
 
     def _submission(self, context: Context, doubtful_since: float | None) -> Submission:
         body = self._body()
-        self._script(self._identity.name(0), body)  # what is wrong with it is told before anything is asked
+        self._script(self._identity.name(0), body, [])  # raises what is wrong with it before any request
         store = context.get("task_state_store")
         if store is None:
             self.log.warning(
@@ -237,7 +244,7 @@ class SfapiSubmitJobOperator(BaseOperator):
             self.hook,
             self._identity,
             machine=self.machine,
-            script_for=lambda name: self._keep_copy(name, self._script(name, body)),
+            script_for=lambda name, failed: self._keep_copy(name, self._script(name, body, failed)),
             store=store,
             doubtful_since=doubtful_since,
             cleared=self._cleared(context),
@@ -251,12 +258,6 @@ class SfapiSubmitJobOperator(BaseOperator):
         ti = context["ti"]
         first_try = ti.max_tries - (self.retries or 0) + 1
         return 1 < ti.try_number <= first_try
-
-    @property
-    def _identity(self) -> JobIdentity:
-        ti = self._ti
-        index = -1 if ti.map_index is None else ti.map_index
-        return JobIdentity(ti.dag_id, ti.run_id, ti.task_id, index, base=self.job_name)
 
     def _proceed(self) -> None:
         """Last look around before the submit is sent."""
@@ -297,7 +298,8 @@ class SfapiSubmitJobOperator(BaseOperator):
             stderr=files.stderr,
             url=url,
             script_copy=self._script_copy,
-            script=self._script(job.name, self._body()),
+            script=self._script(job.name, self._body(), []),
+            claim=self._identity.digest,
         )
         context["ti"].xcom_push(key="job", value=dict(values))
         url = job_url(self.hook, self.machine, job.job_id)
@@ -317,8 +319,10 @@ class SfapiSubmitJobOperator(BaseOperator):
 
     # The script
 
-    def _script(self, name: str, body: str) -> str:
-        return job_script(self._checked_resources(), name, body, owner=self._identity.owner)
+    def _script(self, name: str, body: str, failed: Sequence[str]) -> str:
+        identity = self._identity
+        claim = Claim(identity.digest, tuple(failed))
+        return job_script(self._checked_resources(), name, body, owner=identity.owner, claim=claim)
 
     def _checked_resources(self) -> SlurmResources:
         resources = self.slurm_resources

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import JobIdentity, NotYet, Store, Submitted
 from facilities.superfacility.job import JobSnapshot
@@ -93,7 +94,7 @@ class Successors:
             self._hook,
             self.identity,
             machine=self._machine,
-            script_for=lambda name: renamed(script, name),
+            script_for=lambda name, failed: claims.with_failed(renamed(script, name), failed),
             store=self._store,
             doubtful_since=None if self._store is not None else time.time(),
             settle=self._settle,

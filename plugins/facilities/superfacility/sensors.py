@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 from facilities.cancellation import task_is_over, timed_out
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
 from facilities.polling import PollInterval
+from facilities.superfacility import claims
 from facilities.superfacility.events import read_job_event
 from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook, end, follow
 from facilities.superfacility.hook import SuperfacilityHook
@@ -141,15 +142,23 @@ class SlurmJobSensor(BaseSensorOperator):
         watch = JobWatch(job_id, self.machine, self._limits, self.timeout, time.monotonic())
         with closing(SlurmJobs(self.superfacility_conn_id, self.machine, attempts=4)) as source:
             verdict = follow(source, watch, self.log)
-        return self.execute_complete(context, end(self.hook, self.machine, watch, verdict))
+        return self.execute_complete(context, end(self.hook, self.machine, watch, verdict), job_id)
 
-    def execute_complete(self, context: Context, event: object) -> JobResult:
-        """Judge the end of the wait."""
+    def execute_complete(self, context: Context, event: object, job_id: str | None = None) -> JobResult:
+        """Judge the end of the wait.
+
+        :param job_id: the job that was waited for; None for the one that the task was given.
+        """
         self._ti = context["ti"]
         successors = self._successors(context)
+        self.job_id = job_id or self.job_id
         if (store := context.get("task_state_store")) is not None:
             store.delete(WAIT_KEY)  # another wait, for the same job too, counts from its own beginning
         job = read_job_event(event, self._checked_job_id())
+        if job.refused and (owner := self._owner_instead_of(context, job)):
+            self.log.warning("Job %s did nothing, as job %s does this task's work.", job.job_id, owner)
+            self.job_id = owner
+            return self._wait_for(context, owner)
         if successors is not None and (script := self._script_after(successors, job)):
             return self._succeed(context, successors, job, script)
         with closing(self.hook):
@@ -170,7 +179,7 @@ class SlurmJobSensor(BaseSensorOperator):
             successors = self._successors(context)  # makes the newest the job to cancel
             if successors is not None:
                 cancel_by_name(self.hook, self.machine, successors.identity)
-            job_id = self._checked_job_id()
+            job_id = str((next_kwargs or {}).get("job_id") or self._checked_job_id())
             raise TimeLimitError(
                 "The wait for the Slurm job reached its limit while no triggerer looked at it",
                 remote_id=job_id,
@@ -191,6 +200,15 @@ class SlurmJobSensor(BaseSensorOperator):
             cancel_by_name(hook, self.machine, self._resubmitting)
             return
         self.log.info("The task was ended. %s", cancel_and_say(hook, self.machine, str(self.job_id)))
+
+    def _owner_instead_of(self, context: Context, job: JobSnapshot) -> str | None:
+        """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""
+        claim = self._told(context).get("claim")
+        if not claim:
+            return None
+        with closing(self.hook):
+            owner = claims.owner(self.hook, self.machine, str(claim))
+        return owner if owner != job.job_id else None
 
     @property
     def _limits(self) -> Limits:
@@ -222,6 +240,7 @@ class SlurmJobSensor(BaseSensorOperator):
                 grace=self.grace,
             ),
             method_name="execute_complete",
+            kwargs={"job_id": job_id},
             timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE,
         )
 
@@ -234,10 +253,8 @@ class SlurmJobSensor(BaseSensorOperator):
         told = self._told(context)
         if not told.get("script"):
             return None
-        ti = context["ti"]
         base = re.sub(r"-[0-9a-f]{16}-g\d+$", "", str(told.get("name")))
-        index = -1 if ti.map_index is None else ti.map_index
-        identity = JobIdentity(ti.dag_id, ti.run_id, self._submit_task, index, base=base)
+        identity = JobIdentity.of(context, base=base, task_id=self._submit_task)
         store = context.get("task_state_store")
         successors = Successors(
             self.hook, told, identity, machine=self.machine, store=store, settle=self.settle

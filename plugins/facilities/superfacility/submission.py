@@ -6,6 +6,9 @@ cleared task, another worker) takes up what is written down; on any doubt it loo
 first, then sacct, twice and far enough apart that a job on its way would have been seen, before it
 submits again. Without a store the names alone do. A new generation begins only after a failed job whose
 failure was told: one that failed before its id was known is taken up, and whoever waits for it tells it.
+
+A submit may still arrive after all this. Then two jobs have the name, and the first one that claims the work
+does it (`facilities.superfacility.claims`); a job that found it claimed counts as the one that has the claim.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from datetime import datetime
 from typing import Any
 
 from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
+from facilities.superfacility import claims
 from facilities.superfacility.files import looks
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import Intent, JobIdentity, NotYet, Store, Submitted
@@ -30,6 +34,7 @@ log = logging.getLogger(__name__)
 JOB_KEY = "slurm_job"
 INTENT_KEY = "slurm_intent"
 CONFIRM_KEY = "slurm_confirm"
+FAILED_KEY = "slurm_failed"
 
 _REPLY_WAIT = 30.0  # seconds in the worker for the API to run sbatch; longer waits are deferred
 _SOON = 10.0  # seconds until the next step when a reply was lost
@@ -39,7 +44,8 @@ _FORGOTTEN_AFTER = 86_400.0  # seconds after which a job that nothing lists is n
 class Submission:
     """Brings a task instance to its job, step by step; a step never waits long.
 
-    :param script_for: makes the script of the job of that name; called right before the submit.
+    :param script_for: makes the script of the job of that name, which may take over from the failed jobs of
+        those ids; called right before the submit.
     :param store: None when there is no task state store.
     :param doubtful_since: when an earlier try may have submitted something that is not written down
         (seconds since the epoch; 0 for long ago); None when there was no earlier try.
@@ -55,7 +61,7 @@ class Submission:
         identity: JobIdentity,
         *,
         machine: str,
-        script_for: Callable[[str], str],
+        script_for: Callable[[str, list[str]], str],
         store: Store | None,
         doubtful_since: float | None = None,
         cleared: bool = True,
@@ -79,6 +85,7 @@ class Submission:
         self._proceed = proceed
         self._clock = clock
         self._sleep = sleep
+        self._failed = {str(job_id) for job_id in self._get(FAILED_KEY) or ()}
 
     def step(self) -> Submitted | NotYet:
         """Find the job, or submit it.
@@ -113,18 +120,35 @@ class Submission:
         accounted = self.hook.jobs(self.machine, ids, "sacct").get(known.job_id)
         if accounted is None:
             return self._judge_missing(known)
+        if accounted.refused and (owner := self._owner_instead_of(accounted)):
+            return self._judge_owner(owner, known)
         if accounted.state in CONFIRM and (wait := self._unconfirmed(accounted)):
             return wait
         if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
             return known
         log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
+        self._failed.add(known.job_id)
         return self._after(known)
+
+    # A job that was refused, as another has the claim
+
+    def _owner_instead_of(self, job: JobSnapshot) -> str | None:
+        """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""
+        owner = claims.owner(self.hook, self.machine, self.identity.digest)
+        return owner if owner != job.job_id else None
+
+    def _judge_owner(self, owner: str, refused: Submitted) -> Submitted | NotYet | int:
+        log.warning("Job %s did nothing, as job %s does this task's work.", refused.job_id, owner)
+        known = Submitted(owner, refused.name, refused.generation, new=False)
+        self._write_down(known)
+        return self._judge_known(known)
 
     def _judge_missing(self, known: Submitted) -> Submitted | int:
         age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
         if age < _FORGOTTEN_AFTER:
             return known  # whoever waits for it gives it time to appear
         log.warning("Slurm does not know job %s any more: a new one is needed.", known.job_id)
+        self._failed.add(known.job_id)
         return self._after(known)
 
     def _sent_after(self, known: Submitted) -> bool:
@@ -173,17 +197,26 @@ class Submission:
         ended = self._own.ended(since or self._known_since, self._clock())
         if ended is not None and ended[0] >= generation:
             found, job = ended
-            if job.state in CONFIRM and (wait := self._unconfirmed(job)):
-                return wait
-            untold = intent.generation == found if intent is not None else not self.cleared
-            if job.state not in FAILED or (untold and not job.rejected):
-                return self._take_up(found, job)
-            generation = found + 1
+            outcome = self._judge_ended(job, found, intent)
+            if not isinstance(outcome, int):
+                return outcome
+            generation = outcome
             if intent is None or intent.generation <= found:
                 return self._submit(generation)
         if since is not None and (wait := self._unsettled(intent, since)):
             return wait
         return self._submit(max(generation, intent.generation if intent else 0))
+
+    def _judge_ended(self, job: JobSnapshot, found: int, intent: Intent | None) -> Submitted | NotYet | int:
+        """The job that was found; or the generation to submit next."""
+        if job.refused and (owner := self._owner_instead_of(job)):
+            return self._judge_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
+        if job.state in CONFIRM and (wait := self._unconfirmed(job)):
+            return wait
+        untold = intent.generation == found if intent is not None else not self.cleared
+        if job.state not in FAILED or (untold and not job.rejected):
+            return self._take_up(found, job)
+        return found + 1
 
     def _unsettled(self, intent: Intent | None, since: float) -> NotYet | None:
         """Wait while a job that was sent may not be listed yet, or not yet under its name."""
@@ -209,7 +242,9 @@ class Submission:
 
     def _submit(self, generation: int) -> Submitted | NotYet:
         name = self.identity.name(generation)
-        script = self._script_for(name)
+        self._failed.update(self._own.failed())
+        self._set(FAILED_KEY, sorted(self._failed))
+        script = self._script_for(name, sorted(self._failed, key=int))
         self._proceed()
         intent = Intent(generation, name, self._clock())
         if self._store is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from support.compose import Stack
 
-SETTINGS = {"COMPOSE_PROFILES": "standin,celery", "STATSD": "facility:8125", "STANDIN_SLOTS": "4"}
+SETTINGS = {"COMPOSE_PROFILES": "standin,celery", "STATSD": "standin:8125", "STANDIN_SLOTS": "4"}
 SCALE = {"worker": 2, "triggerer": 2}
 
 # Every service; those that have nothing to do with each other at the same time.
@@ -33,13 +33,13 @@ while True:
 @pytest.fixture(scope="module", autouse=True)
 def _statsd(stack: Stack) -> None:
     """A StatsD server that writes down what it hears."""
-    stack.compose("exec", "-d", "facility", "python", "-c", _LISTEN)
+    stack.compose("exec", "-d", "standin", "python", "-c", _LISTEN)
     stack.install_test_engine()
 
 
 def heard(stack: Stack) -> str:
     """What the StatsD server has heard."""
-    return stack.run_in("facility", "cat", "/tmp/statsd")
+    return stack.run_in("standin", "cat", "/tmp/statsd")
 
 
 @pytest.mark.timeout(2400)

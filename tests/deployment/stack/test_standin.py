@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from local_airflow.rest import RestError
+from dev.local_airflow.rest import RestError
 from support.compose import DAG_ID, Stack
 
 SETTINGS = {"COMPOSE_PROFILES": "standin"}
@@ -25,18 +25,18 @@ KEYS = (
 
 @pytest.mark.timeout(1800)
 def test_a_scan_posted_from_outside_is_reconstructed(stack: Stack) -> None:
-    scan = stack.run_in("facility", "python", "-m", "deployment.example_scan")
+    scan = stack.run_in("standin", "python", "-m", "deployment.example_scan")
     done = stack.submit("submit", scan, "--engine", "ptychocam", "--param", "n_iter=30", "--wait", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     run_id = stack.rest("admin").call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns")["dag_runs"][0]["dag_run_id"]
     report = stack.rest("beamline").xcom(DAG_ID, run_id, "report")
     (result,) = report["reconstructions"]
-    stack.run_in("facility", "test", "-s", result["result"])
-    assert result["result"].startswith("/facility/nersc/gsharing/7012/20")
+    stack.run_in("standin", "test", "-s", result["result"])
+    assert result["result"].startswith("/standin/nersc/gsharing/7012/20")
     assert result["quality"]["iterations"] == 30
     # As the settings of old say: a copy of the job script in the mounted folder.
     (script,) = (stack.folder / "tmp_job_scripts").iterdir()
-    assert "/facility/nersc/software/ptychocam_reconstruction.sh" in script.read_text()
+    assert "/standin/nersc/software/ptychocam_reconstruction.sh" in script.read_text()
     again = stack.submit("submit", scan, "--engine", "ptychocam")
     assert (again.returncode, "already accepted" in again.stdout) == (0, True)
     assert len(stack.control("nersc", "jobs")["jobs"]) == 1
@@ -96,9 +96,9 @@ def test_the_beamline_may_start_and_read_runs_and_nothing_else(stack: Stack) -> 
 
 def test_secrets_are_in_no_layer_no_configuration_and_no_log(stack: Stack) -> None:
     secrets = {key: stack.run_in("api-server", "cat", f"/keys/{key}") for key in KEYS}
-    description = json.loads(stack.run_in("facility", "cat", "/facility/facility.json"))
+    description = json.loads(stack.run_in("standin", "cat", "/standin/standin.json"))
     secrets["Globus secret"] = description["globus"]["client_secret"]
-    key = stack.run_in("facility", "cat", description["nersc"]["key_path"])
+    key = stack.run_in("standin", "cat", description["nersc"]["key_path"])
     secrets["NERSC key"] = key.splitlines()[3]
     visible = {
         "containers": docker("inspect", *stack.all_containers()),

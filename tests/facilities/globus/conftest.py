@@ -10,14 +10,14 @@ import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from facilities.globus.hook import GlobusHook
-from facility.testing import Facility, running
+from standin.testing import Facility, running
 from support.globus import CONN_ID, Place, Run, use_connection
 
 
 @pytest.fixture(scope="package")
 def shared_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
     """One stand-in for all tests here; each uses paths of its own."""
-    with running(tmp_path_factory.mktemp("globus") / "facility", active_transfers=50) as facility:
+    with running(tmp_path_factory.mktemp("globus") / "standin", active_transfers=50) as facility:
         yield facility
 
 

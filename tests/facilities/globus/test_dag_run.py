@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
-from facility.testing import Facility
-from local_airflow.seed import standin_beamline
+from dev.local_airflow.seed import standin_beamline
+from standin.testing import Facility
 from support.globus import CONN_ID, Place
 
 DAGS = Path(__file__).resolve().parents[3] / "dags"

@@ -46,14 +46,8 @@ def test_killed_before_the_submit(run: Run, place: Place, monkeypatch: pytest.Mo
 def test_killed_between_the_reply_and_the_saved_id(
     run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = GlobusHook.submit
-
-    def submit_and_die(self: GlobusHook, *args: Any) -> str:
-        submit(self, *args)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(GlobusHook, "submit", submit_and_die)
+        patched.setattr(GlobusHook, "submit", _submit_and_die(GlobusHook.submit))
         with pytest.raises(KeyboardInterrupt):
             run.start(making(place))
     run.retry()
@@ -62,12 +56,45 @@ def test_killed_between_the_reply_and_the_saved_id(
     assert place.books()[0]["files_moved"] == 1
 
 
+def _submit_and_die(submit: Callable[..., str]) -> Callable[..., str]:
+    def submit_and_die(self: GlobusHook, *args: Any) -> str:
+        submit(self, *args)
+        raise KeyboardInterrupt
+
+    return submit_and_die
+
+
 @pytest.mark.parametrize("kind", ["drop_reply", "reset", "truncate", "drop_before"])
 def test_a_lost_reply(run: Run, place: Place, kind: str) -> None:
     act = {"act": True} if kind == "reset" else {}
     place.facility.fault(kind=kind, method="POST", path="/transfer$", times=1, **act)
     run.finish(making(place))
     assert [task["files_moved"] for task in place.books()] == [1]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_submit_that_arrives_when_all_waiting_is_over(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """It has the submission id of the one that was sent in its place, so Globus makes one task of both."""
+    place.facility.fault(kind="hold", method="POST", path="/transfer$", times=1)
+    if killed:
+        with monkeypatch.context() as patched:
+            patched.setattr(GlobusHook, "submit", _submit_and_die(GlobusHook.submit))
+            with pytest.raises(KeyboardInterrupt):
+                run.start(making(place))
+        run.retry()
+    run.finish(making(place))
+    place.facility.clear_faults()
+    wait_until(lambda: len(_submits(place)) == 2)
+    assert [about.endswith(" again") for about in sorted(_submits(place))] == [False, True]
+    assert [task["files_moved"] for task in place.books()] == [1]
+
+
+def _submits(place: Place) -> list[str]:
+    """What the submits were about that have been acted on."""
+    sent = [one for one in place.facility.requests("globus") if one["path"].endswith("/transfer")]
+    return [one["about"] for one in sent if one["about"]]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429])

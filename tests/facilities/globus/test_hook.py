@@ -22,7 +22,7 @@ from facilities.globus.connection import CONNECTION_TYPE, GlobusSettings
 from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import DeleteRequest
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
 
 

@@ -14,7 +14,7 @@ from facilities.errors import (
     UserError,
 )
 from facilities.globus.hook import GlobusHook
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import CONN_ID, Place, transfer_request, use_connection
 
 

@@ -19,7 +19,7 @@ from facilities.errors import (
     UserError,
 )
 from facilities.globus.operators import GlobusDeleteOperator
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import (
     CONN_ID,
     Place,

@@ -26,7 +26,7 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.links import GlobusTaskLink
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.globus.trigger import GlobusTaskTrigger
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import (
     CONN_ID,
     Place,

@@ -10,7 +10,7 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from facilities.superfacility import session
 from facilities.superfacility.hook import SuperfacilityHook
-from facility.testing import Facility, running
+from standin.testing import Facility, running
 from support.superfacility import CONN_ID, STATUS_CONN_ID, Task, connection_to, use_connection
 
 QUICK = {
@@ -29,7 +29,7 @@ QUICK = {
 @pytest.fixture(scope="package")
 def shared_nersc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
     """One stand-in for all tests here; each has jobs of its own."""
-    with running(tmp_path_factory.mktemp("nersc") / "facility") as facility:
+    with running(tmp_path_factory.mktemp("nersc") / "standin") as facility:
         yield facility
 
 

@@ -15,7 +15,7 @@ from facilities.errors import CredentialsError, UserError
 from facilities.superfacility.connection import API_URL, CONNECTION_TYPE, TOKEN_URL, SuperfacilityConfig
 from facilities.superfacility.credentials import ClientKey, read_client_key
 from facilities.superfacility.hook import SuperfacilityHook
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import CONN_ID, connection_to, private, use_connection
 
 

@@ -24,7 +24,7 @@ from facilities.superfacility.files import SIZE_LIMIT, FileEntry
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.replies import MEANINGS, expect_ok, failure_of_text
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import CONN_ID, RESOURCES, connection_to, use_connection, wait_until
 
 READ = {"service": "nersc", "method": "GET"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from facilities.superfacility.hook import SuperfacilityHook, _lists_of_ids
 from facilities.superfacility.triggers import SlurmJobTrigger
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import first_event
 from support.nersc import Nersc, script
 from support.superfacility import CONN_ID, wait_until

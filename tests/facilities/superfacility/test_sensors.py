@@ -27,7 +27,7 @@ from facilities.superfacility import judging
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
 from facilities.superfacility.triggers import SlurmJobTrigger, SubmitHoldTrigger
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import first_event
 from support.superfacility import CONN_ID, RESOURCES, Logged, Task, eventually, job_of, wait_until
 

@@ -11,10 +11,11 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from facilities.errors import CredentialsError, UserError
 from facilities.superfacility import operators, submission
+from facilities.superfacility.claims import Claim
 from facilities.superfacility.files import CommandResult
 from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, Submission
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import Task, job_of, submits, wait_until
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
@@ -30,7 +31,9 @@ SCRIPT = """\
 #SBATCH --gpus=1
 #SBATCH --output={log}
 #SBATCH --comment={mark}
+#SBATCH --dependency=singleton
 
+{claim}
 echo reconstructed
 """
 
@@ -56,7 +59,13 @@ def test_a_first_try_submits_once_and_says_where(nersc: Facility, task: Task) ->
         "stderr": str(task.log),
         "url": task.ti.xcoms["_link_SlurmJobLink"],
         "script_copy": None,
-        "script": SCRIPT.format(name=task.identity.name(0), log=task.log, mark=task.identity.owner.mark),
+        "script": SCRIPT.format(
+            name=task.identity.name(0),
+            log=task.log,
+            mark=task.identity.owner.mark,
+            claim=Claim(task.identity.digest).preamble,
+        ),
+        "claim": task.identity.digest,
     }
     assert task.ti.xcoms["_link_SlurmJobLink"].startswith("https://iris.nersc.gov/user/")
     assert INTENT_KEY not in task.store

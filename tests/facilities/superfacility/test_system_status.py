@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from facilities.errors import TimeLimitError, UserError
 from facilities.superfacility.status_sensor import SystemStatusSensor
-from facility.testing import Facility
+from standin.testing import Facility
 from support.globus import first_event
 from support.superfacility import STATUS_CONN_ID, Logged, Task, eventually
 

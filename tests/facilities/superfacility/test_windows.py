@@ -20,7 +20,7 @@ from facilities.superfacility.identity import Intent, NotYet, Submitted
 from facilities.superfacility.job import read_rows
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.submission import INTENT_KEY, Submission
-from facility.testing import Facility
+from standin.testing import Facility
 from support.superfacility import RESOURCES, Task, job_of, submits, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -28,13 +28,15 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 # Another machine: another process, in another folder, that has only what Airflow hands it.
 ELSEWHERE = """
 import json, sys
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from support.superfacility import Store, Task
 
-ti, store, folder, log = json.loads(sys.stdin.read())
+ti, run_after, store, folder, log = json.loads(sys.stdin.read())
 task = Task(SimpleNamespace(nersc=Path(folder)))
 vars(task.ti).update(ti)
+task.dag_run.run_after = datetime.fromisoformat(run_after)
 task.store, task.log = Store(store), Path(log)
 print("JOB", task.finish(task.submit("sleep 60", script_copy_dir=folder + "/copies")))
 """
@@ -45,7 +47,7 @@ def _elsewhere(task: Task, folder: Path) -> str:
     path = os.pathsep.join(str(REPOSITORY / name) for name in ("plugins", "include", "tests"))
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE],
-        input=json.dumps([ti, task.store, str(folder), str(task.log)]),
+        input=json.dumps([ti, task.dag_run.run_after.isoformat(), task.store, str(folder), str(task.log)]),
         env={**os.environ, "PYTHONPATH": path, "HOME": str(folder)},
         cwd=folder,
         capture_output=True,

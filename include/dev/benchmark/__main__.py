@@ -1,0 +1,109 @@
+"""`make bench`: prints, from one run, ratios that can be compared between machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+from dev.benchmark.imports import measure_imports
+from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
+from dev.benchmark.posts import THREADS, Burst, measure_posts
+from dev.local_airflow.rest import Rest
+from dev.local_airflow.seed import standin_beamline, standin_seed
+from dev.local_airflow.settings import REPOSITORY
+from dev.local_airflow.stack import LocalAirflow, running
+from standin.testing import spawn
+
+BASELINES = ("baseline_empty", "baseline_deferring")
+
+
+def main() -> None:
+    """Measure and print."""
+    folder = Path(tempfile.mkdtemp(prefix="cosmic-bench-"))
+    try:
+        _print_imports(folder)
+        _print_latency(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print_imports(folder: Path) -> None:
+    bare, ours = measure_imports(folder / "airflow")
+    print("Import of all DAG files, over a bare `import airflow.sdk` (medians of fresh processes)")
+    print(
+        f"  time    {ours.seconds / bare.seconds:5.2f} times   ({bare.seconds:.2f} s -> {ours.seconds:.2f} s)"
+    )
+    print(
+        f"  memory  {ours.memory / bare.memory:5.2f} times   ({bare.memory:.0f} MiB -> {ours.memory:.0f} MiB)"
+    )
+
+
+def _print_latency(folder: Path) -> None:
+    with spawn(folder / "standin") as facility:
+        install_engine(facility)
+        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
+        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), **_two_bundles()}
+        airflow = LocalAirflow(folder / "airflow", extra=settings)
+        with running(airflow, standin_seed(facility.description)):
+            rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
+            for dag_id in ("transfer_auto_recon", *BASELINES):
+                rest.wait_for_dag(dag_id)
+            measure_scan(rest, facility, 0)  # warm up
+            scans: list[Scan] = []
+            baselines: dict[str, list[float]] = {dag_id: [] for dag_id in BASELINES}
+            for number in range(1, REPEATS + 1):  # in turn, so that a slow minute hits all
+                scans.append(measure_scan(rest, facility, number))
+                for dag_id in BASELINES:
+                    baselines[dag_id].append(measure_run(rest, dag_id, f"bench_{number}"))
+            burst = measure_posts(rest)
+    _print_scans(scans, baselines)
+    _print_burst(burst)
+
+
+def _print_scans(scans: list[Scan], baselines: dict[str, list[float]]) -> None:
+    own = [scan.own for scan in scans]
+    print(f"One scan, from its post to success ({len(scans)} scans, each alone; seconds: median and range)")
+    print(f"  in all                        {middle([scan.total for scan in scans])}")
+    print(f"  its transfer                  {middle([scan.transfer for scan in scans])}")
+    print(f"  its job, queue and run        {middle([scan.job for scan in scans])}")
+    print(f"  the rest: what we cost        {middle(own)}")
+    for dag_id, name in zip(BASELINES, ("empty DAG", "empty DAG that defers"), strict=True):
+        seconds = baselines[dag_id]
+        print(f"  {name:<28}  {middle(seconds)}: we cost {median(own) / median(seconds):.2f} times that")
+    counts: Counter[str] = Counter()
+    for scan in scans:
+        counts += scan.requests
+    print("Requests for one scan")
+    for service, count in sorted(counts.items()):
+        print(f"  {service:<28}  {count / len(scans):.1f}")
+
+
+def _print_burst(burst: Burst) -> None:
+    print(f"A burst of {burst.posts} posts, {THREADS} at a time")
+    rate = f"{burst.accepted} in {burst.seconds:.1f} s: {burst.rate:.0f} a second"
+    print(f"  accepted                      {rate}")
+    print(f"  refused, runs                 {burst.refused}, {burst.runs}")
+
+
+def _two_bundles() -> dict[str, str]:
+    folders = {
+        "bundle": REPOSITORY / "dags",
+        "baselines": REPOSITORY / "include" / "dev" / "benchmark" / "dags",
+    }
+    bundles = [
+        {
+            "name": name,
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(path)},
+        }
+        for name, path in folders.items()
+    ]
+    return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles)}
+
+
+if __name__ == "__main__":
+    main()

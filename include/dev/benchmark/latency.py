@@ -1,0 +1,87 @@
+"""What a scan costs on top of its transfer and its job: seconds, and requests to each facility."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import datetime
+from statistics import median
+from typing import Any, NamedTuple
+
+from dev.local_airflow.rest import Rest
+from standin.testing import SpawnedFacility
+
+DAG_ID = "transfer_auto_recon"
+REPEATS = 5
+
+# A reconstruction that takes a known time and leaves what a real one leaves.
+ENGINE = r"""#!/bin/bash
+set -eu
+sleep 3
+printf 'result\n' > "$COSMIC_OUTPUT.cxi"
+printf '\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1' > "$COSMIC_OUTPUT.png"
+printf '{"frames": 1}\n' > "$COSMIC_OUTPUT.json"
+"""
+
+
+class Scan(NamedTuple):
+    """One scan's seconds from post to success, those of its transfer and job, and its requests."""
+
+    total: float
+    transfer: float
+    job: float
+    requests: Counter[str]
+
+    @property
+    def own(self) -> float:
+        """Seconds that are ours and Airflow's."""
+        return self.total - self.transfer - self.job
+
+
+def install_engine(facility: SpawnedFacility) -> None:
+    """Install the quick reconstruction at the facility."""
+    script = facility.nersc / "software" / "ptychocam_reconstruction.sh"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(ENGINE)
+    script.chmod(0o755)
+
+
+def measure_scan(rest: Rest, facility: SpawnedFacility, number: int) -> Scan:
+    """Run one scan of 4 MB alone."""
+    file_path = f"2023/02/230216/NS_230216{number:03}_ccdframes_0_0.cxi"
+    path = facility.collection("data7012") / file_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(4_000_000))
+    facility.clear_requests()
+    run_id = f"bench_{number}"
+    total = measure_run(rest, DAG_ID, run_id, {"file_path": file_path, "do_ptychocam": True})
+    transfer = next(task for task in facility.transfers() if task["label"].startswith(run_id))
+    stem = file_path.rsplit("/", 1)[1].removesuffix(".cxi")
+    job = next(job for job in facility.jobs() if stem in job["name"])
+    requests = Counter(_service(request["path"]) for request in facility.requests())
+    moving = transfer["completion_time"] - transfer["request_time"]
+    return Scan(total, moving, job["ended"] - job["submitted"], requests)
+
+
+def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | None = None) -> float:
+    """Seconds from the post to the end of a run, as Airflow's records say.
+
+    :raises RuntimeError: the run did not succeed.
+    """
+    posted = time.time()
+    rest.trigger(dag_id, conf, run_id)
+    run = rest.wait_for_run(dag_id, run_id)
+    if run["state"] != "success":
+        raise RuntimeError(f"Run {run_id} of {dag_id} ended as {run['state']}.")
+    return datetime.fromisoformat(run["end_date"]).timestamp() - posted
+
+
+def middle(values: list[float]) -> str:
+    """The median with the range."""
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _service(path: str) -> str:
+    if "/nersc/" not in path:
+        return "Globus"
+    return "NERSC status (public)" if "/status" in path else "NERSC"

@@ -1,0 +1,89 @@
+"""The environment of a local Airflow: the bundle's own settings plus what differs from place to place."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SETTINGS_FILE = REPOSITORY / "include" / "airflow.env"
+
+# What a local Airflow inherits from the shell; another Airflow's settings and credentials stay out.
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV")
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read `KEY=value` lines; `#` starts a comment line."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def local_environment(home: Path, port: int, extra: dict[str, str] | None = None) -> dict[str, str]:
+    """Environment for every component of the Airflow that lives in `home` and serves on `port`.
+
+    Keys and passwords are made once per `home` and kept in files that only the owner can read.
+    """
+    environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
+    environment |= read_env_file(SETTINGS_FILE)
+    environment |= {
+        "AIRFLOW_HOME": str(home),
+        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in ("plugins", "include")),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+        "AIRFLOW__CORE__EXECUTOR": "cosmic.local_executor.KillProofLocalExecutor",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,beamline:user",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+    }
+    environment |= _keys(home)
+    environment |= extra or {}
+    if environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite:"):
+        module = "dev.local_airflow.sqlite"
+        environment.setdefault("AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS", f"{module}.CONNECT_ARGS")
+        environment.setdefault(
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS_ASYNC", f"{module}.ASYNC_CONNECT_ARGS"
+        )
+    return environment
+
+
+def passwords(home: Path) -> dict[str, str]:
+    """Password of each user of the UI and the REST API."""
+    values: dict[str, str] = json.loads((home / "passwords.json").read_text())
+    return values
+
+
+def _keys(home: Path) -> dict[str, str]:
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    users = {user: secrets.token_urlsafe(9) for user in ("admin", "beamline")}
+    _write_once(home / "passwords.json", json.dumps(users))
+    _write_once(
+        home / "keys.json",
+        json.dumps(
+            {
+                # 32 random bytes, urlsafe base64 with padding: what Fernet takes.
+                "AIRFLOW__CORE__FERNET_KEY": secrets.token_urlsafe(32) + "=",
+                "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(48),
+                "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(32),
+            }
+        ),
+    )
+    keys: dict[str, str] = json.loads((home / "keys.json").read_text())
+    return keys
+
+
+def _write_once(path: Path, text: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

@@ -1,0 +1,288 @@
+"""CDTools' FancyPtycho model, driven as the beamline drives it (cdtools-py 0.3.2, torch on a CPU).
+
+The schedule: `n_init_rounds` rounds of `n_init_iter` epochs of Adam find the probe (step 0.05, the
+frames' intensities fixed). Between two rounds the probe is centred and held, the object is set back to
+one and found again for three epochs. Then `n_final_iter` epochs at a tenth of the step, which falls
+further when the loss no longer does, refine each frame's intensity, too.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # CDTools imports matplotlib; there is no screen
+
+import h5py
+import numpy as np
+import torch
+from cdtools.datasets import Ptycho2DDataset
+from cdtools.models import FancyPtycho
+
+from reconstruction.arrays import Complex, Real
+from reconstruction.cdtools_engine import Geometry, Parameters
+from reconstruction.frc import align, ring_correlation
+from reconstruction.program import Progress, cpus
+from reconstruction.result import SCANNED
+from reconstruction.scan import SOURCE, Scan
+from reconstruction.solver import Solution, count_scale
+
+INIT_STEP, OBJECT_STEP, FINAL_STEP = 0.05, 0.02, 0.005
+OBJECT_EPOCHS = 3
+PADDING = 10  # pixels around the scanned object, so that shifted positions stay within it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The solution from all frames, and what the two halves said of its resolution."""
+
+    solution: Solution
+    resolution_m: float | None
+    warnings: tuple[str, ...] = ()
+
+
+def reconstruct(scan: Scan, parameters: Parameters, geometry: Geometry) -> Outcome:
+    """Reconstruct all frames and, when asked to, two halves of them.
+
+    :raises ValueError: when `probe_initialization` does not fit.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(cpus())
+    with warnings.catch_warnings():
+        # CDTools calls torch.meshgrid in a way that torch will one day read differently.
+        warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+        dataset = _dataset(scan)
+        solution = _Run(scan, dataset, parameters, geometry, "").solve()
+        if not parameters.run_split_reconstructions:
+            return Outcome(solution=solution, resolution_m=None)
+        halves = [
+            _Run(scan, half, parameters, geometry, f"half {index} of 2, ").solve()
+            for index, half in enumerate(dataset.split(), start=1)
+        ]
+    resolution = _resolution(*halves)
+    notes = () if resolution else ("The two halves do not agree at any resolution.",)
+    return Outcome(solution=solution, resolution_m=resolution, warnings=notes)
+
+
+def _dataset(scan: Scan) -> Any:
+    return Ptycho2DDataset(
+        (-scan.translations).astype(np.float32),  # CXI moves the sample, CDTools the probe
+        scan.frames,
+        intensities=scan.intensities,
+        wavelength=np.float32(scan.wavelength),
+        detector_geometry={
+            "basis": torch.as_tensor(scan.basis, dtype=torch.float32),
+            "distance": np.float32(scan.distance),
+            "corner": None,
+        },
+        mask=scan.good,
+        background=scan.dark,
+    )
+
+
+class _Run:
+    """One reconstruction of one data set."""
+
+    def __init__(
+        self, scan: Scan, dataset: Any, parameters: Parameters, geometry: Geometry, label: str
+    ) -> None:
+        self.scan = scan
+        self.dataset = dataset
+        self.parameters = parameters
+        self.label = label
+        self.errors: list[float] = []
+        between = max(0, parameters.n_init_rounds - 1)
+        epochs = parameters.n_init_rounds * parameters.n_init_iter + parameters.n_final_iter
+        self.progress = Progress(epochs + between * OBJECT_EPOCHS, label)
+        lens_moves = parameters.simulate_probe_translation and not geometry.near_field
+        self.model = FancyPtycho.from_dataset(
+            dataset,
+            n_modes=parameters.n_modes,
+            oversampling=parameters.oversampling_factor,
+            propagation_distance=geometry.distance,
+            simulate_probe_translation=lens_moves,
+            # Shifts that stay zero: without them cdtools-py 0.3.2 adds pairs to triples and fails.
+            allow_probe_fourier_shifts=lens_moves,
+            probe_support_radius=parameters.probe_support_radius,
+            near_field=geometry.near_field,
+            translation_scale=1,
+            obj_padding=PADDING + int(np.ceil(parameters.translation_randomization)),
+        )
+        if lens_moves:
+            self.model.probe_fourier_shifts.requires_grad = False
+        self._initialise()
+
+    def solve(self) -> Solution:
+        parameters, model = self.parameters, self.model
+        model.weights.requires_grad = False
+        model.translation_offsets.requires_grad = False
+        for index in range(parameters.n_init_rounds):
+            last = index == parameters.n_init_rounds - 1
+            self._randomise(last=last)
+            self._epochs(parameters.n_init_iter, step=INIT_STEP, batch=10 if not last else 25)
+            if not last:
+                self._begin_again()
+        model.translation_offsets.data.zero_()
+        model.weights.requires_grad = True
+        self._epochs(parameters.n_final_iter, step=FINAL_STEP, batch=200, schedule=True)
+        model.tidy_probes()
+        return self._solution()
+
+    def _randomise(self, *, last: bool) -> None:
+        offsets = self.model.translation_offsets.data
+        offsets.zero_()
+        if not last or self.parameters.n_init_rounds == 1:
+            offsets += (torch.rand_like(offsets) - 0.5) * self.parameters.translation_randomization
+
+    def _begin_again(self) -> None:
+        """Centre the probe and find the object anew with it."""
+        model = self.model
+        model.center_probes()
+        model.probe.data *= model.probe_support
+        model.obj.data[:] = 1
+        model.probe.requires_grad = False
+        self._epochs(OBJECT_EPOCHS, step=OBJECT_STEP, batch=25)
+        model.probe.requires_grad = True
+
+    def _epochs(self, count: int, *, step: float, batch: int, schedule: bool = False) -> None:
+        # A batch of all frames would make one step an epoch; small scans take smaller batches.
+        size = max(1, min(batch, len(self.dataset) // 8))
+        for loss in self._losses(count, step, size, schedule):
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"{self.label}the loss of epoch {len(self.errors) + 1} is {loss}")
+            self.errors.append(loss)
+            self.progress(len(self.errors), loss)
+
+    def _losses(self, count: int, step: float, batch: int, schedule: bool) -> Iterator[float]:
+        if count:
+            for loss in self.model.Adam_optimize(
+                count, self.dataset, lr=step, batch_size=batch, schedule=schedule, thread=False
+            ):
+                yield float(loss)
+
+    def _initialise(self) -> None:
+        parameters, model = self.parameters, self.model
+        background: Real | None = None
+        if parameters.probe_initialization is not None:
+            path = self.scan.path.parent / parameters.probe_initialization
+            probe, background = read_probe(path)
+            _set_probe(model, probe, path)
+        if parameters.init_background:
+            if background is None:
+                background = self.scan.dark if self.scan.dark is not None else self.scan.frames.min(axis=0)
+            if background.shape != tuple(model.background.shape):
+                raise ValueError(
+                    f"the background in {parameters.probe_initialization} has shape {background.shape}"
+                )
+            # The model squares it; a little above zero, because the gradient is zero at zero.
+            model.background.data = torch.as_tensor(
+                np.sqrt(np.maximum(background, 1e-6)), dtype=torch.float32
+            )
+
+    def _solution(self) -> Solution:
+        model = self.model
+        # CDTools means over the samples within a detector pixel; divided so, the probe's power is counts.
+        probe = (model.probe.detach() * model.probe_norm).numpy() / int(model.oversampling)
+        background = model.background.detach().numpy() ** 2
+        factor = count_scale(self.scan.frames, background * self.scan.good, probe)
+        obj, probe = model.obj.detach().numpy() / factor, probe * factor
+        corner = model.min_translation.numpy().astype(np.float64) - np.array(probe.shape[-2:]) // 2
+        return Solution(
+            obj=obj,
+            probe=probe,
+            illuminated=self._illuminated(probe, obj.shape),
+            corner=corner,
+            pixel=np.linalg.norm(model.obj_basis.numpy().astype(np.float64), axis=0),
+            background=background,
+            errors=self.errors,
+        )
+
+    def _illuminated(self, probe: Complex, shape: tuple[int, ...]) -> Real:
+        from cdtools.tools.interactions import translations_to_pixel  # noqa: PLC0415
+
+        power = (np.abs(probe) ** 2).sum(axis=0)
+        total = np.zeros(shape, dtype=np.float32)
+        moved = (
+            translations_to_pixel(self.model.obj_basis, self.dataset.translations)
+            - self.model.min_translation
+        )
+        for row, column in np.round(moved.numpy()).astype(int):
+            total[row : row + power.shape[0], column : column + power.shape[1]] += power
+        return total
+
+
+def _set_probe(model: Any, probe: Complex, path: Path) -> None:
+    """Replace the first modes of the model's probe by those of an earlier result."""
+    shape = tuple(model.probe.shape[-2:])
+    if probe.shape[-2:] != shape:
+        raise ValueError(
+            f"{path}: its probe has {probe.shape[-2:]} pixels and this scan's {shape}; "
+            "probe_initialization takes a result with the same frame size and oversampling."
+        )
+    modes = min(len(probe), model.probe.shape[0])
+    modelled = torch.as_tensor(probe[:modes], dtype=torch.complex64) * int(model.oversampling)
+    # The model learns in units of the probe's peak, which may be far from that of the guess it replaces.
+    model.probe.data *= model.probe_norm
+    model.probe_norm = modelled[0].abs().max()
+    model.probe.data /= model.probe_norm
+    model.probe.data[:modes] = modelled / model.probe_norm
+    model.probe.data *= model.probe_support
+
+
+def read_probe(path: Path) -> tuple[Complex, Real | None]:
+    """Probe, (modes, rows, columns), and background of an earlier result.
+
+    :raises ValueError: when the file holds none.
+    """
+    if not path.is_file():
+        raise ValueError(f"probe_initialization: {path}: there is no such file.")
+    if path.suffix == ".mat" and not h5py.is_hdf5(path):
+        from scipy.io import loadmat  # noqa: PLC0415 - the beamline's own results; SciPy comes with CDTools
+
+        held = loadmat(path)
+    else:
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"probe_initialization: {path}: neither a CXI nor a MATLAB file.")
+        with h5py.File(path, "r") as file:
+            names = {
+                "probe": f"{SOURCE}/illumination",
+                "background": "entry_1/instrument_1/detector_1/background",
+            }
+            held = {key: file[name][()] for key, name in names.items() if name in file}
+    probe = held.get("probe")
+    if probe is None or np.ndim(probe) not in (2, 3):
+        raise ValueError(
+            f"probe_initialization: {path}: holds no probe ({SOURCE}/illumination, or 'probe' in a .mat)."
+        )
+    background = held.get("background")
+    stack = np.asarray(probe, dtype=np.complex64)
+    return stack.reshape(-1, *stack.shape[-2:]), None if background is None else np.asarray(
+        background, np.float32
+    )
+
+
+def _resolution(first: Solution, second: Solution) -> float | None:
+    """Half period at which the halves' Fourier ring correlation meets the half-bit threshold, metres."""
+    # The halves have different corners; cut the same place out of both.
+    start = np.ceil(np.maximum(first.corner, second.corner)).astype(int)
+    stop = np.floor(np.minimum(*(half.corner + np.array(half.obj.shape) for half in (first, second)))).astype(
+        int
+    )
+    views, bright = [], []
+    for half in (first, second):
+        low = np.round(start - half.corner).astype(int)
+        window = np.s_[low[0] : low[0] + stop[0] - start[0] - 1, low[1] : low[1] + stop[1] - start[1] - 1]
+        views.append(half.obj[window])
+        bright.append(half.illuminated[window] > SCANNED * np.percentile(half.illuminated, 95))
+    both = bright[0] & bright[1]
+    rows, columns = np.flatnonzero(both.mean(axis=1) > 0.5), np.flatnonzero(both.mean(axis=0) > 0.5)
+    if len(rows) < 16 or len(columns) < 16:
+        return None
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    aligned, _ = align(views[0][box], views[1][box])
+    rings = ring_correlation(aligned, views[1][box], first.pixel)
+    return rings.resolution(rings.half_bit())

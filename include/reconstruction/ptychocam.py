@@ -1,0 +1,103 @@
+"""`ptychocam_reconstruction.sh`: -i ITERATIONS -r PERIOD -T PERIOD -M FILE.
+
+-i iterations (500); -r refine the illumination every so many iterations (0, the default: never); -T the
+same for the background; -M confine the illumination to the file's illumination mask (without one in the
+file, to the bright field). Far-field scans only. COSMIC_OUTPUT says where the results go.
+"""
+
+from __future__ import annotations
+
+import getopt
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from reconstruction.geometry import is_near_field, measure_magnification
+from reconstruction.illumination import first_probe, illumination_mask
+from reconstruction.program import Progress, UsageError, output_prefix, run, whole_number
+from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.scan import Scan, ScanError, read_scan
+from reconstruction.solver import Options, Solver
+
+ENGINE = "ptychocam"
+USAGE = "ptychocam_reconstruction.sh [-i ITERATIONS] [-r PERIOD] [-T PERIOD] [-M] FILE.cxi"
+MAX_NUMBER = 1_000_000
+ERRORS_ARE = "sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured), over the good pixels"
+
+
+def parse(arguments: list[str]) -> tuple[Options, Path]:
+    """Options and file from the command line.
+
+    :raises UsageError: saying what is wrong.
+    """
+    try:
+        options, operands = getopt.getopt(arguments, "i:r:T:M")
+    except getopt.GetoptError as error:
+        raise UsageError(str(error)) from error
+    if len(operands) != 1 or not operands[0]:
+        raise UsageError(f"exactly one file is wanted, after the options; got {len(operands)}: {operands}")
+    given = dict(options)
+
+    def number(flag: str, default: str, *, low: int = 0) -> int:
+        return whole_number(given.get(flag, default), flag, low=low, high=MAX_NUMBER)
+
+    chosen = Options(
+        iterations=number("-i", "500", low=1),
+        period_illu_refine=number("-r", "0"),
+        period_bg_refine=number("-T", "0"),
+        use_illu_mask="-M" in given,
+    )
+    return chosen, Path(operands[0])
+
+
+def reconstruct(options: Options, path: Path) -> None:
+    """Read, solve, write.
+
+    :raises ScanError: when the file cannot be reconstructed with this program.
+    """
+    started = time.monotonic()
+    prefix = output_prefix(path, ENGINE)
+    remove_old(prefix)
+    scan = read_scan(path)
+    if is_near_field(scan, measure_magnification(scan)):
+        raise ScanError(f"{path}: a near-field scan; this program is for far-field scans, use CDTools.")
+    make_folder(prefix)
+    probe, origin = first_probe(scan)
+    print(f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV", flush=True)
+    print(f"first illumination: {origin}", flush=True)
+    mask = illumination_mask(scan) if options.use_illu_mask else None
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            solution = Solver(scan, options, probe=probe, mask=mask).run(Progress(options.iterations))
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
+    finished = Run(
+        engine=ENGINE,
+        parameters={**asdict(options), "first_illumination": origin},
+        seconds=time.monotonic() - started,
+        errors_are=ERRORS_ARE,
+        warnings=_warnings(scan, options),
+    )
+    figures = write_result(prefix, scan, solution, finished)
+    print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
+
+
+def _warnings(scan: Scan, options: Options) -> list[str]:
+    if scan.illumination is None and not options.period_illu_refine:
+        return [
+            "The file holds no illumination and -r was not given: "
+            "the guess from the mean frame was used as it is."
+        ]
+    return []
+
+
+def main() -> int:
+    """The command."""
+    return run(ENGINE, USAGE, lambda: reconstruct(*parse(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+#!/bin/bash
+# Reconstructs a scan with ptychocam: [-i ITERATIONS] [-r PERIOD] [-T PERIOD] [-M] FILE.cxi
+# Results: $COSMIC_OUTPUT.{cxi,png,json}, or beside the scan.
+set -euo pipefail
+
+here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+# shellcheck source=/dev/null
+source "$here/interpreters.sh" || { echo "ptychocam: error: $here is not an installation; run install." >&2; exit 1; }
+
+export PYTHONPATH="$here/lib" PYTHONDONTWRITEBYTECODE=1
+exec "$COSMIC_PYTHON" -P -m reconstruction.ptychocam "$@"

@@ -1,0 +1,154 @@
+"""What a reconstruction leaves behind: `<prefix>.cxi`, `<prefix>.png`, `<prefix>.json`.
+
+Each appears whole or not at all (a temporary name, then a rename), and the JSON comes last: where it
+is, the reconstruction succeeded.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from reconstruction import VERSION
+from reconstruction.arrays import Bool
+from reconstruction.files import hdf5_image, write_whole
+from reconstruction.preview import render
+from reconstruction.scan import DATA, DETECTOR, SOURCE, Scan
+from reconstruction.solver import Solution
+
+IMAGE = "entry_1/image_1"
+MAX_ERRORS = 1000
+SCANNED = 0.1  # of the bright illumination: what counts as having been scanned
+WELL_LIT = 0.4  # the same, and free of the rim's noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the figures say besides the solution.
+
+    :param errors_are: what the error of an iteration measures.
+    :param resolution_m: half period, from two halves of the frames, or None.
+    """
+
+    engine: str
+    parameters: dict[str, Any]
+    seconds: float
+    errors_are: str
+    geometry: str = "far field"
+    resolution_m: float | None = None
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+
+def remove_old(prefix: Path) -> None:
+    """Take away the JSON of an earlier run, so that its presence speaks for this run."""
+    _named(prefix, ".json").unlink(missing_ok=True)
+
+
+def make_folder(prefix: Path) -> None:
+    """Make the folder of the results and write to it; better now than at the end.
+
+    :raises OSError: when that is not possible.
+    """
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=prefix.parent, prefix=f".{prefix.name}."):
+        pass
+
+
+def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
+    """Write the three files; returns what the JSON holds."""
+    region, well_lit = _lit(solution, SCANNED), _lit(solution, WELL_LIT)
+    image = hdf5_image(lambda file: _fill(file, scan, solution, run, region))
+    write_whole(_named(prefix, ".cxi"), image)
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    title = f"{scan.path.name}   {run.engine}   {solution.pixel[0] * 1e9:.3g} nm pixels"
+    write_whole(_named(prefix, ".png"), render(solution.obj[box], well_lit[box], solution.pixel, title))
+    figures = _figures(scan, solution, run)
+    write_whole(_named(prefix, ".json"), json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
+    return figures
+
+
+def _named(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _lit(solution: Solution, fraction: float) -> Bool:
+    """Where the illumination was more than a fraction of its brightest."""
+    lit: Bool = solution.illuminated > fraction * float(np.percentile(solution.illuminated, 95))
+    return lit
+
+
+def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
+    errors = [float(f"{error:.6g}") for error in solution.errors]
+    step = -(-len(errors) // MAX_ERRORS)
+    return {
+        "engine": run.engine,
+        "version": VERSION,
+        "scan": str(scan.path),
+        "parameters": run.parameters,
+        "geometry": run.geometry,
+        "frames": len(scan.frames),
+        "iterations": len(errors),
+        "seconds": round(run.seconds, 3),
+        "errors_are": run.errors_are,
+        "errors": errors[::step] if step > 1 else errors,
+        "final_error": errors[-1],
+        "pixel_size_m": [float(p) for p in solution.pixel],
+        "object_shape": list(solution.obj.shape),
+        "energy_ev": round(scan.energy_ev, 4),
+        "wavelength_m": float(f"{scan.wavelength:.8g}"),
+        "resolution_m": run.resolution_m,
+        "scale": float((np.abs(solution.probe) ** 2).sum()),  # counts that the probe brings to a frame
+        "warnings": [*scan.warnings, *run.warnings],
+    }
+
+
+def _fill(file: h5py.File, scan: Scan, solution: Solution, run: Run, region: Bool) -> None:
+    file["cxi_version"] = 160
+    file["number_of_entries"] = 1
+    file["entry_1/program_name"] = f"{run.engine} {VERSION}"
+    image = file.create_group(IMAGE)
+    image["data"] = solution.obj
+    image["data"].attrs.update(units="transmission (complex, no unit)", axes="y:x")
+    image["data_space"], image["data_type"] = "real", "transmission"
+    image["dimensionality"], image["is_fft_shifted"] = 2, 0
+    image["mask"] = np.where(region, 0, 1).astype(np.uint32)  # CXI: zero is good
+    image["mask"].attrs["meaning"] = "1 where the illumination did not reach"
+    image["illumination"] = solution.illuminated
+    image["illumination"].attrs["units"] = "counts"
+    _metres(image, "pixel_size", solution.pixel)
+    _metres(image, "image_size", solution.pixel * np.array(solution.obj.shape))
+    _metres(image, "origin", solution.corner * solution.pixel)
+    image["origin"].attrs["meaning"] = (
+        "centre of pixel (0, 0) along the detector's axes, minus the sample's translation"
+    )
+    image["process_1/command"] = run.engine
+    image["process_1/parameters"] = json.dumps(run.parameters)
+    image["process_1/errors"] = np.array(solution.errors)
+    image["process_1/errors"].attrs["meaning"] = run.errors_are
+    file[f"{DATA}/data"] = h5py.SoftLink(f"/{IMAGE}/data")
+    source = file.create_group(SOURCE)
+    source["illumination"] = solution.probe
+    source["illumination"].attrs.update(units="square root of counts", axes="mode:y:x")
+    _metres(source, "illumination_pixel_size", solution.pixel)
+    source["energy"], source["wavelength"] = scan.energy_ev * 1.602176634e-19, scan.wavelength
+    source["energy"].attrs["units"], source["wavelength"].attrs["units"] = "J", "m"
+    detector = file.create_group(DETECTOR)
+    _metres(detector, "distance", scan.distance)
+    _metres(detector, "basis_vectors", scan.basis)
+    if solution.background is not None:
+        detector["background"] = solution.background
+        detector["background"].attrs["units"] = "counts"
+    _metres(file, "entry_1/sample_1/geometry_1/translation", scan.translations)
+
+
+def _metres(group: h5py.Group, name: str, value: Any) -> None:
+    group[name] = value
+    group[name].attrs["units"] = "m"
