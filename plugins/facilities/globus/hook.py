@@ -230,14 +230,6 @@ class GlobusHook(BaseHook):
         )
         return "\n".join([*map(describe_event, events[:1]), *pause_reasons(pause)])[:_REPORT_LIMIT]
 
-    def skipped_errors(self, task_id: str) -> list[str]:
-        """The first few paths that a task left out, each with the reason."""
-        task_id = check_task_id(task_id)
-        what = "reading what a task left out"
-        reply = self._call(what, lambda transfer: transfer.task_skipped_errors(task_id), remote_id=task_id)
-        entries = [entry for entry in read_documents(reply, what)[:5] if isinstance(entry, Mapping)]
-        return [f"{entry.get('source_path')}: {entry.get('error_code')}" for entry in entries]
-
     # Files
 
     def stat(self, collection: str, path: str) -> FileEntry:
