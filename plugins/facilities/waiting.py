@@ -104,7 +104,7 @@ def end_wait(store: StateStore | None) -> None:
 class WaitEvent(TypedDict):
     """Why a wait has ended."""
 
-    outcome: str  # "ended": the work has; others say why the wait has
+    outcome: str  # "ended": the work has ended; others are reasons to end the wait
     remote_id: str
     result: dict[str, Any] | None  # what the operator needs to go on
     error: ErrorFields | None  # what it has to raise
@@ -224,7 +224,7 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
 
     @abstractmethod
     def assess(self, value: T | None, now: float) -> WaitEnd | None:
-        """Take in what the service said; None while the wait goes on.
+        """Take in the service's answer; None while the wait goes on.
 
         :param value: None when the service does not know the work.
         :param now: seconds on the clock of `begin`.

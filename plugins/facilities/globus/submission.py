@@ -1,6 +1,6 @@
 """Submits one Globus task for one Airflow task, whatever breaks.
 
-The submission id is saved before the submit and the task's id after it. Whoever comes later (a retry, a
+The submission id is saved before the submit and the task's id after it. What comes later (a retry, a
 cleared task, the same task on another machine) finds one of them and takes the task up again: Globus answers
 a submission id that it has seen with the same task. Without the saved state the label, which is the same for
 the same run and work, leads to the task.
