@@ -75,7 +75,12 @@ def counting(numbers: list[int | Exception], **arguments: Any) -> Counting:
             raise number
         return dict.fromkeys(ids, number)
 
-    fields = {"remote_id": "1", "deadline": 4e9, "min_poll_interval": 0.001, "max_poll_interval": 0.001}
+    fields: dict[str, Any] = {
+        "remote_id": "1",
+        "deadline": 4e9,
+        "min_poll_interval": 0.001,
+        "max_poll_interval": 0.001,
+    }
     return Counting(source=BlockingSource(look), **fields | arguments)
 
 
