@@ -23,6 +23,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
+import facilities.globus.orphans
+import facilities.superfacility.orphans  # noqa: F401 - both register what finds their work
 from cosmic.beamline import beamline
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
@@ -35,7 +37,7 @@ from cosmic.dag_constants import (
     TRANSFER_AUTO_RECON,
 )
 from cosmic.parameters import ENGINES
-from facilities.reaping import Reaped, Reaper
+from facilities.orphans import CleanupResult, OrphanCleanup
 
 # By DAG: groups of tasks that own one job or transfer, the one that submits it first.
 OWNING_TASKS: dict[str, list[tuple[str, ...]]] = {
@@ -46,12 +48,12 @@ OWNING_TASKS: dict[str, list[tuple[str, ...]]] = {
 
 
 @task(execution_timeout=timedelta(minutes=8))
-def cancel_abandoned() -> Reaped:
+def cancel_abandoned() -> CleanupResult:
     """Cancel jobs and transfers that no task waits for."""
-    reaper = Reaper(OWNING_TASKS)
-    reaper.reap_jobs(SUPERFACILITY_CONN_ID, beamline().job.machine)
-    reaper.reap_transfers(GLOBUS_CONN_ID)
-    return reaper.result
+    cleanup = OrphanCleanup(OWNING_TASKS)
+    cleanup.cancel_orphans("superfacility", SUPERFACILITY_CONN_ID, machine=beamline().job.machine)
+    cleanup.cancel_orphans("globus", GLOBUS_CONN_ID)
+    return cleanup.result
 
 
 with DAG(

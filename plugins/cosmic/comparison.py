@@ -18,8 +18,8 @@ from cosmic.beamline import Collection, Collections
 from cosmic.parameters import ENGINES, Engine, chosen_engines
 from cosmic.scans import ScanPath, day_folder, parse_safe_path, parse_scan_path
 from facilities.errors import NotFoundError, UserError
-from facilities.globus.documents import FileEntry
 from facilities.globus.hook import GlobusHook
+from facilities.globus.model import FileEntry
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The reaper cancels what nobody will take up again, once, and nothing else."""
+"""The clean-up cancels what nobody will take up again, once, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from itertools import product
 
 import pytest
 
+import facilities.globus.orphans
+import facilities.superfacility.orphans  # noqa: F401 - both register what finds their work
 from facilities.errors import CredentialsError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.requests import make_label
-from facilities.owners import Owner, this_airflow
-from facilities.reaping import Reaped, Reaper
+from facilities.globus.submission import make_label
+from facilities.orphans import CleanupResult, OrphanCleanup, OwningTasks
+from facilities.ownership import Owner, this_airflow
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
 from standin.testing import Facility, until
@@ -21,7 +23,10 @@ from support.superfacility import CONN_ID as NERSC
 from support.superfacility import RESOURCES, job_of
 
 DAG = "transfer_auto_recon"
-CARERS = {DAG: [("copy_to_nersc",), ("ptychocam.submit", "ptychocam.wait")], "other": [("copy",)]}
+OWNING_TASKS: OwningTasks = {
+    DAG: [("copy_to_nersc",), ("ptychocam.submit", "ptychocam.wait")],
+    "other": [("copy",)],
+}
 LIVING_TASK = [
     None,
     "scheduled",
@@ -58,12 +63,16 @@ def start_transfer(facility: Facility, owner: Owner = COPIED) -> str:
     return task_id
 
 
-def reap() -> Reaped:
-    """One run of the reaper's task."""
-    reaper = Reaper(CARERS)
-    reaper.reap_jobs(NERSC, "perlmutter")
-    reaper.reap_transfers(GLOBUS)
-    return reaper.result
+def clean_up() -> CleanupResult:
+    """One run of the clean-up's task."""
+    cleanup = OrphanCleanup(OWNING_TASKS)
+    cleanup.cancel_orphans("superfacility", NERSC, machine="perlmutter")
+    cleanup.cancel_orphans("globus", GLOBUS)
+    return cleanup.result
+
+
+def living(jobs: int, transfers: int) -> dict[str, int]:
+    return {"Slurm jobs": jobs, "Globus tasks": transfers}
 
 
 def cancels(facility: Facility) -> list[str]:
@@ -81,12 +90,12 @@ def test_what_a_run_that_is_over_left_behind_is_cancelled_once(
     job, transfer = start_job(both), start_transfer(both)
     airflow_says.runs[DAG, "scan__1"] = state
     airflow_says.tasks[DAG, "scan__1"] = {"copy_to_nersc": state}
-    told = reap()
-    assert (told["jobs"], told["transfers"]) == (1, 1)
-    assert [line.split(":")[-1] for line in told["cancelled"]] == [f" the run is over ({state})"] * 2
+    done = clean_up()
+    assert done["living"] == living(1, 1)
+    assert [line.split(":")[-1] for line in done["cancelled"]] == [f" the run is over ({state})"] * 2
     until(lambda: job_of(both, job)["state"] == "CANCELLED")
     assert both.transfers()[0]["fatal_error"]["code"] == "CANCELED"
-    assert reap()["cancelled"] == []
+    assert clean_up()["cancelled"] == []
     assert sorted(cancels(both)) == sorted([job, transfer])
 
 
@@ -99,8 +108,8 @@ def test_what_waits_is_cleared_or_between_two_tries_is_left_alone(
         for submit, wait in ((task, None), ("success", task), ("failed", task)):
             tasks = {"copy_to_nersc": task, "ptychocam.submit": submit, "ptychocam.wait": wait}
             airflow_says.tasks[DAG, "scan__1"] = tasks
-            told = reap()
-            assert (told["jobs"], told["transfers"], told["cancelled"]) == (1, 1, []), tasks
+            done = clean_up()
+            assert (done["living"], done["cancelled"]) == (living(1, 1), []), tasks
     assert job_of(both, job)["state"] == "RUNNING"
     assert next(task for task in both.transfers() if task["task_id"] == transfer)["status"] == "ACTIVE"
     assert cancels(both) == []
@@ -115,9 +124,9 @@ def test_work_is_abandoned_when_all_that_looked_after_it_is_over(
     job = start_job(both)
     airflow_says.runs[DAG, "scan__1"] = "running"  # with another engine
     airflow_says.tasks[DAG, "scan__1"] = {"ptychocam.submit": submit, "ptychocam.wait": wait}
-    (told,) = reap()["cancelled"]
-    assert f"Slurm job {job} (RUNNING) of {DAG}.ptychocam.submit of run scan__1" in told
-    assert f"ptychocam.submit is {submit}, ptychocam.wait is {wait}" in told
+    (done,) = clean_up()["cancelled"]
+    assert f"Slurm job {job} (RUNNING) of {DAG}.ptychocam.submit of run scan__1" in done
+    assert f"ptychocam.submit is {submit}, ptychocam.wait is {wait}" in done
 
 
 def test_a_deleted_run_has_abandoned_its_job_unless_it_may_be_another_airflows(
@@ -127,18 +136,18 @@ def test_a_deleted_run_has_abandoned_its_job_unless_it_may_be_another_airflows(
     job = start_job(both)
     for address in ("http://localhost:8080", "http://127.0.0.1:9", ""):
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
-        assert reap()["cancelled"] == []
+        assert clean_up()["cancelled"] == []
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
-    (told,) = reap()["cancelled"]
-    assert told.endswith("the run was deleted")
+    (done,) = clean_up()["cancelled"]
+    assert done.endswith("the run was deleted")
     until(lambda: job_of(both, job)["state"] == "CANCELLED")
 
 
 def test_what_is_not_ours_is_left_alone(both: Facility, airflow_says: AirflowSays) -> None:
     start_job(both, None)  # by hand, or by another Airflow
     start_transfer(both, Owner(DAG, "a run that Airflow does not have", "copy_to_nersc"))
-    told = reap()
-    assert told == Reaped(jobs=0, transfers=0, cancelled=[], not_cancelled=[], not_looked_at=[])
+    done = clean_up()
+    assert done == CleanupResult(living=living(0, 0), cancelled=[], not_cancelled=[], unreachable=[])
     assert cancels(both) == []
 
 
@@ -146,7 +155,7 @@ def test_a_mapped_task_is_judged_by_its_own_instance(both: Facility, airflow_say
     dead, living = (start_transfer(both, Owner("other", "r", "copy", index)) for index in (0, 1))
     airflow_says.runs["other", "r"] = "running"
     airflow_says.tasks["other", "r"] = {"copy_0": "failed", "copy_1": "deferred"}
-    assert len(reap()["cancelled"]) == 1
+    assert len(clean_up()["cancelled"]) == 1
     assert cancels(both) == [dead]
     assert living not in cancels(both)
 
@@ -163,7 +172,7 @@ def test_a_task_that_is_cleared_at_the_last_moment_keeps_its_job(
         return look(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SuperfacilityHook, "jobs", cleared_meanwhile)
-    assert reap()["cancelled"] == []
+    assert clean_up()["cancelled"] == []
     assert cancels(both) == []
 
 
@@ -171,11 +180,11 @@ def test_a_job_that_has_ended_meanwhile_is_not_cancelled(both: Facility, airflow
     job = start_job(both)
     airflow_says.runs[DAG, "scan__1"] = "success"
     both.control("nersc", "end_job", job_id=job, state="COMPLETED")
-    assert reap()["cancelled"] == []
+    assert clean_up()["cancelled"] == []
     assert cancels(both) == []
 
 
-def test_a_service_that_is_away_is_told_and_the_other_looked_at(
+def test_a_service_that_is_away_is_done_and_the_other_looked_at(
     both: Facility, airflow_says: AirflowSays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("facilities.superfacility.session._FIRST_WAIT", 0.01)
@@ -184,28 +193,28 @@ def test_a_service_that_is_away_is_told_and_the_other_looked_at(
     airflow_says.runs[DAG, "scan__1"] = "failed"
     airflow_says.tasks[DAG, "scan__1"] = {"copy_to_nersc": "failed"}
     both.control("nersc", "api_down")
-    told = reap()
-    assert [line.split(":")[0] for line in told["not_looked_at"]] == ["NERSC"]
+    done = clean_up()
+    assert [line.split(":")[0] for line in done["unreachable"]] == ["Slurm jobs"]
     assert cancels(both) == [transfer]
     both.control("nersc", "api_up")
-    assert len(reap()["cancelled"]) == 1
+    assert len(clean_up()["cancelled"]) == 1
 
 
-def test_a_cancel_that_is_not_taken_is_told_and_comes_again(
+def test_a_cancel_that_is_not_taken_is_done_and_comes_again(
     both: Facility, airflow_says: AirflowSays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("facilities.superfacility.session._FIRST_WAIT", 0.01)
     job = start_job(both)
     airflow_says.runs[DAG, "scan__1"] = "failed"
     both.fault(service="nersc", method="DELETE", kind="status", status=503)
-    told = reap()
-    assert told["cancelled"] == []
-    assert job in told["not_cancelled"][0]
+    done = clean_up()
+    assert done["cancelled"] == []
+    assert job in done["not_cancelled"][0]
     both.clear_faults()
-    assert len(reap()["cancelled"]) == 1
+    assert len(clean_up()["cancelled"]) == 1
 
 
 def test_refused_credentials_fail_the_task(both: Facility, airflow_says: AirflowSays) -> None:
     both.control("nersc", "expire_client")
     with pytest.raises(CredentialsError, match="client"):
-        reap()
+        clean_up()

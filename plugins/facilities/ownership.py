@@ -1,12 +1,11 @@
-"""Which task instance a remote job or transfer belongs to, as the remote side itself tells it.
+"""Names the task instance that a remote job or transfer belongs to, so that the remote side leads back to it.
 
-A job carries its owner in Slurm's comment: squeue shows that to the Superfacility API with every job (its
-job name has room for a hash only), also when nothing of the submit was ever written down here. A Globus
-task has nothing but a label of 128 characters, so that holds the owner's hash, and Airflow is asked which
-of its runs has it.
+A Slurm job carries its owner in its comment, which squeue shows with every job; its name can hold a hash
+only. A Globus task has nothing but a label of 128 characters, so that holds the same hash, and Airflow is
+asked which of its task instances has it.
 
-Several Airflows may share an account at the facility (a test system beside the production): owners of
-another one are not ours to judge, so a mark names its Airflow.
+Several Airflows may share an account at the facility (a test system beside the production). Hash and comment
+name their Airflow, so that none of them touches another's work.
 """
 
 from __future__ import annotations
@@ -16,26 +15,50 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from airflow.configuration import conf
 
-_DIGITS = 12
+_DIGITS = 16
 _LABEL = re.compile(rf".*-([0-9a-f]{{{_DIGITS}}})-[0-9a-f]{{8}}")
+
+
+class TaskInstanceId(Protocol):
+    """What identifies a task instance; both of Airflow's classes for it have these."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int | None
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A task instance; `map_index` is -1 for a task that is not mapped."""
+    """A task instance; `map_index` is -1 for a task that is not mapped.
+
+    Example::
+
+        owner = Owner.of(context["ti"])
+        script = f"#SBATCH --comment={owner.mark}"
+
+    :param run_after: of the run, where it matters that a run of the same id may have been deleted before.
+    """
 
     dag_id: str
     run_id: str
     task_id: str
     map_index: int = -1
+    run_after: str = ""
+
+    @classmethod
+    def of(cls, ti: TaskInstanceId) -> Owner:
+        """The owner that a task instance of Airflow's is."""
+        return cls(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
 
     @property
     def mark(self) -> str:
-        """What a Slurm comment says: one word, safe in a job script."""
+        """Text for a Slurm comment: one word, safe in a job script."""
         # No slash in any part: Airflow refuses one in ids, and what its patterns may be widened to is quoted.
         parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index))
         return "/".join(["airflow", this_airflow(), *(quote(part, safe="+:~") for part in parts)])
@@ -51,8 +74,8 @@ class Owner:
 
     @property
     def digest(self) -> str:
-        """Hash for a label."""
-        parts = (this_airflow(), self.dag_id, self.run_id, self.task_id, str(self.map_index))
+        """Hash of the task instance, 16 hexadecimal digits; in Globus labels and Slurm job names."""
+        parts = (this_airflow(), self.dag_id, self.run_id, self.task_id, str(self.map_index), self.run_after)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]
 
     def __str__(self) -> str:
@@ -61,14 +84,14 @@ class Owner:
 
 
 def owner_digest(label: str) -> str | None:
-    """The owner's hash in a label; None when the label is not of this kind."""
+    """The owner's hash in a Globus label; None when the label is not of this kind."""
     match = _LABEL.fullmatch(label)
     return match[1] if match else None
 
 
 @cache
 def this_airflow() -> str:
-    """What tells this Airflow from others: a hash of its address, `[api] base_url`."""
+    """Distinguishes this Airflow from others: a hash of its address, `[api] base_url`."""
     return hashlib.sha256(_address().encode()).hexdigest()[:8]
 
 

@@ -1,8 +1,10 @@
-"""globus_sdk's exceptions as the facilities' errors, by class."""
+"""Turns globus_sdk's exceptions, and replies that cannot be read, into errors of `facilities.errors`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import globus_sdk
 
@@ -89,7 +91,7 @@ def _auth_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError
         remote_id=call.client_id,
         next_step="put a valid client id and secret into the connection (a secret is made at "
         "https://app.globus.org/settings/developers), then clear the task.",
-        details=_service_says(error),
+        details=_message_of(error),
     )
 
 
@@ -109,7 +111,7 @@ def _not_found(error: globus_sdk.GlobusAPIError, call: Call) -> NotFoundError:
         f"Globus does not know what was asked for ({call.what})",
         remote_id=call.remote_id,
         next_step="check the path and the collection's id.",
-        details=_service_says(error),
+        details=_message_of(error),
     )
 
 
@@ -120,13 +122,13 @@ def _forbidden(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
             f"Globus: {call.what} needs a consent (data_access) that the client does not have",
             remote_id=call.remote_id,
             next_step=f"grant it to {identity} on the collection, then clear the task.",
-            details=_service_says(error),
+            details=_message_of(error),
         )
     return UserError(
         f"Globus: permission denied for {call.what}",
         remote_id=call.remote_id,
         next_step=f"give {identity} access to the path on the collection, then clear the task.",
-        details=_service_says(error),
+        details=_message_of(error),
     )
 
 
@@ -140,7 +142,7 @@ def _conflict(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
             f"Globus: {call.what} is in conflict with what is there already",
             remote_id=call.remote_id,
             next_step="wait for the other task, or cancel it at https://app.globus.org/activity.",
-            details=_service_says(error),
+            details=_message_of(error),
         )
     return _refused(error, call)
 
@@ -155,7 +157,7 @@ def _collection_failure(error: globus_sdk.GlobusAPIError, call: Call) -> Facilit
             f"Globus: {call.what}: the collection has no such path",
             remote_id=call.remote_id,
             next_step="check the path on the collection.",
-            details=_service_says(error),
+            details=_message_of(error),
         )
     if reason in ("PermissionDenied", "EndpointPermissionDenied"):
         return _forbidden(error, call)
@@ -165,7 +167,7 @@ def _collection_failure(error: globus_sdk.GlobusAPIError, call: Call) -> Facilit
 
 
 def _refused(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
-    details = _service_says(error)
+    details = _message_of(error)
     kind = (
         SubmissionIdError if "submission_id" in details or "submission id" in details.lower() else UserError
     )
@@ -184,7 +186,7 @@ def _busy(error: globus_sdk.GlobusAPIError, call: Call) -> TransientError:
         f"Globus: {call.what} cannot be done at the moment (HTTP {error.http_status})",
         remote_id=call.remote_id,
         next_step="wait; if it stays so, look at https://status.globus.org and at the collection.",
-        details=_service_says(error),
+        details=_message_of(error),
         retry_after=_retry_after(error),
     )
 
@@ -197,10 +199,43 @@ def _retry_after(error: globus_sdk.GlobusAPIError) -> float | None:
     return seconds if 0 < seconds < float("inf") else None
 
 
-def _service_says(error: globus_sdk.GlobusAPIError) -> str:
+def _message_of(error: globus_sdk.GlobusAPIError) -> str:
     parts = [error.code or "", error.message or ""]
     if not any(parts) and isinstance(error.raw_json, dict):
         parts = [str(error.raw_json.get(key, "")) for key in ("error", "error_description")]
-    said = ": ".join(part for part in parts if part) or f"{error.http_status} {error.http_reason}"
+    text = ": ".join(part for part in parts if part) or f"{error.http_status} {error.http_reason}"
     request = f" (request {error.request_id})" if error.request_id else ""
-    return f"Globus says: {said[:1000]}{request}"
+    return f"Globus says: {text[:1000]}{request}"
+
+
+def read_json(reply: Any, call: Call) -> Any:
+    """The JSON object of a reply.
+
+    :raises TransientError: when it is none; `LostReplyError` for a call that changes something.
+    """
+    data = getattr(reply, "data", None)
+    if not isinstance(data, Mapping):
+        raise unreadable(call, f"HTTP {reply.http_status}, {reply.content_type or 'no content type'}")
+    return data
+
+
+def read_field(reply: Mapping[str, Any], key: str, what: str) -> str:
+    """A text that a reply must have.
+
+    :raises TransientError: when it does not.
+    """
+    value = reply.get(key)
+    if not isinstance(value, str) or not value:
+        raise TransientError(f"Globus: {what} was answered without a {key}")
+    return value
+
+
+def read_documents(reply: Mapping[str, Any], what: str) -> list[Any]:
+    """The documents of a list.
+
+    :raises TransientError: when the reply is no list.
+    """
+    documents = reply.get("DATA")
+    if not isinstance(documents, list):
+        raise TransientError(f"Globus: {what} was answered without a list")
+    return documents

@@ -16,7 +16,7 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from facilities.killing import really_killed, task_is_over, timed_out
+from facilities.cancellation import task_is_over, timed_out, trigger_is_over
 
 TI = SimpleNamespace(dag_id="transfer_auto_recon", run_id="scan__1", task_id="wait", map_index=-1)
 MAPPED = SimpleNamespace(dag_id="d", run_id="scan__1", task_id="wait", map_index=3)
@@ -112,11 +112,11 @@ def test_a_trigger_asks_about_its_task(monkeypatch: pytest.MonkeyPatch, state: s
     _supervise(monkeypatch, Supervisor({"scan__1": {"wait": state}}))
     trigger = _waiting()
     trigger._task_instance = TI
-    assert asyncio.run(really_killed(trigger)) is over
+    assert asyncio.run(trigger_is_over(trigger)) is over
 
 
 def test_a_trigger_without_a_task_cancels_nothing() -> None:
-    assert not asyncio.run(really_killed(_waiting()))
+    assert not asyncio.run(trigger_is_over(_waiting()))
 
 
 def test_a_timeout_is_known_by_the_exception_that_is_handled() -> None:
