@@ -22,7 +22,7 @@ NEEDED_BY_TASKS = (
     "cosmic.results",
     "cosmic.throttle",
     "facilities.globus.operators",
-    "facilities.reaping",
+    "facilities.orphans",
     "facilities.superfacility.operators",
     "facilities.superfacility.sensors",
     "facilities.superfacility.status_sensor",
