@@ -100,6 +100,9 @@ def test_each_collection_asks_for_its_own_consent(globus: Globus) -> None:
         asked += error.info.consent_required.required_scopes
         globus.auth().oauth2_client_credentials_tokens(requested_scopes=asked)
     assert globus.run(("/a", "/a"))["status"] == "SUCCEEDED"
+    globus.facility.control("globus", "consent", collection="data7012", required=True)  # is asked for anew
+    assert refusal(lambda: globus.transfer.operation_ls(globus.data7012)).code == "ConsentRequired"
+    globus.transfer.operation_ls(globus.nersc7012)
 
 
 def test_a_pause_rule_refuses_operations_and_pauses_tasks(globus: Globus) -> None:

@@ -20,6 +20,7 @@ from standin.globus.collections import (
 )
 from standin.globus.engine import Engine
 from standin.globus.model import DAY, Task
+from standin.globus.scopes import data_access
 from standin.globus.store import GlobusStore
 from standin.service import Control, ControlError
 
@@ -204,9 +205,10 @@ class Switches:
         return {"collection": collection.name, "denied": []}
 
     async def consent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """{collection, required}: make it a mapped collection that needs the data_access consent."""
+        """{collection, required}: make it a mapped collection that needs the data_access consent, anew."""
         collection = self._collection(body)
         collection.needs_consent = bool(body.get("required", True))
+        self._store.drop_consents(data_access(collection.collection_id))
         self._keep(collection)
         return {"collection": collection.name, "required": collection.needs_consent}
 
