@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""States of a task instance in which nobody takes its remote work up again by itself."""
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed"})
+"""States of a task instance in which nobody takes its remote work up again by itself.
+
+Not `removed`: an upgrade has taken the task out of its DAG, and an upgrade ends nothing.
+"""
 
 
 @dataclass(frozen=True)
