@@ -64,6 +64,14 @@ def choose_engines(engines: Sequence[Engine]) -> list[str]:
     return [f"{engine}.perlmutter_is_up" for engine in engines]
 
 
+def result_prefix(site: Beamline, scan: ScanPath, engine: str, run_id: str) -> str:
+    """Absolute path at NERSC of a run's result, without suffix."""
+    # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
+    tag = re.search(r"__(r\d+)$", run_id)
+    scan_file = scan.under(site.collections.destination.file_system_path)
+    return f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
+
+
 def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
     source, destination = site.collections.source, site.collections.destination
     return {
@@ -79,9 +87,7 @@ def _job(
 ) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
-    # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
-    tag = re.search(r"__(r\d+)$", run_id)
-    output = f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
+    output = result_prefix(site, scan, engine, run_id)
     minutes = params["time_limit_minutes"]
     return {
         engine: {

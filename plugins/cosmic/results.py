@@ -66,7 +66,7 @@ def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[
         engine=engine,
         result=output + ".cxi",
         preview=output + ".png",
-        preview_size=_png_size(preview, output + ".png"),
+        preview_size=check_png(preview, output + ".png"),
         bytes=sizes[".cxi"],
         quality=Quality(
             frames=_number(figures, "frames"),
@@ -155,8 +155,11 @@ def _number(figures: Mapping[str, Any], key: str) -> Any:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _png_size(content: bytes, path: str) -> list[int]:
-    """Width and height from a PNG's header."""
+def check_png(content: bytes, path: str) -> list[int]:
+    """Width and height in pixels, from a PNG image's header.
+
+    :raises UserError: it is no PNG image.
+    """
     if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or len(content) < 24:
         raise UserError(
             f"The preview {path} is not a PNG image",
