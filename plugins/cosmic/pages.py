@@ -90,7 +90,7 @@ def result_page(
 
 @app.get("/dags/{dag_id}/runs/{run_id}/{engine}/preview.png", dependencies=[MayRead])
 def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> Response:
-    """The preview of one reconstruction, fetched from NERSC: the run's own, and only when it is a PNG image."""
+    """The preview of one reconstruction, fetched from NERSC: only the run's own, and only a PNG image."""
     run = _run(session, dag_id, run_id)
     result = XComs(session, run).mapping(f"{engine}.collect") if engine in ENGINES else None
     if result is None:
@@ -111,7 +111,9 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
 
 
 def _run(session: SessionDep, dag_id: str, run_id: str) -> DagRun:
-    run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    run: DagRun | None = session.scalar(
+        select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    )
     if run is None:
         raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
     return run

@@ -7,7 +7,7 @@ so that no record of its job exists.
 
 Work is an orphan when its run is over (or was deleted), or when the run goes on and all tasks that own the
 work are over. Between two tries, cleared, or waiting is not over. What has no owner in this Airflow is left
-alone. So is, with a warning, the work of a task that an upgrade has taken out of its DAG, while the run goes on.
+alone; so is, with a warning, what a task owns that an upgrade took out of its DAG, while the run goes on.
 
 Each service registers what finds and cancels its work, under its connection type.
 """
