@@ -1,4 +1,4 @@
-"""The users and roles of an installation with Airflow's FAB auth manager.
+"""Makes the users and roles of an installation with Airflow's FAB auth manager.
 
 `admin` may do everything. `beamline` may start and read runs of the beamline's DAGs and nothing else.
 """

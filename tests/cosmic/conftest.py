@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dev.local_airflow.seed import standin_beamline
+from deployment.standin_settings import standin_beamline
 from standin.testing import Facility, running
 from support.globus import CONN_ID, use_connection
 

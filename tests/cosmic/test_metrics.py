@@ -21,7 +21,7 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 
 from cosmic import metrics
-from dev.local_airflow.seed import standin_beamline, standin_seed
+from deployment.standin_settings import standin_beamline, standin_seed
 from facilities.errors import BY_CLASS, TimeLimitError
 from standin.testing import Facility
 

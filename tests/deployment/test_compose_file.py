@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.settings import SERVICE_NAMES
-from dev.local_airflow.settings import REPOSITORY, read_env_file
+from deployment.env_file import read_env_file
+from deployment.settings import Settings
+from dev.local_airflow.settings import REPOSITORY
 
 DEPLOYMENT = REPOSITORY / "include" / "deployment"
 LIMITS = {"driver": "json-file", "options": {"max-size": "1m", "max-file": "3"}}
@@ -81,7 +82,7 @@ def test_no_secret_is_in_a_services_environment(services: dict[str, dict[str, An
 def test_every_variable_of_the_file_is_a_documented_setting() -> None:
     text = (REPOSITORY / "docker-compose.yaml").read_text()
     used = set(re.findall(r"\$\{(\w+)", text))
-    assert used <= set(SERVICE_NAMES)
+    assert used <= {name.upper() for name in Settings.model_fields}
     documented = set(read_env_file(REPOSITORY / ".env.example"))
     assert used - {"SETTINGS_FILE"} <= documented
 

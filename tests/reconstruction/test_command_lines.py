@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dev.demo.compare import compare_with_truth
-from dev.demo.synthetic_scan import SyntheticScan
+from standin.synthetic_scan import SyntheticScan
 from reconstruction import cdtools_engine, ptychocam
 from reconstruction.cdtools_engine import NAMES, Parameters
 from reconstruction.program import UsageError

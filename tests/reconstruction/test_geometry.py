@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dev.demo.synthetic_scan import SyntheticScan
+from standin.synthetic_scan import SyntheticScan
 from reconstruction.geometry import (
     NEAR_FIELD_VARIABLE,
     far_field,

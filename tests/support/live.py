@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.stack import LocalAirflow, running, wait_until
 from standin.testing import SpawnedFacility, spawn
 

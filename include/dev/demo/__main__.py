@@ -20,13 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.demo.compare import compare_with_truth
 from dev.demo.report import Row, print_table, rows_of_run
-from dev.demo.synthetic_scan import make_scan, scan_path
 from dev.local_airflow.rest import Rest, RestError
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, LocalAirflowError, running
+from standin.synthetic_scan import make_scan, scan_path
 from standin.testing import SpawnedFacility, spawn
 
 DAG_ID = "transfer_auto_recon"

@@ -73,7 +73,7 @@ class LocalAirflow:
         log = self.home / "prepare.log"
         with log.open("wb") as output:
             done = subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "dev.local_airflow.prepare", str(seed_file)],
+                [sys.executable, "-m", "deployment.database", str(seed_file)],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,

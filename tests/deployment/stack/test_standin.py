@@ -26,7 +26,7 @@ KEYS = (
 
 @pytest.mark.timeout(1800)
 def test_a_scan_posted_from_outside_is_reconstructed(stack: Stack) -> None:
-    scan = stack.run_in("standin", "python", "-m", "deployment.example_scan")
+    scan = stack.run_in("standin", "python", "-m", "standin.example_scan")
     done = stack.submit("submit", scan, "--engine", "ptychocam", "--param", "n_iter=30", "--wait", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     run_id = stack.rest("admin").call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns")["dag_runs"][0]["dag_run_id"]
