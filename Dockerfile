@@ -1,5 +1,5 @@
-# The image of every Airflow service and, on top of it, the stand-in facility's. DAGs, plugins and include are
-# mounted, not copied: an update of the bundle is a checkout and a restart, without a build.
+# The image of every Airflow service and, on top of it, the one of the stand-in for the facilities. DAGs, plugins and
+# parts of include are mounted, not copied: an update of the bundle is a checkout and a restart, without a build.
 ARG AIRFLOW_IMAGE=apache/airflow:3.3.2-python3.11
 
 FROM ${AIRFLOW_IMAGE} AS airflow

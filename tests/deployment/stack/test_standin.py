@@ -43,6 +43,18 @@ def test_a_scan_posted_from_outside_is_reconstructed(stack: Stack) -> None:
     assert len(stack.control("nersc", "jobs")["jobs"]) == 1
 
 
+def test_the_ui_has_forms_for_both_connection_types(stack: Stack) -> None:
+    forms = stack.rest("admin").call("GET", "/ui/connections/hook_meta")
+    assert {"globus", "superfacility"} <= {form["connection_type"] for form in forms}
+
+
+@pytest.mark.parametrize("service", ["api-server", "scheduler", "dag-processor", "triggerer"])
+def test_no_service_can_import_the_standin_or_the_developers_tools(stack: Stack, service: str) -> None:
+    code = "import importlib.util as u; print([n for n in ('dev', 'standin', 'reconstruction') if u.find_spec(n)])"
+    assert stack.run_in(service, "python", "-c", code) == "[]"
+    assert stack.run_in(service, "ls", "/opt/airflow/include").split() == ["deployment", "job_scripts"]
+
+
 ALLOWED = [
     ("GET", f"/api/v2/dags/{DAG_ID}"),
     ("GET", f"/api/v2/dags/{DAG_ID}/dagRuns"),
