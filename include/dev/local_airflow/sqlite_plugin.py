@@ -1,8 +1,9 @@
 """Lets one changing request at a time through the API server of an Airflow on SQLite; an Airflow plugin.
 
 A request that has written holds SQLite's only write lock until the event loop gets to commit it. Airflow
-writes its audit log of the next request on that same event loop, which then waits for a lock that only the
-event loop can release: everything stands still until the lock's timeout, and the request fails with 500.
+writes its audit log of the next request on that same event loop (`action_logging` in 3.3.2's
+airflow/api_fastapi/logging/decorators.py), which then waits for a lock that only the event loop can release:
+everything stands still until the lock's timeout, and the request fails with 500.
 So with SQLite a changing request waits here, without blocking the loop, until the one before has ended. No
 throughput is lost: there is one writer at a time in any case.
 """
