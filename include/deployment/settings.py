@@ -21,7 +21,7 @@ JOB_SCRIPTS = Path("/tmp_job_scripts")  # noqa: S108 - the previous agent's name
 
 
 class SettingsError(Exception):
-    """Settings in `.env` are wrong; a line of the message for each names it and says what to do."""
+    """Settings in `.env` are wrong; the message has a line for each, with its name and what to do."""
 
 
 def _absolute_path(path: Path) -> Path:

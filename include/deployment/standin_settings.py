@@ -1,4 +1,4 @@
-"""Connections and `beamline.yaml` that point Airflow at the stand-in for Globus and NERSC."""
+"""Makes the connections and the `beamline.yaml` that point Airflow at the stand-in for Globus and NERSC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make bench`: prints, from one run, ratios that can be compared between machines."""
+"""Prints, from one run, ratios that can be compared between machines."""
 
 from __future__ import annotations
 
