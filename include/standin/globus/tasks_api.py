@@ -16,6 +16,7 @@ from standin.globus.model import Kind, Task, task_document
 from standin.globus.store import GlobusStore
 from standin.globus.submission import read_deadline, read_label, read_submission, read_submission_id
 from standin.globus.transport import PREFIX, handler, read_document, require_consent, result
+from standin.service import ABOUT
 
 MAX_TASKS = 1000
 FILES_A_PAGE = 100
@@ -98,13 +99,13 @@ class TasksApi:
         # nothing is awaited from here on: of two equal submissions one is first
         known = self._engine.find_submission(owner, read_submission_id(document))
         if known is not None:
-            request["about"] = f"{known.label}, task {known.task_id} again"
+            request[ABOUT] = f"{known.label}, task {known.task_id} again"
             message = "A task with this submission id was already created"
             return 200, self._accepted(request, known, "Duplicate", message)
         new = read_submission(document, kind, owner, self._collections)
         self._check_new(new, owner)
         self._engine.submit(new)
-        request["about"] = f"{new.label}, task {new.task_id}"
+        request[ABOUT] = f"{new.label}, task {new.task_id}"
         message = f"The {kind.lower()} has been accepted and a task has been created and queued for execution"
         return 202, self._accepted(request, new, "Accepted", message)
 
