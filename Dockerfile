@@ -15,13 +15,14 @@ WORKDIR /opt/airflow
 COPY constraints.txt requirements.txt pyproject.toml include/deployment/install-requirements \
      include/deployment/image-requirements.txt /requirements/
 # The imports show that the image's parts fit each other, before a service fails for it at its start.
-# pyproject.toml installs as metadata alone, by which Airflow finds the connection types in plugins/.
+# pyproject.toml installs as metadata alone, by which Airflow finds the connection types in plugins/: it comes last,
+# since from then on Airflow starts only where plugins/ is mounted.
 RUN cd /requirements && bash install-requirements constraints.txt requirements.txt image-requirements.txt \
-    && pip install --no-cache-dir --disable-pip-version-check -q --no-deps . \
     && AIRFLOW_CONFIG=/tmp/airflow.cfg AIRFLOW__CORE__EXECUTOR=CeleryExecutor python -W ignore -c "import \
         airflow.providers.celery.executors.celery_executor, airflow.providers.fab.auth_manager.fab_auth_manager, \
         airflow.providers.git.bundles.git, globus_sdk, psycopg2, redis, sfapi_client, statsd" >/dev/null \
-    && rm -f /tmp/airflow.cfg
+    && rm -f /tmp/airflow.cfg \
+    && pip install --no-cache-dir --disable-pip-version-check -q --no-deps .
 ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
     PYTHONDONTWRITEBYTECODE=1 \
     AIRFLOW_CONFIG=/config/airflow.cfg
