@@ -108,7 +108,7 @@ $(VENV):
 	@echo "Installing into .venv (about a minute, once)"
 	$(call new_venv,.venv)
 	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt
-	@.venv/bin/pip install -q --no-deps . && touch $@
+	@.venv/bin/pip install -q --no-deps -e . && touch $@
 
 $(CLI):
 	$(need_python)

@@ -1,6 +1,6 @@
 """Registers the connection types, so that Airflow's UI has forms for them.
 
-Airflow finds this through the entry point in `pyproject.toml`, once `pip install --no-deps .` has installed
+Airflow finds this through the entry point in `pyproject.toml`, once `pip install --no-deps -e .` has installed
 the bundle's metadata.
 """
 

@@ -24,9 +24,11 @@ OURS = (
     "reconstruction",
     "standin",
 )
+# What .venv has on its own path (plugins/) is not in the image.
 FIND = f"""
-import importlib.util
-print(*(name for name in {OURS} if importlib.util.find_spec(name)))
+import importlib.util, os
+specs = [importlib.util.find_spec(name) for name in {OURS}]
+print(*(spec.name for spec in specs if spec and spec.origin.startswith(os.getcwd())))
 """
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())[
