@@ -1,7 +1,7 @@
 """Registers the connection types, so that Airflow's UI has forms for them.
 
-Airflow finds this through the entry point in `pyproject.toml`, once `pip install --no-deps -e .` has installed
-the bundle's metadata.
+Airflow finds this through the entry point in `pyproject.toml`, once the bundle's metadata is installed:
+`pip install --no-deps -e .`.
 """
 
 from __future__ import annotations
