@@ -153,7 +153,11 @@ class Settings(BaseSettings):
     @property
     def executor(self) -> str:
         """Airflow's name of the executor."""
-        return "CeleryExecutor" if self.celery else "cosmic.local_executor.KillProofLocalExecutor"
+        return (
+            "CeleryExecutor"
+            if self.celery
+            else "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
+        )
 
     @property
     def scripts(self) -> dict[str, Path]:

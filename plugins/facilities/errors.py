@@ -6,13 +6,35 @@ exception decides whether trying again can help (see `facilities.retries`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypedDict
 
 FailureClass = Literal["transient", "infrastructure", "resources", "user", "credentials"]
 
 
+class ErrorFields(TypedDict):
+    """A `FacilityError` in plain values, for a trigger's event."""
+
+    kind: str  # name of its class
+    failure_class: FailureClass
+    what: str
+    remote_id: str | None
+    state: str | None
+    next_step: str
+    details: str
+
+
 class FacilityError(Exception):
     """Base of all failures of a remote service.
+
+    Example::
+
+        raise UserError(
+            "The job failed with exit code 3",
+            remote_id="80",
+            state="FAILED",
+            next_step="look at the end of its log below.",
+        )
 
     :param what: what failed, in one sentence, without a full stop.
     :param remote_id: id of the remote thing (Globus task, Slurm job, path), if there is one.
@@ -52,6 +74,37 @@ class FacilityError(Exception):
             message += f"\n{self.details}"
         return message
 
+    def add_details(self, *lines: str) -> None:
+        """Add lines to the message; empty ones are left out."""
+        self.details = "\n".join(line for line in (self.details, *lines) if line)
+        self.args = (self._message(),)
+
+    def to_fields(self) -> ErrorFields:
+        """Plain values that `from_fields` makes an error of again."""
+        return ErrorFields(
+            kind=type(self).__name__,
+            failure_class=self.failure_class,
+            what=self.what,
+            remote_id=self.remote_id,
+            state=self.state,
+            next_step=self.next_step,
+            details=self.details,
+        )
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> FacilityError:
+        """The error that `to_fields` took apart; of a class that is not from here, the next of its kind."""
+        kind = _BY_NAME.get(str(fields.get("kind"))) or BY_CLASS.get(
+            fields.get("failure_class", "infrastructure"), InfrastructureError
+        )
+        return kind(
+            str(fields.get("what")),
+            remote_id=fields.get("remote_id"),
+            state=fields.get("state"),
+            next_step=str(fields.get("next_step") or ""),
+            details=str(fields.get("details") or ""),
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.__dict__.copy()))
 
@@ -64,7 +117,7 @@ def _rebuild(cls: type[FacilityError], fields: dict[str, object]) -> FacilityErr
 
 
 class TransientError(FacilityError):
-    """The service did not answer, or said that it cannot at the moment: the same call may work later."""
+    """The service did not answer, or cannot at the moment: the same call may work later."""
 
     failure_class = "transient"
 
@@ -125,4 +178,8 @@ BY_CLASS: dict[FailureClass, type[FacilityError]] = {
     "user": UserError,
     "credentials": CredentialsError,
 }
-"""What to raise for a class that a trigger has put into its event."""
+"""What to raise for a failure of a class."""
+
+_BY_NAME: dict[str, type[FacilityError]] = {
+    kind.__name__: kind for kind in (*BY_CLASS.values(), LostReplyError, TimeLimitError, NotFoundError)
+}

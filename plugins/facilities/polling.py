@@ -1,7 +1,7 @@
-"""One poll for everybody: all triggers that wait on one service share one request per interval.
+"""Polls a service once for all: triggers that wait at one service share one request per interval.
 
 A trigger subscribes to the poller of its service and connection with the id that it waits for. One
-background task asks the service about all ids at once, as often as the most impatient subscriber
+background task asks the service about all ids at once, at the shortest interval that a subscriber
 wants, and hands each subscriber its own answer. A failed poll is never a failed job: it is handed
 out as a `PollFailed`, and the next one comes later.
 """
@@ -24,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Seen(Generic[T]):
+class Answer(Generic[T]):
     """The service's answer about one id; `value` is None when the service does not list the id."""
 
     value: T | None
@@ -49,23 +49,50 @@ class Source(Protocol[T_co]):
         """Release connections; the poller has no subscribers left."""
 
 
+class BlockingSource(Generic[T]):
+    """A source that asks with blocking calls, in threads.
+
+    :param look: asks about ids, as `Source.fetch` does.
+    :param close: releases connections.
+    """
+
+    def __init__(
+        self, look: Callable[[frozenset[str]], Mapping[str, T]], close: Callable[[], None] = lambda: None
+    ) -> None:
+        self._look = look
+        self._close = close
+
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, T]:
+        """Ask about all `ids`."""
+        return await asyncio.to_thread(self._look, ids)
+
+    async def aclose(self) -> None:
+        """Release connections."""
+        await asyncio.to_thread(self._close)
+
+
 @dataclass(frozen=True)
-class Pace:
-    """How often to look, in seconds: never more often than `least`, never less often than `most`."""
+class PollInterval:
+    """How often to poll, in seconds: between `min_seconds` and `max_seconds`.
 
-    least: float = 5.0
-    most: float = 60.0
+    Example::
 
-    def interval(self, elapsed: float, remaining: float | None = None) -> float:
-        """Seconds until the next look.
+        PollInterval(min_seconds=5, max_seconds=60).after(elapsed=120, remaining=1800)  # 12.0
+    """
 
-        Quick after a submit (a tenth of the time `elapsed`) and near the expected end (a tenth of the
-        time `remaining`), slow in between.
+    min_seconds: float = 5.0
+    max_seconds: float = 60.0
+
+    def after(self, elapsed: float, remaining: float | None = None) -> float:
+        """Seconds until the next poll.
+
+        Short after a submit (a tenth of the time `elapsed`) and near the expected end (a tenth of the
+        time `remaining`), long in between.
         """
         wanted = elapsed / 10
         if remaining is not None:
             wanted = min(wanted, max(remaining, 0.0) / 10)
-        return min(max(wanted, self.least), self.most)
+        return min(max(wanted, self.min_seconds), self.max_seconds)
 
 
 @dataclass(eq=False)
@@ -75,16 +102,16 @@ class Subscription(Generic[T]):
     remote_id: str
     due: float
     _poller: SharedPoller[T]
-    _inbox: asyncio.Queue[Seen[T] | PollFailed] = field(default_factory=lambda: asyncio.Queue(maxsize=1))
+    _inbox: asyncio.Queue[Answer[T] | PollFailed] = field(default_factory=lambda: asyncio.Queue(maxsize=1))
 
-    async def next(self, within: float) -> Seen[T] | PollFailed:
+    async def next(self, within: float) -> Answer[T] | PollFailed:
         """Wait for an answer that was asked for from now on, at most `within` seconds away (plus backoff)."""
         while not self._inbox.empty():
             self._inbox.get_nowait()
         self._poller.want(self, within)
         return await self._inbox.get()
 
-    def deliver(self, answer: Seen[T] | PollFailed) -> None:
+    def deliver(self, answer: Answer[T] | PollFailed) -> None:
         """Replace an answer nobody has taken: only the newest counts."""
         if self._inbox.full():
             self._inbox.get_nowait()
@@ -95,7 +122,7 @@ class SharedPoller(Generic[T]):
     """Polls one source on behalf of all its subscribers. Belongs to one event loop."""
 
     max_backoff = 300.0
-    longest_retry_after = 3600.0  # a service may ask for less patience than that, not for more
+    max_retry_after = 3600.0  # seconds; a service that asks for a longer pause gets this one
 
     def __init__(self, source: Source[T]) -> None:
         self._source = source
@@ -122,7 +149,7 @@ class SharedPoller(Generic[T]):
             self._changed.set()
 
     def want(self, subscription: Subscription[T], within: float) -> None:
-        """Ask for an answer within that many seconds, or up to a tenth earlier: no marching in step."""
+        """Ask for an answer within that many seconds, or up to a tenth earlier, so that waiters spread."""
         sooner = random.uniform(0.9, 1.0)  # noqa: S311 - no secret depends on it
         subscription.due = asyncio.get_running_loop().time() + within * sooner
         self._changed.set()
@@ -134,7 +161,7 @@ class SharedPoller(Generic[T]):
                 if self._subscriptions:
                     await self._poll()
         finally:
-            self.closed = True  # before the await: whoever comes now needs a new poller
+            self.closed = True  # before the await: who subscribes now needs a new poller
             await self._source.aclose()
 
     async def _sleep_until_due(self) -> None:
@@ -151,7 +178,7 @@ class SharedPoller(Generic[T]):
                 return
 
     async def _poll(self) -> None:
-        # Only those who wait: an answer must have been asked for after `next` was called.
+        # Only those who wait: an answer counts for who was waiting when the request was sent.
         asked = [s for s in self._subscriptions if s.due < float("inf")]
         for subscription in asked:
             subscription.due = float("inf")
@@ -164,7 +191,7 @@ class SharedPoller(Generic[T]):
             self._failures = 0
             self._not_before = 0.0
             for subscription in asked:
-                subscription.deliver(Seen(answers.get(subscription.remote_id)))
+                subscription.deliver(Answer(answers.get(subscription.remote_id)))
 
     def _deliver_failure(self, asked: list[Subscription[T]], error: Exception, now: float) -> None:
         if self._failures == 0:
@@ -172,7 +199,7 @@ class SharedPoller(Generic[T]):
         self._failures += 1
         backoff = min(2.0 ** min(self._failures - 1, 10), self.max_backoff) * random.uniform(0.75, 1.25)  # noqa: S311
         if isinstance(error, TransientError) and error.retry_after:
-            backoff = max(backoff, min(error.retry_after, self.longest_retry_after))
+            backoff = max(backoff, min(error.retry_after, self.max_retry_after))
         self._not_before = now + backoff
         failed = PollFailed(error, self._failures, now - self._failing_since)
         for subscription in asked:
@@ -197,5 +224,5 @@ def shared_poller(key: tuple[str, ...], make_source: Callable[[], Source[T]]) ->
 
 
 async def jittered_sleep(seconds: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-    """Sleep for about `seconds` (within a tenth), so that waiters do not march in step."""
+    """Sleep for about `seconds` (within a tenth), so that waiters spread."""
     await sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311

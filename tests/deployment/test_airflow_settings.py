@@ -90,7 +90,7 @@ def cfg(path: Path) -> configparser.ConfigParser:
 
 def test_airflow_cfg_is_nearly_empty_by_default(tmp_path: Path) -> None:
     config = cfg(write_airflow_cfg(Settings(), tmp_path))
-    executor = "cosmic.local_executor.KillProofLocalExecutor"
+    executor = "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
     assert {name: dict(config[name]) for name in config.sections()} == {"core": {"executor": executor}}
 
 

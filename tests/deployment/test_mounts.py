@@ -15,7 +15,6 @@ import yaml
 from dev.local_airflow.settings import REPOSITORY
 
 OURS = (
-    "beamline_computer",
     "beamline_client",
     "cosmic",
     "deployment",

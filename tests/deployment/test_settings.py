@@ -72,7 +72,7 @@ def test_the_example_is_an_installation_that_lacks_credentials_only(tmp_path: Pa
     missing = [f"PATH_NERSC_ID={tmp_path}/id", f"PATH_NERSC_PRI_KEY={tmp_path}/key"]
     text = (REPOSITORY / ".env.example").read_text()
     settings, warnings = read_settings(write(tmp_path, text, *missing))
-    assert settings.executor == "cosmic.local_executor.KillProofLocalExecutor"
+    assert settings.executor == "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
     assert not settings.standin
     assert settings.path_job_script == Path("/tmp_job_scripts")
     assert settings.scripts["ptychocam"].name == "ptychocam_reconstruction.sh"

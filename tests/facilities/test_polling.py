@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import TransientError
-from facilities.polling import Pace, PollFailed, Seen, SharedPoller, jittered_sleep, shared_poller
+from facilities.polling import Answer, PollFailed, PollInterval, SharedPoller, jittered_sleep, shared_poller
 
 
 class FastLoop(asyncio.SelectorEventLoop):
@@ -77,7 +77,7 @@ def test_many_waiters_share_one_request() -> None:
                 return await subscription.next(5.0)
 
         answers = await asyncio.gather(*(wait(f"t{number}") for number in range(200)))
-        assert answers == [Seen(1)] * 200
+        assert answers == [Answer(1)] * 200
         assert [len(ids) for _, ids in book.asked] == [200]
 
     run(main)
@@ -107,8 +107,8 @@ def test_an_answer_was_asked_for_after_the_question() -> None:
             second = asyncio.create_task(late.next(0.0))  # while the first request is under way
             await asyncio.sleep(0.1)
             book.gate.set()
-            assert await first == Seen(1)
-            assert await second == Seen(2)
+            assert await first == Answer(1)
+            assert await second == Answer(2)
 
     run(main)
 
@@ -119,7 +119,7 @@ def test_an_id_that_is_not_listed_is_none() -> None:
         book.unknown = {"gone"}
         poller: SharedPoller[int] = SharedPoller(book)
         async with poller.subscribe("gone") as subscription:
-            assert await subscription.next(0.0) == Seen(None)
+            assert await subscription.next(0.0) == Answer(None)
 
     run(main)
 
@@ -129,9 +129,9 @@ def test_failures_are_handed_out_and_back_off() -> None:
         book = Book()
         book.failures = [TransientError("down") for _ in range(8)]
         poller: SharedPoller[int] = SharedPoller(book)
-        seen: list[Seen[int] | PollFailed] = []
+        seen: list[Answer[int] | PollFailed] = []
         async with poller.subscribe("t") as subscription:
-            while not seen or not isinstance(seen[-1], Seen):
+            while not seen or not isinstance(seen[-1], Answer):
                 seen.append(await subscription.next(0.0))
         failures = [answer for answer in seen if isinstance(answer, PollFailed)]
         assert [failed.consecutive for failed in failures] == list(range(1, 9))
@@ -151,7 +151,7 @@ def test_backoff_is_bounded_and_ends_with_success() -> None:
         async with poller.subscribe("t") as subscription:
             for _ in range(30):
                 assert isinstance(await subscription.next(0.0), PollFailed)
-            assert isinstance(await subscription.next(0.0), Seen)
+            assert isinstance(await subscription.next(0.0), Answer)
             before = asyncio.get_running_loop().time()
             await subscription.next(1.0)
             assert asyncio.get_running_loop().time() - before < 1.1
@@ -205,7 +205,7 @@ def test_the_source_is_closed_with_the_last_waiter_and_replaced_for_the_next() -
         second: SharedPoller[int] = shared_poller(("s", "conn"), make)
         assert second is not first
         async with second.subscribe("b") as b:
-            assert await b.next(0.0) == Seen(1)
+            assert await b.next(0.0) == Answer(1)
 
     run(main)
 
@@ -222,7 +222,7 @@ def test_a_cancelled_waiter_leaves_the_others_alone() -> None:
         leaver, stayer = asyncio.create_task(wait("l", 1.0)), asyncio.create_task(wait("s", 5.0))
         await asyncio.sleep(0.5)
         leaver.cancel()
-        assert await stayer == Seen(1)
+        assert await stayer == Answer(1)
         assert book.asked[0][1] == frozenset({"s"})
 
     run(main)
@@ -233,7 +233,7 @@ def test_a_waiter_that_comes_back_while_the_poller_ends_is_served() -> None:
         poller: SharedPoller[int] = SharedPoller(Book())
         for _ in range(3):
             async with poller.subscribe("t") as subscription:
-                assert isinstance(await subscription.next(0.0), Seen)
+                assert isinstance(await subscription.next(0.0), Answer)
 
     run(main)
 
@@ -247,16 +247,16 @@ def test_a_waiter_that_comes_back_while_the_poller_ends_is_served() -> None:
 def test_pace_stays_within_its_bounds(
     elapsed: float, remaining: float | None, least: float, most: float
 ) -> None:
-    assert least <= Pace(least, most).interval(elapsed, remaining) <= most
+    assert least <= PollInterval(least, most).after(elapsed, remaining) <= most
 
 
 def test_pace_is_quick_at_both_ends_and_slow_between() -> None:
-    pace = Pace(least=2.0, most=60.0)
-    assert pace.interval(0.0) == 2.0
-    assert pace.interval(300.0) == 30.0
-    assert pace.interval(36_000.0) == 60.0
-    assert pace.interval(36_000.0, remaining=50.0) == 5.0
-    assert pace.interval(36_000.0, remaining=0.0) == 2.0
+    interval = PollInterval(min_seconds=2.0, max_seconds=60.0)
+    assert interval.after(0.0) == 2.0
+    assert interval.after(300.0) == 30.0
+    assert interval.after(36_000.0) == 60.0
+    assert interval.after(36_000.0, remaining=50.0) == 5.0
+    assert interval.after(36_000.0, remaining=0.0) == 2.0
 
 
 def test_jitter_is_within_a_tenth() -> None:

@@ -19,7 +19,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from facilities.globus.operators import GlobusTransferOperator
-from facilities.globus.requests import TransferRequest
+from facilities.globus.submission import TransferRequest
 from standin.testing import Facility
 
 CONN_ID = "globus_test"
@@ -73,8 +73,8 @@ class Place:
             "source_path": self.path,
             "destination_collection": self.destination,
             "destination_path": self.path,
-            "poll_least": 0.05,
-            "poll_most": 0.2,
+            "min_poll_interval": 0.05,
+            "max_poll_interval": 0.2,
             **changes,
         }
 
@@ -88,6 +88,9 @@ class Store(dict[str, Any]):
 
     def set(self, key: str, value: Any) -> None:
         self[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from deployment.standin_settings import standin_beamline, standin_seed
+from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
 from dev.demo.report import Row, print_table, rows_of_run
 from dev.local_airflow.rest import Rest, RestError
@@ -31,7 +32,6 @@ from standin.testing import SpawnedFacility, spawn
 
 DAG_ID = "transfer_auto_recon"
 LEAST_FREE_BYTES = 2 * 1024**3
-CLIENT = REPOSITORY / "include" / "beamline_computer" / "submit_scan.py"
 # Enough for the small scan, and what the beamline refines with; a user's own come after and win.
 QUICK = {
     "ptychocam": ("n_iter=100", "period_illu_refine=1", "period_bg_refine=1", "use_illu_mask=true"),

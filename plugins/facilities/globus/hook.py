@@ -1,40 +1,54 @@
-"""The only place that talks to Globus.
+"""The hook for Globus: the only place that sends it requests.
 
-globus_sdk would send every request, POSTs included, up to six times over minutes, and blocks. Here it
-sends each request once with a short timeout; `GlobusHook` repeats those that may be repeated, a few
-times, so that a worker does not fail for a hiccup, and callers decide about anything longer.
+globus_sdk would send every request, POSTs included, up to six times over minutes. Here it sends each request
+once with a short timeout; `GlobusHook` repeats those that may be repeated, a few times, so that a worker does
+not fail for a hiccup, and callers decide about anything longer.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any, TypeVar, cast
 
 import globus_sdk
+import tenacity
 from airflow.sdk import BaseHook
 
 from facilities.errors import FacilityError, TransientError, UserError
 from facilities.globus.connection import GlobusSettings
-from facilities.globus.documents import FileEntry, TaskSnapshot
-from facilities.globus.replies import describe_event, read_documents, read_field, read_json, read_pauses
-from facilities.globus.requests import DeleteRequest, Request, check_collection, check_path, check_task_id
-from facilities.globus.sdk_errors import Call, ExistsError, explain
+from facilities.globus.errors import Call, ExistsError, explain, read_documents, read_field, read_json
+from facilities.globus.model import (
+    FileEntry,
+    TaskSnapshot,
+    check_collection,
+    check_path,
+    check_task_id,
+    describe_event,
+    pause_reasons,
+)
+from facilities.globus.submission import Request
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-# Warns about each failed request without saying which; the errors raised here say it.
+# Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
 _IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE = 30.0
 _REPORT_LIMIT = 2000
 
 
 class GlobusHook(BaseHook):
     """Calls Globus Transfer as a confidential client. May be shared between threads.
+
+    Example::
+
+        with closing(GlobusHook("globus_default")) as hook:
+            for entry in hook.list_folder("df82346e-9a15-11ea-b3c4-0ae144191ee3", "/2023/02"):
+                print(entry.name, entry.size)
 
     :param globus_conn_id: connection of type `globus`.
     :param attempts: how often a request is sent when Globus cannot answer at the moment.
@@ -71,7 +85,7 @@ class GlobusHook(BaseHook):
 
     @property
     def settings(self) -> GlobusSettings:
-        """What the connection says; read once."""
+        """The connection's fields; read once."""
         if self._settings is None:
             connection = self.get_connection(self.globus_conn_id)
             self._settings = GlobusSettings.from_connection(connection, self.globus_conn_id)
@@ -129,9 +143,11 @@ class GlobusHook(BaseHook):
         what = f"submitting the {request.kind.lower()} of {request}"
 
         def post(transfer: globus_sdk.TransferClient) -> Any:
-            if isinstance(request, DeleteRequest):
-                return transfer.submit_delete(request.document(submission_id))
-            return transfer.submit_transfer(request.document(submission_id))
+            document = copy(request.document)
+            document["submission_id"] = submission_id
+            if isinstance(document, globus_sdk.DeleteData):
+                return transfer.submit_delete(document)
+            return transfer.submit_transfer(document)
 
         reply = self._call(what, post, remote_id=f"submission {submission_id}", changes=True)
         return check_task_id(read_field(reply, "task_id", what))
@@ -188,15 +204,16 @@ class GlobusHook(BaseHook):
             remote_id=task_id,
             changes=True,
         )
-        end = time.monotonic() + within
-        task = self.get_task(task_id)
-        while task.is_living and time.monotonic() < end:
-            time.sleep(min(self.first_pause, 1.0))
-            task = self.get_task(task_id)
-        return task
+        reading = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda task: task.is_living),
+            stop=tenacity.stop_after_delay(within),
+            wait=tenacity.wait_fixed(min(self.first_pause, 1.0)),
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        return reading(self.get_task, task_id)
 
     def trouble_report(self, task_id: str) -> str:
-        """What Globus says about a task in trouble: the newest error event and why it is paused, if it is."""
+        """Globus's report about a task in trouble: the newest error event and why it is paused, if it is."""
         task_id = check_task_id(task_id)
         reply = self._call(
             "reading a task's events",
@@ -205,21 +222,13 @@ class GlobusHook(BaseHook):
             ),
             remote_id=task_id,
         )
-        said = [describe_event(document) for document in read_documents(reply, "reading a task's events")[:1]]
+        events = read_documents(reply, "reading a task's events")
         pause = self._call(
             "reading why a task is paused",
             lambda transfer: transfer.task_pause_info(task_id),
             remote_id=task_id,
         )
-        return "\n".join([*said, *read_pauses(pause)])[:_REPORT_LIMIT]
-
-    def skipped_errors(self, task_id: str) -> list[str]:
-        """The first few paths that a task left out, each with the reason."""
-        task_id = check_task_id(task_id)
-        what = "reading what a task left out"
-        reply = self._call(what, lambda transfer: transfer.task_skipped_errors(task_id), remote_id=task_id)
-        entries = [entry for entry in read_documents(reply, what)[:5] if isinstance(entry, Mapping)]
-        return [f"{entry.get('source_path')}: {entry.get('error_code')}" for entry in entries]
+        return "\n".join([*map(describe_event, events[:1]), *pause_reasons(pause)])[:_REPORT_LIMIT]
 
     # Files
 
@@ -309,16 +318,23 @@ class GlobusHook(BaseHook):
         """Call Globus; returns the reply's JSON. Repeats while Globus is silent or busy."""
         settings = self.settings
         call = Call(what, remote_id, settings.conn_id, settings.client_id, changes)
-        for attempt in range(1, self.attempts + 1):
-            try:
-                return self._send(act, call)
-            except TransientError as error:
-                pause = max(self.first_pause * 2 ** (attempt - 1), error.retry_after or 0.0)
-                if attempt == self.attempts or pause > _LONGEST_PAUSE:
-                    raise
-                log.info("%s; trying again in %.0f s.", error.what, pause)
-                time.sleep(pause)
-        raise AssertionError("attempts is less than 1")
+        repeating = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, TransientError) and (error.retry_after or 0.0) <= _MAX_PAUSE
+            ),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=self._pause,
+            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
+            reraise=True,
+        )
+        return repeating(self._send, act, call)
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Seconds before the next attempt: doubled each time, and at least what Globus asks for."""
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, TransientError) else None
+        doubled = self.first_pause * 2.0 ** (state.attempt_number - 1)
+        return min(max(doubled, asked or 0.0), _MAX_PAUSE)
 
     def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
         """Send once; twice when the first was refused for want of a fresh token or a consent."""
@@ -333,7 +349,7 @@ class GlobusHook(BaseHook):
                     raise explain(error, call) from error
                 refusal = error
             except globus_sdk.AuthAPIError as error:
-                # A scope that a consent asks for but Auth does not give: the refusal says more.
+                # A scope that a consent asks for but Auth does not give: the refusal is clearer.
                 asked_for_scope = refusal is not None and bool(self._scopes)
                 self._drop_scopes()
                 raise explain(refusal if refusal and asked_for_scope else error, call) from error
@@ -347,7 +363,7 @@ class GlobusHook(BaseHook):
             self.close()
 
     def _cure(self, error: globus_sdk.TransferAPIError) -> bool:
-        """Prepare for sending again what was not acted upon; tells whether that makes sense."""
+        """Prepare for sending again what was not acted upon; returns whether that makes sense."""
         consent = error.info.consent_required
         if consent and consent.required_scopes:
             new = [scope for scope in consent.required_scopes if scope not in self._scopes]

@@ -1,4 +1,4 @@
-"""Operators that have Globus move and remove files, exactly once for each Airflow task.
+"""The operators that have Globus move and remove files, exactly once for each Airflow task.
 
 A task that is retried or cleared takes its Globus task up again; a failed one is submitted anew. A
 task that is ended in Airflow (marked failed, success or skipped) has its Globus task cancelled.
@@ -7,24 +7,257 @@ While Globus cannot be reached the task waits, deferred; it does not fail.
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from facilities.errors import InfrastructureError, NotFoundError, UserError
-from facilities.globus.documents import FileEntry, TaskSnapshot
-from facilities.globus.requests import (
-    DeleteRequest,
-    Request,
-    TransferRequest,
+from facilities.cancellation import Cancellation
+from facilities.deferral import RemoteWorkOperator, Wait, end_wait
+from facilities.errors import (
+    BY_CLASS,
+    FacilityError,
+    InfrastructureError,
+    NotFoundError,
+    TransientError,
+    UserError,
+)
+from facilities.globus.hook import GlobusHook
+from facilities.globus.links import GlobusTaskLink
+from facilities.globus.model import (
+    FileEntry,
+    TaskSnapshot,
+    TaskStatus,
     check_collection,
     check_path,
-    check_sync_level,
+    failure_class_of,
+    next_step_for,
 )
-from facilities.globus.task_operator import GlobusTaskOperator
+from facilities.globus.submission import (
+    DeleteRequest,
+    Request,
+    Submission,
+    TransferRequest,
+    check_sync_level,
+    make_label,
+)
+from facilities.globus.trigger import (
+    GlobusOutageTrigger,
+    GlobusTaskTrigger,
+    cancel_labelled,
+    cancel_task,
+    read_report,
+)
+from facilities.ownership import Owner
+from facilities.waiting import read_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+
+class GlobusTaskOperator(RemoteWorkOperator):
+    """Submits one Globus task and waits for it; what the transfer and the delete operator have in common.
+
+    :param globus_conn_id: connection of type `globus`.
+    :param label: text for Globus's own lists; characters that it might misread are replaced and a
+        fingerprint of the run and the work is added. None: DAG, task and run.
+    :param timeout: longest wait for one Globus task, over all tries. Then it is cancelled and the task fails.
+    :param give_up_after: a Globus task that makes no progress for that long for a reason that does not
+        pass by itself (missing file, permission, quota, credentials) is cancelled and the task fails.
+    :param give_up_outage_after: the same for a collection that does not answer or is paused.
+    :param hold: longest wait for Globus itself to answer when it cannot be reached.
+    :param deferrable: wait in the triggerer; otherwise a worker slot is held.
+    :param min_poll_interval: seconds between two polls, at least.
+    :param max_poll_interval: seconds between two polls, at most.
+    """
+
+    service = GlobusTaskTrigger.service
+    status_page = "https://status.globus.org"
+    template_fields: Sequence[str] = ("globus_conn_id", "task_label")
+    operator_extra_links = (GlobusTaskLink(),)
+    ui_color = "#d9e8f6"
+
+    def __init__(
+        self,
+        *,
+        globus_conn_id: str = GlobusHook.default_conn_name,
+        label: str | None = None,
+        timeout: timedelta = timedelta(hours=24),
+        give_up_after: timedelta = timedelta(minutes=30),
+        give_up_outage_after: timedelta = timedelta(hours=12),
+        hold: timedelta = timedelta(hours=24),
+        deferrable: bool = True,
+        min_poll_interval: float = 2.0,
+        max_poll_interval: float = 30.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(hold=hold, deferrable=deferrable, **kwargs)
+        self.globus_conn_id = globus_conn_id
+        self.task_label = label  # `label` is Airflow's own
+        self.timeout = timeout
+        self.give_up_after = give_up_after
+        self.give_up_outage_after = give_up_outage_after
+        self.min_poll_interval = min_poll_interval
+        self.max_poll_interval = max_poll_interval
+        self.first_pause = min_poll_interval * 5
+
+    @cached_property
+    def hook(self) -> GlobusHook:
+        """The way to Globus."""
+        return GlobusHook(self.globus_conn_id)
+
+    @abstractmethod
+    def make_request(self, context: Context) -> Request:
+        """Check the arguments and put the request together.
+
+        :raises UserError: naming the argument that cannot be.
+        """
+
+    def prepare(self, request: Request) -> tuple[Request, int | None]:
+        """Complete a request that is about to be submitted; with the bytes to be moved, if known."""
+        return request, None
+
+    @abstractmethod
+    def conclude(self, request: Request, task: TaskSnapshot) -> Any:
+        """Check what a successful task left behind, and return the task's result."""
+
+    def label_for(self, context: Context, fingerprint: str) -> str:
+        """Label that leads to this task's work even when nothing else is left."""
+        ti = context["ti"]
+        text = self.task_label or f"{ti.dag_id}.{ti.task_id}.{ti.run_id}"
+        return make_label(text, Owner.of(ti), fingerprint)
+
+    def run_try(self, context: Context, **holds: Any) -> Any:
+        """Take up or submit the Globus task, and wait for it."""
+        request = self.make_request(context)
+        try:
+            submission = self._submission(context, request)
+            task, expected_bytes = submission.take_up(), None
+            if task is not None and task.status is TaskStatus.SUCCEEDED:
+                try:
+                    result = self.conclude(request, task)
+                except (InfrastructureError, UserError) as error:
+                    self.log.warning("Submitting anew, the result of an earlier task is gone. %s", error)
+                    submission.forget()
+                    task = None
+                else:
+                    self._announce(context, task)
+                    return result
+            if task is None:
+                submission.request, expected_bytes = self.prepare(request)
+                task = submission.submit()
+            self._announce(context, task)
+            if task.is_final:
+                return self._finish(request, task)
+        except TransientError as error:
+            self.hold(context, error, **holds)
+        store = context.get("task_state_store")
+        wait = Wait.load(store, task.task_id)
+        if wait is None:
+            deadline = time.time() + self.timeout.total_seconds()
+            wait = Wait(task.task_id, deadline, {"expected_bytes": expected_bytes}).save(store)
+        return self.wait_for(context, self._trigger(wait))
+
+    def execute_complete(self, context: Context, event: object) -> Any:
+        """Go on when the trigger has ended its wait."""
+        self._ti = context["ti"]
+        ended = read_event(event)
+        self.remote_id = ended["remote_id"]
+        store = context.get("task_state_store")
+        if ended["outcome"] == "stalled" and ended["result"]:
+            return self._wait_on(context, ended["remote_id"], ended["result"])
+        end_wait(store)
+        if ended["error"] is not None:
+            raise FacilityError.from_fields(ended["error"])
+        request = self.make_request(context)
+        try:
+            return self._finish(request, self.hook.get_task(self.remote_id))
+        except TransientError as error:
+            self.hold(context, error)
+
+    def _submission(self, context: Context, request: Request) -> Submission:
+        store = context.get("task_state_store")
+        if store is None:
+            self.log.warning("Airflow has no task state store: earlier tries are found by their label only.")
+        return Submission(self.hook, store, request, retried=context["ti"].try_number > 1)
+
+    def _announce(self, context: Context, task: TaskSnapshot) -> None:
+        """Leave the task's id and link where people and `on_kill` find them."""
+        self.announce(context, task.task_id)
+        url = self.hook.task_url(task.task_id)
+        context["ti"].xcom_push(key="globus_task_id", value=task.task_id)
+        GlobusTaskLink().persist(context, url)
+        self.log.info("Globus task %s: %s", task.task_id, url)
+
+    def _wait_on(self, context: Context, task_id: str, stalled: dict[str, Any]) -> Any:
+        """Write down since when the task makes no progress, and wait on."""
+        self.log.warning("No progress for %.0f s: %s.", stalled["seconds"], stalled["trouble"])
+        store = context.get("task_state_store")
+        wait = Wait.load(store, task_id) or Wait(task_id, time.time() + self.timeout.total_seconds())
+        stall = {"since": time.time() - stalled["seconds"], "moved": stalled["moved"]}
+        wait = replace(wait, details={**wait.details, "stall": stall}).save(store)
+        return self.wait_for(context, self._trigger(wait))
+
+    def _trigger(self, wait: Wait) -> GlobusTaskTrigger:
+        return GlobusTaskTrigger(
+            globus_conn_id=self.globus_conn_id,
+            remote_id=wait.remote_id,
+            deadline=wait.deadline,
+            min_poll_interval=self.min_poll_interval,
+            max_poll_interval=self.max_poll_interval,
+            give_up_after=self.give_up_after.total_seconds(),
+            give_up_outage_after=self.give_up_outage_after.total_seconds(),
+            expected_bytes=wait.details.get("expected_bytes"),
+            stall=wait.details.get("stall"),
+        )
+
+    def _finish(self, request: Request, task: TaskSnapshot) -> Any:
+        if task.status is TaskStatus.SUCCEEDED:
+            return self.conclude(request, task)
+        if task.is_living:
+            raise InfrastructureError(
+                "The wait ended, but the Globus task has not",
+                remote_id=task.task_id,
+                state=task.state,
+                next_step="clear the task: it takes the transfer up again.",
+            )
+        code = task.fatal_code or task.nice_status or "no reason"
+        error = BY_CLASS[failure_class_of(code)](
+            f"The {request.kind.lower()} of {request} failed with {code}",
+            remote_id=task.task_id,
+            state=task.state,
+            next_step=next_step_for(code),
+        )
+        report = read_report(self.hook, task.task_id)
+        error.add_details(task.fatal_description, report, self.hook.task_url(task.task_id))
+        raise error
+
+    def outage_trigger(
+        self, context: Context, reason: str, deadline: float, first_pause: float
+    ) -> GlobusOutageTrigger:
+        """What waits until Globus answers."""
+        request = self.make_request(context)
+        return GlobusOutageTrigger(
+            globus_conn_id=self.globus_conn_id,
+            reason=reason,
+            label=request.label,
+            kind=request.kind,
+            deadline=deadline,
+            first_pause=first_pause,
+        )
+
+    def cancel_known(self, *, urgent: bool) -> Cancellation:
+        """Cancel the Globus task."""
+        hook = self.hook.for_emergency() if urgent else self.hook
+        return cancel_task(hook, self.remote_id, within=0.0)
+
+    def cancel_unknown(self, context: Context) -> str:
+        """Cancel what has been submitted under this task's label."""
+        request = self.make_request(context)
+        return cancel_labelled(self.hook, request.label, request.kind).note
 
 
 class TransferResult(TypedDict):
@@ -47,20 +280,26 @@ class TransferResult(TypedDict):
 class GlobusTransferOperator(GlobusTaskOperator):
     """Copy a file or a folder from one collection to another.
 
-    A missing source is told before anything is submitted. After success the destination is checked:
-    it is there, and a file has its source's size. Besides those of `GlobusTaskOperator`:
+    Example::
+
+        GlobusTransferOperator(
+            task_id="copy",
+            source_collection="639c49be-604f-423c-9c5d-82a53afe1bf1",
+            source_path="/2023/02/scan.cxi",
+            destination_collection="df82346e-9a15-11ea-b3c4-0ae144191ee3",
+            destination_path="/scans/scan.cxi",
+            timeout=timedelta(hours=12),
+        )
+
+    A missing source fails the task before anything is submitted. After success the destination is checked:
+    it is there, and a file has its source's size. Besides the parameters of `GlobusTaskOperator`:
 
     :param source_collection: UUID of the collection to read.
     :param source_path: file or folder on it, from its root.
     :param destination_collection: UUID of the collection to write.
     :param destination_path: full path of the file or folder to be; folders above it are made.
-    :param recursive: whether the source is a folder; None to look.
     :param sync_level: what makes Globus copy a file that is there already: `exists` (never), another
         `size`, a newer `mtime`, another `checksum`.
-    :param verify_checksum: compare checksums after the copy.
-    :param preserve_timestamp: keep the modification time.
-    :param skip_source_errors: go on without source files that are missing or unreadable.
-    :param fail_on_skipped: fail when files were left out for that reason.
 
     Returns a `TransferResult`.
     """
@@ -81,12 +320,7 @@ class GlobusTransferOperator(GlobusTaskOperator):
         source_path: str,
         destination_collection: str,
         destination_path: str,
-        recursive: bool | None = None,
         sync_level: str = "checksum",
-        verify_checksum: bool = True,
-        preserve_timestamp: bool = True,
-        skip_source_errors: bool = False,
-        fail_on_skipped: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -94,12 +328,7 @@ class GlobusTransferOperator(GlobusTaskOperator):
         self.source_path = source_path
         self.destination_collection = destination_collection
         self.destination_path = destination_path
-        self.recursive = recursive
         self.sync_level = sync_level
-        self.verify_checksum = verify_checksum
-        self.preserve_timestamp = preserve_timestamp
-        self.skip_source_errors = skip_source_errors
-        self.fail_on_skipped = fail_on_skipped
 
     def make_request(self, context: Context) -> TransferRequest:
         """Check the arguments and put the request together."""
@@ -109,16 +338,12 @@ class GlobusTransferOperator(GlobusTaskOperator):
             destination_collection=check_collection(self.destination_collection, "destination_collection"),
             destination_path=check_path(self.destination_path, "destination_path"),
             label="",
-            recursive=self.recursive,
             sync_level=check_sync_level(self.sync_level),
-            verify_checksum=self.verify_checksum,
-            preserve_timestamp=self.preserve_timestamp,
-            skip_source_errors=self.skip_source_errors,
         )
-        return replace(request, label=self.make_label(context, request.fingerprint))
+        return replace(request, label=self.label_for(context, request.fingerprint))
 
     def prepare(self, request: Request) -> tuple[Request, int | None]:
-        """Look at the source: it must exist, and tells whether to copy a folder."""
+        """Look at the source: it must exist; a folder is copied with all that is in it."""
         assert isinstance(request, TransferRequest)  # noqa: S101 - make_request made it
         try:
             source = self.hook.stat(request.source_collection, request.source_path)
@@ -131,12 +356,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
                 details=error.details,
             ) from error
         is_folder = source.type == "dir"
-        if self.recursive is not None and self.recursive != is_folder:
-            raise UserError(
-                f"{request.source_path} is a {source.type}, but recursive is {self.recursive}",
-                remote_id=request.source_collection,
-                next_step="leave recursive out, or correct it. Nothing was submitted.",
-            )
         if not is_folder and request.destination_path.endswith("/"):
             raise UserError(
                 f"destination_path {request.destination_path!r} is a folder, but the source is a file",
@@ -148,14 +367,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
     def conclude(self, request: Request, task: TaskSnapshot) -> TransferResult:
         """Check what a successful transfer left behind."""
         assert isinstance(request, TransferRequest)  # noqa: S101 - make_request made it
-        if task.skipped_errors and self.fail_on_skipped:
-            raise UserError(
-                f"The transfer left out {task.skipped_errors} of its files",
-                remote_id=task.task_id,
-                state=task.state,
-                next_step="make them readable at the source, then clear the task.",
-                details="\n".join(self.hook.skipped_errors(task.task_id)),
-            )
         self._check_destination(request, task)
         return TransferResult(
             task_id=task.task_id,
@@ -170,22 +381,22 @@ class GlobusTransferOperator(GlobusTaskOperator):
         )
 
     def _check_destination(self, request: TransferRequest, task: TaskSnapshot) -> None:
-        there = self._find(request.destination_collection, request.destination_path)
-        if there is None:
+        copy = self._find(request.destination_collection, request.destination_path)
+        if copy is None:
             raise InfrastructureError(
                 f"Globus reports success, but there is no {request.destination_path} on the destination",
                 remote_id=task.task_id,
                 state=task.state,
                 next_step="the next try copies it again; if that is in vain look at the destination.",
             )
-        if there.type != "file":
+        if copy.type != "file":
             return
         source = self._find(request.source_collection, request.source_path)
         if source is None:
             self.log.warning("%s is not at the source any more: sizes not compared.", request.source_path)
-        elif source.size != there.size:
+        elif source.size != copy.size:
             raise InfrastructureError(
-                f"{request.destination_path} has {there.size} bytes, its source has {source.size}: "
+                f"{request.destination_path} has {copy.size} bytes, its source has {source.size}: "
                 "the source was written to during the transfer, or the copy is damaged",
                 remote_id=task.task_id,
                 state=task.state,
@@ -208,7 +419,17 @@ class DeleteResult(TypedDict):
 
 
 class GlobusDeleteOperator(GlobusTaskOperator):
-    """Remove a file or a folder from a collection. Besides those of `GlobusTaskOperator`:
+    """Remove a file or a folder from a collection.
+
+    Example::
+
+        GlobusDeleteOperator(
+            task_id="remove",
+            collection="df82346e-9a15-11ea-b3c4-0ae144191ee3",
+            path="/scans/test.txt",
+        )
+
+    Besides the parameters of `GlobusTaskOperator`:
 
     :param collection: UUID of the collection.
     :param path: file or folder on it, from its root. Never the root itself.
@@ -247,7 +468,7 @@ class GlobusDeleteOperator(GlobusTaskOperator):
             recursive=self.recursive,
             ignore_missing=self.ignore_missing,
         )
-        return replace(request, label=self.make_label(context, request.fingerprint))
+        return replace(request, label=self.label_for(context, request.fingerprint))
 
     def conclude(self, request: Request, task: TaskSnapshot) -> DeleteResult:
         """A successful delete leaves nothing to check."""

@@ -1,37 +1,170 @@
-"""One task at Globus for one task at Airflow, whatever breaks.
+"""Submits one Globus task for one Airflow task, whatever breaks.
 
-The submission id is saved before the submit and the task's id after it. Whoever comes later (a
-retry, a cleared task, the same task on another machine) finds one of them and takes the task up
-again: Globus answers a submission id that it has seen with the same task. Without the saved state
-the label, which is the same for the same run and work, leads to the task.
+The submission id is saved before the submit and the task's id after it. What comes later (a retry, a
+cleared task, the same task on another machine) finds one of them and takes the task up again: Globus answers
+a submission id that it has seen with the same task. Without the saved state the label, which is the same for
+the same run and work, leads to the task.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass
-from typing import Any, Protocol
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
 
-from facilities.errors import NotFoundError
-from facilities.globus.documents import TaskSnapshot
-from facilities.globus.hook import GlobusHook
-from facilities.globus.requests import Request
-from facilities.globus.sdk_errors import SubmissionConflictError, SubmissionIdError
-from facilities.globus.states import FAILED, TaskStatus
+import globus_sdk
+
+from facilities.errors import NotFoundError, UserError
+from facilities.globus.errors import SubmissionConflictError, SubmissionIdError
+from facilities.globus.model import TaskSnapshot, TaskStatus
+from facilities.ownership import Owner
+
+if TYPE_CHECKING:
+    from facilities.deferral import StateStore
+    from facilities.globus.hook import GlobusHook
+
+SyncLevel = Literal["exists", "size", "mtime", "checksum"]
 
 STATE_KEY = "globus_task"
+
+_MAX_LABEL = 128
+_NOT_LABEL = re.compile(r"[^A-Za-z0-9._ -]+")
 
 log = logging.getLogger(__name__)
 
 
-class StateStore(Protocol):
-    """What is needed of Airflow's task state store."""
+# What is submitted
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Read a value."""
 
-    def set(self, key: str, value: Any) -> None:
-        """Write a value."""
+@dataclass(frozen=True)
+class TransferRequest:
+    """A file or folder to be copied. Every field has been checked."""
+
+    source_collection: str
+    source_path: str
+    destination_collection: str
+    destination_path: str
+    label: str
+    recursive: bool | None = None  # None: not known yet
+    sync_level: SyncLevel = "checksum"
+
+    kind: Literal["TRANSFER"] = field(default="TRANSFER", init=False)
+    document: globus_sdk.TransferData = field(init=False, repr=False, compare=False)
+    """Document for POST /transfer, but for the submission id.
+
+    No deadline is sent: Globus's own moves on while bytes arrive, and does not depend on our clock. A full
+    quota fails the task instead of leaving it to hang. Nobody reads the client's mail.
+    """
+
+    def __post_init__(self) -> None:
+        data = globus_sdk.TransferData(
+            self.source_collection,
+            self.destination_collection,
+            label=self.label,
+            sync_level=self.sync_level,
+            verify_checksum=True,
+            preserve_timestamp=True,
+            skip_source_errors=False,
+            fail_on_quota_errors=True,
+            notify_on_succeeded=False,
+            notify_on_failed=False,
+            notify_on_inactive=False,
+        )
+        recursive = globus_sdk.MISSING if self.recursive is None else self.recursive
+        data.add_item(self.source_path, self.destination_path, recursive=recursive)
+        object.__setattr__(self, "document", data)
+
+    @property
+    def fingerprint(self) -> str:
+        """Same for the same work, whatever the label."""
+        return _digest(
+            self.kind,
+            self.source_collection,
+            self.source_path,
+            self.destination_collection,
+            self.destination_path,
+            self.sync_level,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source_path} on {self.source_collection} to "
+            f"{self.destination_path} on {self.destination_collection}"
+        )
+
+
+@dataclass(frozen=True)
+class DeleteRequest:
+    """A file or folder to be removed. Every field has been checked."""
+
+    collection: str
+    path: str
+    label: str
+    recursive: bool = False
+    ignore_missing: bool = True
+
+    kind: Literal["DELETE"] = field(default="DELETE", init=False)
+    document: globus_sdk.DeleteData = field(init=False, repr=False, compare=False)
+    """Document for POST /delete, but for the submission id."""
+
+    def __post_init__(self) -> None:
+        data = globus_sdk.DeleteData(
+            self.collection,
+            label=self.label,
+            recursive=self.recursive,
+            ignore_missing=self.ignore_missing,
+            interpret_globs=False,
+            notify_on_succeeded=False,
+            notify_on_failed=False,
+            notify_on_inactive=False,
+        )
+        data.add_item(self.path)
+        object.__setattr__(self, "document", data)
+
+    @property
+    def fingerprint(self) -> str:
+        """Same for the same work, whatever the label."""
+        return _digest(self.kind, self.collection, self.path, str(self.recursive))
+
+    def __str__(self) -> str:
+        return f"{self.path} on {self.collection}"
+
+
+Request = TransferRequest | DeleteRequest
+
+
+def check_sync_level(value: object) -> SyncLevel:
+    """Return a sync level.
+
+    :raises UserError: when Globus has no such level.
+    """
+    for level in get_args(SyncLevel):
+        if value == level:
+            return level  # type: ignore[no-any-return]  # get_args is not typed
+    raise UserError(
+        f"sync_level {value!r} is unknown", next_step=f"choose one of {', '.join(get_args(SyncLevel))}."
+    )
+
+
+def make_label(base: str, owner: Owner, fingerprint: str) -> str:
+    """Label of at most 128 plain characters that is the same for the same owner and work, and for no other.
+
+    Plain, because Globus's filters give `/`, `:`, `,`, `~`, `=` and `!` a meaning. It ends in the owner's
+    hash and the work's.
+    """
+    end = f"-{owner.digest}-{fingerprint[:8]}"
+    plain = _NOT_LABEL.sub("_", base).strip()[: _MAX_LABEL - len(end)].strip()
+    return (plain or "task") + end
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+# Submitting it once
 
 
 @dataclass(frozen=True)
@@ -88,7 +221,7 @@ class Submission:
         if not record.task_id:
             return self._by_label()
         task = self._read(record.task_id)
-        if task is not None and task.status not in FAILED:
+        if task is not None and task.status is not TaskStatus.FAILED:
             log.info("Taking up Globus task %s again; it is %s.", task.task_id, task.state)
             return task
         log.warning(
@@ -139,7 +272,7 @@ class Submission:
         found = [
             task
             for task in self.hook.find_tasks(self.request.label, self.request.kind)
-            if task.status not in FAILED
+            if task.status is not TaskStatus.FAILED
         ]
         found.sort(key=lambda task: task.is_final)  # stable: the newest of each kind stays first
         if not found:

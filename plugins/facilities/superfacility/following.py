@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from facilities.errors import FacilityError
-from facilities.polling import PollFailed, Seen
+from facilities.polling import Answer, PollFailed
 from facilities.superfacility.events import JobEvent, error_values
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.identity import JobIdentity
@@ -26,9 +26,9 @@ def follow(source: SlurmJobs, watch: JobWatch, logger: Any) -> Verdict:
     failures, failing_since = 0, 0.0
     while True:
         time.sleep(watch.wait(time.monotonic()))
-        answer: Seen[JobView] | PollFailed
+        answer: Answer[JobView] | PollFailed
         try:
-            answer = Seen(source.look(frozenset({watch.job_id})).get(watch.job_id))
+            answer = Answer(source.look(frozenset({watch.job_id})).get(watch.job_id))
             failures = 0
         except FacilityError as error:
             failing_since = failing_since if failures else time.monotonic()

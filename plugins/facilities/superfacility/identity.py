@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from facilities.owners import Owner
+from facilities.ownership import Owner
 
 
 class Store(Protocol):
@@ -55,8 +54,7 @@ class JobIdentity:
     @property
     def digest(self) -> str:
         """Hash that only this task instance has."""
-        parts = (self.dag_id, self.run_id, self.task_id, str(self.map_index), self.run_after)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return replace(self.owner, run_after=self.run_after).digest
 
     @property
     def owner(self) -> Owner:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import jinja2
 
 from facilities.errors import UserError
-from facilities.owners import Owner
+from facilities.ownership import Owner
 from facilities.superfacility.claims import Claim, require_sh
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

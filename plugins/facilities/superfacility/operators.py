@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
+from facilities.cancellation import task_is_over, timed_out
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
-from facilities.killing import task_is_over, timed_out
 from facilities.superfacility.claims import Claim
 from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook
 from facilities.superfacility.hook import SuperfacilityHook
@@ -29,7 +29,6 @@ from facilities.superfacility.outages import describe
 from facilities.superfacility.states import SlurmState
 from facilities.superfacility.submission import Submission
 from facilities.superfacility.triggers import SubmitHoldTrigger
-from facilities.sweeping import WORK_KEY, RemoteWork
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -303,7 +302,6 @@ class SfapiSubmitJobOperator(BaseOperator):
             claim=self._identity.digest,
         )
         context["ti"].xcom_push(key="job", value=dict(values))
-        announce_work(context, job.job_id, self.superfacility_conn_id, self.machine)
         url = job_url(self.hook, self.machine, job.job_id)
         SlurmJobLink().persist(context, url)
         how = "submitted" if job.new else "taken up, as it was there already"
@@ -372,12 +370,6 @@ class SfapiSubmitJobOperator(BaseOperator):
             except OSError as error:
                 self.log.warning("No copy of the job script was kept: %s", error)
         return script
-
-
-def announce_work(context: Context, job_id: str, conn_id: str, machine: str) -> None:
-    """Leave the job where it is found when this task or its run is ended (`facilities.sweeping`)."""
-    work = RemoteWork(kind="slurm", remote_id=job_id, conn_id=conn_id, machine=machine)
-    context["ti"].xcom_push(key=WORK_KEY, value=dict(work))
 
 
 def write_private(folder: Path, name: str, text: str) -> Path:

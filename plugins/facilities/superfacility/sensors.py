@@ -15,9 +15,9 @@ from airflow.sdk import BaseSensorOperator, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 
+from facilities.cancellation import task_is_over, timed_out
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
-from facilities.killing import task_is_over, timed_out
-from facilities.polling import Pace
+from facilities.polling import PollInterval
 from facilities.superfacility import claims
 from facilities.superfacility.events import read_job_event
 from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook, end, follow
@@ -26,7 +26,6 @@ from facilities.superfacility.identity import JobIdentity, NotYet, Submitted
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.judging import JobResult, LogFiles, conclude
 from facilities.superfacility.links import SlurmJobLink, job_url
-from facilities.superfacility.operators import announce_work
 from facilities.superfacility.resubmission import Successors
 from facilities.superfacility.source import SlurmJobs
 from facilities.superfacility.states import CONFIRM
@@ -137,7 +136,6 @@ class SlurmJobSensor(BaseSensorOperator):
             with closing(self.hook):
                 url = job_url(self.hook, self.machine, job_id)
         SlurmJobLink().persist(context, url)
-        announce_work(context, job_id, self.superfacility_conn_id, self.machine)
         self.log.info("Waiting for Slurm job %s on %s. %s", job_id, self.machine, url)
         if self.deferrable:
             self._defer(job_id, self._deadline(context, job_id))
@@ -215,7 +213,7 @@ class SlurmJobSensor(BaseSensorOperator):
     @property
     def _limits(self) -> Limits:
         return Limits(
-            pace=Pace(least=self.poll_least, most=self.poll_most), confirm=self.confirm, grace=self.grace
+            pace=PollInterval(self.poll_least, self.poll_most), confirm=self.confirm, grace=self.grace
         )
 
     def _deadline(self, context: Context, job_id: str) -> float:

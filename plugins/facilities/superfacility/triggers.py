@@ -10,9 +10,9 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from facilities.cancellation import trigger_is_over
 from facilities.errors import CredentialsError, FacilityError, TransientError
-from facilities.killing import really_killed
-from facilities.polling import Pace, jittered_sleep, shared_poller
+from facilities.polling import PollInterval, jittered_sleep, shared_poller
 from facilities.superfacility.events import WaitEvent
 from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook, end, say
 from facilities.superfacility.hook import SuperfacilityHook
@@ -67,7 +67,7 @@ class SlurmJobTrigger(BaseTrigger):
         self.machine = machine
         self.job_id = job_id
         self.deadline = deadline
-        self.limits = Limits(pace=Pace(least=poll_least, most=poll_most), confirm=confirm, grace=grace)
+        self.limits = Limits(pace=PollInterval(poll_least, poll_most), confirm=confirm, grace=grace)
         self.first_look = first_look
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -79,8 +79,8 @@ class SlurmJobTrigger(BaseTrigger):
                 "machine": self.machine,
                 "job_id": self.job_id,
                 "deadline": self.deadline,
-                "poll_least": self.limits.pace.least,
-                "poll_most": self.limits.pace.most,
+                "poll_least": self.limits.pace.min_seconds,
+                "poll_most": self.limits.pace.max_seconds,
                 "confirm": self.limits.confirm,
                 "grace": self.limits.grace,
                 "first_look": self.first_look,
@@ -100,7 +100,7 @@ class SlurmJobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Cancel the job when the task was really ended."""
-        if await really_killed(self):
+        if await trigger_is_over(self):
             note = await asyncio.to_thread(
                 cancel_and_say,
                 emergency_hook(self.superfacility_conn_id, own_tokens=False),
@@ -199,7 +199,7 @@ class SubmitHoldTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Cancel what may have been submitted, when the task was really ended."""
-        if await really_killed(self):
+        if await trigger_is_over(self):
             hook = emergency_hook(self.superfacility_conn_id, own_tokens=False)
             await asyncio.to_thread(cancel_by_name, hook, self.machine, self.identity)
 

@@ -13,7 +13,7 @@ from facilities.errors import (
     TimeLimitError,
     TransientError,
 )
-from facilities.polling import Pace, PollFailed, Seen
+from facilities.polling import Answer, PollFailed, PollInterval
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.states import CONFIRM, FINAL, HELD, HELD_REASONS, RUNNING, SlurmState
 
@@ -40,7 +40,7 @@ class Limits:
     :param grace: that a job may be unknown to Slurm before that is an error.
     """
 
-    pace: Pace = field(default_factory=Pace)
+    pace: PollInterval = field(default_factory=PollInterval)
     confirm: float = 30.0
     grace: float = 600.0
 
@@ -83,15 +83,15 @@ class JobWatch:
         """Seconds until the next look."""
         pace, job = self._limits.pace, self.last
         if job is None or self._failing_since is not None or self._missing_since is not None:
-            wanted = pace.least
+            wanted = pace.min_seconds
         elif job.state in RUNNING and job.elapsed is not None:
             left = None if job.limit is None else job.limit - job.elapsed
-            wanted = pace.interval(job.elapsed, left)
+            wanted = pace.after(job.elapsed, left)
         else:
-            wanted = pace.interval(now - self._began)
+            wanted = pace.after(now - self._began)
         return min(wanted, self.seconds_until_limit(now))
 
-    def look(self, answer: Seen[JobView] | PollFailed, now: float) -> Verdict | None:
+    def look(self, answer: Answer[JobView] | PollFailed, now: float) -> Verdict | None:
         """Take in an answer; None while the job goes on."""
         if isinstance(answer, PollFailed):
             return self._look_failed(answer, now)

@@ -16,7 +16,7 @@ from facilities.errors import (
 )
 from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import STATE_KEY
-from facilities.globus.triggers import GlobusAnswersTrigger
+from facilities.globus.trigger import GlobusOutageTrigger
 from support.globus import (
     Place,
     Run,
@@ -107,7 +107,7 @@ def test_an_error_instead_of_a_reply(run: Run, place: Place, status: int) -> Non
 def test_an_outage_during_the_submit_holds_the_task(run: Run, place: Place) -> None:
     place.facility.fault(kind="drop_reply", method="POST", path="/transfer$", times=4)
     held = deferred(run.start(making(place)))
-    assert held.method_name == "resume_held"
+    assert held.method_name == "resume_after_outage"
     assert held.timeout is not None
     assert run.fire(held) == {"outcome": "answers"}
     assert run.follow(making(place), run.resume(making(place), held, {"outcome": "answers"}))["bytes"] == 600
@@ -132,7 +132,7 @@ def test_fifty_held_tasks_ask_once(run: Run, place: Place) -> None:
     place.facility.fault(kind="status", path="v0.10", status=503)
     held = deferred(run.start(making(place)))
     kwargs = held.trigger.serialize()[1]
-    triggers = [GlobusAnswersTrigger(**{**kwargs, "label": f"t{number}"}) for number in range(50)]
+    triggers = [GlobusOutageTrigger(**{**kwargs, "label": f"t{number}"}) for number in range(50)]
     place.facility.clear_faults()
     place.facility.clear_requests()
 
@@ -172,7 +172,7 @@ def test_a_retry_takes_the_living_transfer_up_again(run: Run, place: Place) -> N
     first = deferred(run.start(making(place)))
     run.retry()
     second = deferred(run.start(making(place)))
-    assert first.trigger.serialize()[1]["task_id"] == second.trigger.serialize()[1]["task_id"]
+    assert first.trigger.serialize()[1]["remote_id"] == second.trigger.serialize()[1]["remote_id"]
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
     run.resume(making(place), second, run.fire(second))
     assert [task["files_moved"] for task in place.books()] == [1]
@@ -200,7 +200,7 @@ def test_a_finished_result_that_is_gone_is_made_anew(run: Run, place: Place) -> 
 def test_after_a_failed_transfer_a_new_one_is_submitted(run: Run, place: Place) -> None:
     place.facility.control("globus", "bandwidth", bytes_per_second=10)
     first = deferred(run.start(making(place)))
-    task_id = first.trigger.serialize()[1]["task_id"]
+    task_id = first.trigger.serialize()[1]["remote_id"]
     place.facility.control("globus", "cancel", task_id=task_id)
     with pytest.raises(UserError, match="failed with CANCELED"):
         run.resume(making(place), first, run.fire(first))
@@ -216,7 +216,7 @@ def test_without_a_state_store_the_label_leads_to_the_transfer(run: Run, place: 
     first = deferred(run.start(making(place)))
     run.retry()
     second = deferred(run.start(making(place)))
-    assert first.trigger.serialize()[1]["task_id"] == second.trigger.serialize()[1]["task_id"]
+    assert first.trigger.serialize()[1]["remote_id"] == second.trigger.serialize()[1]["remote_id"]
     assert len(place.books()) == 1
 
 
@@ -234,7 +234,7 @@ def test_a_conflict_with_our_own_lost_transfer_takes_it_up(run: Run, place: Plac
     first = deferred(run.start(making(place)))
     run.store = Store()  # a first try without any memory: the run was deleted and posted again
     second = deferred(run.start(making(place)))
-    assert first.trigger.serialize()[1]["task_id"] == second.trigger.serialize()[1]["task_id"]
+    assert first.trigger.serialize()[1]["remote_id"] == second.trigger.serialize()[1]["remote_id"]
     assert len(place.books()) == 1
 
 
@@ -242,7 +242,7 @@ def test_a_conflict_with_somebody_elses_transfer_waits(run: Run, place: Place) -
     place.facility.control("globus", "bandwidth", bytes_per_second=10)
     deferred(Run().start(making(place)))
     held = deferred(run.start(making(place)))
-    assert held.method_name == "resume_held"
+    assert held.method_name == "resume_after_outage"
     assert "identical paths has not yet completed" in held.trigger.serialize()[1]["reason"]
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
     wait_until(lambda: place.books()[0]["status"] == "SUCCEEDED")

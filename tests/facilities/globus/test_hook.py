@@ -19,9 +19,9 @@ from facilities.errors import (
     UserError,
 )
 from facilities.globus.connection import CONNECTION_TYPE, GlobusSettings
+from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.requests import DeleteRequest
-from facilities.globus.sdk_errors import SubmissionConflictError
+from facilities.globus.submission import DeleteRequest
 from standin.testing import Facility
 from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
 

@@ -11,16 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from facilities.errors import UserError
-from facilities.globus.requests import (
-    DeleteRequest,
-    TransferRequest,
-    check_collection,
-    check_path,
-    check_sync_level,
-    check_task_id,
-    make_label,
-)
-from facilities.owners import Owner
+from facilities.globus.model import check_collection, check_path, check_task_id
+from facilities.globus.submission import DeleteRequest, TransferRequest, check_sync_level, make_label
+from facilities.ownership import Owner
 
 SOURCE = "639c49be-604f-423c-9c5d-82a53afe1bf1"
 DESTINATION = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
@@ -128,8 +121,7 @@ def request(**changes: object) -> TransferRequest:
 
 
 def test_the_transfer_document() -> None:
-    submission_id = str(uuid.uuid4())
-    document = request(recursive=False).document(submission_id)
+    document = request(recursive=False).document
     assert {key: value for key, value in document.items() if value is not globus_sdk.MISSING} == {
         "DATA_TYPE": "transfer",
         "DATA": [
@@ -145,7 +137,6 @@ def test_the_transfer_document() -> None:
         "source_endpoint": SOURCE,
         "destination_endpoint": DESTINATION,
         "label": "scan",
-        "submission_id": submission_id,
         "sync_level": 3,
         "verify_checksum": True,
         "preserve_timestamp": True,
@@ -158,7 +149,7 @@ def test_the_transfer_document() -> None:
 
 
 def test_the_delete_document_never_expands_patterns() -> None:
-    document = DeleteRequest(DESTINATION, "/a*", "scan").document(str(uuid.uuid4()))
+    document = DeleteRequest(DESTINATION, "/a*", "scan").document
     assert document["interpret_globs"] is False
     assert document["ignore_missing"] is True
     assert [item["path"] for item in document["DATA"]] == ["/a*"]

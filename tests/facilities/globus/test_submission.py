@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from facilities.errors import LostReplyError, NotFoundError, TransientError
-from facilities.globus.documents import TaskSnapshot
+from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.requests import Request, TransferRequest
-from facilities.globus.sdk_errors import SubmissionConflictError
-from facilities.globus.states import FAILED, LIVING, TaskStatus
-from facilities.globus.submission import Submission
+from facilities.globus.model import LIVING, TaskSnapshot, TaskStatus
+from facilities.globus.submission import Request, Submission, TransferRequest
 from support.globus import Store
 
 REQUEST = TransferRequest(
@@ -164,20 +162,20 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @invariant()
     def never_more_than_one_lives_or_has_succeeded(self) -> None:
-        good = [task for task in self.globus.tasks.values() if task.snapshot.status not in FAILED]
+        good = [task for task in self.globus.tasks.values() if task.snapshot.status is not TaskStatus.FAILED]
         assert len(good) <= 1
         assert sum(task.snapshot.status in LIVING for task in self.globus.tasks.values()) <= 1
 
     @invariant()
     def a_new_task_only_follows_failed_ones(self) -> None:
-        assert all(status in FAILED for before in self.submitted_after for status in before)
+        assert all(status is TaskStatus.FAILED for before in self.submitted_after for status in before)
 
     def teardown(self) -> None:
         """Without faults a task is had with the next try; with one more if that one has failed meanwhile."""
         for _ in range(2):
             submission = Submission(self.globus, self.store, REQUEST, retried=True)
             task = submission.take_up() or submission.submit()
-        assert self.globus.tasks[task.task_id].snapshot.status not in FAILED
+        assert self.globus.tasks[task.task_id].snapshot.status is not TaskStatus.FAILED
 
 
 TestExactlyOnce = ExactlyOnce.TestCase

@@ -25,7 +25,7 @@ from facilities.errors import (
 from facilities.globus.hook import GlobusHook
 from facilities.globus.links import GlobusTaskLink
 from facilities.globus.operators import GlobusTransferOperator
-from facilities.globus.triggers import GlobusTaskTrigger
+from facilities.globus.trigger import GlobusTaskTrigger
 from standin.testing import Facility
 from support.globus import (
     CONN_ID,
@@ -42,7 +42,7 @@ from support.globus import (
 def test_the_trigger_is_stored_without_secrets_and_comes_back(run: Run, place: Place) -> None:
     waiting = deferred(run.start(making(place, timeout=timedelta(hours=3))))
     path, kwargs = waiting.trigger.serialize()
-    assert path == "facilities.globus.triggers.GlobusTaskTrigger"
+    assert path == "facilities.globus.trigger.GlobusTaskTrigger"
     secret = place.facility.description["globus"]["client_secret"]
     assert secret not in json.dumps([kwargs, run.ti.xcoms, run.store])
     assert run.trigger(waiting).serialize() == (path, kwargs)
@@ -53,7 +53,7 @@ def test_the_trigger_is_stored_without_secrets_and_comes_back(run: Run, place: P
 
 def test_the_link_is_there_while_the_task_waits(run: Run, place: Place) -> None:
     waiting = deferred(run.start(making(place)))
-    task_id = waiting.trigger.serialize()[1]["task_id"]
+    task_id = waiting.trigger.serialize()[1]["remote_id"]
     url = run.ti.xcoms[GlobusTaskLink().xcom_key]
     assert url == f"https://app.globus.org/activity/{task_id}"
     assert GlobusTransferOperator.operator_extra_links[0].name == "Globus task"
@@ -73,7 +73,7 @@ def test_fifty_waits_share_their_requests(standin: Facility) -> None:
     began = time.monotonic()
     events = asyncio.run(all_events())
     seconds = time.monotonic() - began
-    assert {event["outcome"] for event in events} == {"finished"}
+    assert {event["outcome"] for event in events} == {"ended"}
     lists = sum(entry["path"].endswith("/task_list") for entry in standin.requests("globus"))
     assert lists <= seconds / 0.05 + 2
     assert len(standin.requests("globus")) <= lists + 5
@@ -95,12 +95,12 @@ def test_a_stuck_transfer_is_told_and_given_up(run: Run, place: Place, task_log:
     waiting = deferred(run.start(make))
     place.at_source.unlink()
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
-    task_id = waiting.trigger.serialize()[1]["task_id"]
+    task_id = waiting.trigger.serialize()[1]["remote_id"]
     if place.books()[0]["status"] == "SUCCEEDED":
         pytest.fail("the transfer was too quick for this test")
     place.facility.control("globus", "retry", task_id=task_id)
     event = run.fire(waiting)
-    assert (event["outcome"], event["cancelled"], event["failure_class"]) == ("stuck", "yes", "user")
+    assert (event["outcome"], event["cancelled"], event["error"]["failure_class"]) == ("stuck", "yes", "user")
     assert "FILE_NOT_FOUND" in task_log()
     with pytest.raises(UserError, match=r"made no progress for .* because of FILE_NOT_FOUND") as raised:
         run.resume(make, waiting, event)
@@ -113,28 +113,31 @@ def test_a_standstill_counts_from_its_beginning_whatever_starts_anew(
     run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute of it is written down; then neither a new triggerer nor a new try begins the count again."""
-    monkeypatch.setattr("facilities.globus.watching._KEEP_AFTER", 0.5)
+    monkeypatch.setattr("facilities.globus.trigger._SAVE_STALL_AFTER", 0.5)
     make = making(place, give_up_after=timedelta(minutes=30), timeout=timedelta(hours=5))
     place.facility.control("globus", "bandwidth", bytes_per_second=1)
     waiting = deferred(run.start(make))
-    task_id = waiting.trigger.serialize()[1]["task_id"]
+    task_id = waiting.trigger.serialize()[1]["remote_id"]
     place.facility.control("globus", "pause", task_id=task_id)  # or it may have the file open
     place.at_source.unlink()
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
     began = time.time()
     place.facility.control("globus", "resume", task_id=task_id)
     event = run.fire(waiting)
-    assert (event["outcome"], event["cancelled"]) == ("in trouble", "not asked")
-    assert event["reason"] in ("FILE_NOT_FOUND", "UNKNOWN")  # the latter while Globus is trying again
+    assert (event["outcome"], event["cancelled"]) == ("stalled", "not asked")
+    assert event["result"]["trouble"] in (
+        "FILE_NOT_FOUND",
+        "UNKNOWN",
+    )  # the latter while Globus is trying again
     again = deferred(run.resume(make, waiting, event))
-    since = again.trigger.serialize()[1]["standstill"]["since"]
+    since = again.trigger.serialize()[1]["stall"]["since"]
     assert began - 1 <= since <= time.time() - 0.5
     run.retry()
     retried = deferred(run.start(make)).trigger.serialize()[1]
-    assert (retried["standstill"]["since"], retried["task_id"]) == (since, task_id)
+    assert (retried["stall"]["since"], retried["remote_id"]) == (since, task_id)
     assert retried["deadline"] == waiting.trigger.serialize()[1]["deadline"]
 
-    run.store["globus_wait"]["standstill"]["since"] = time.time() - 29 * 60 - 59  # type: ignore[index]
+    run.store["remote_wait"]["details"]["stall"]["since"] = time.time() - 29 * 60 - 59  # type: ignore[index]
     last = deferred(run.start(make))
     assert run.fire(last)["outcome"] == "stuck"
     assert place.books()[0]["canceled_by"] == "user"
@@ -175,7 +178,7 @@ def test_an_outage_while_waiting_is_not_noticed_by_the_transfer(
     waiting = deferred(run.start(making(place)))
     place.facility.fault(kind="status", path="task_list", status=503, times=1)
     event = run.fire(waiting)
-    assert event["outcome"] == "finished"
+    assert event["outcome"] == "ended"
     assert "Globus has not answered for" in task_log()
     assert run.resume(making(place), waiting, event)["files"] == 1
 
@@ -219,8 +222,8 @@ def test_a_secret_that_ends_while_waiting(run: Run, place: Place) -> None:
     place.facility.control("globus", "client", enabled=False)
     place.facility.control("globus", "revoke_tokens")
     event = run.fire(waiting)
-    assert (event["outcome"], event["cancelled"]) == ("credentials", "not asked")
-    with pytest.raises(CredentialsError, match="refuses us while its task runs on"):
+    assert (event["outcome"], event["cancelled"]) == ("refused", "not asked")
+    with pytest.raises(CredentialsError, match="refuses us while the Globus task runs on"):
         run.resume(making(place), waiting, event)
     place.facility.control("globus", "client", enabled=True)
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
@@ -232,10 +235,10 @@ def test_a_secret_that_ends_while_waiting(run: Run, place: Place) -> None:
 def test_a_task_that_globus_forgot(run: Run, place: Place) -> None:
     trigger = GlobusTaskTrigger(
         globus_conn_id=CONN_ID,
-        task_id=str(uuid.uuid4()),
+        remote_id=str(uuid.uuid4()),
         deadline=time.time() + 60,
-        pace_least=0.01,
-        pace_most=0.02,
+        min_poll_interval=0.01,
+        max_poll_interval=0.02,
         give_up_after=60,
         give_up_outage_after=60,
     )
@@ -245,7 +248,7 @@ def test_a_task_that_globus_forgot(run: Run, place: Place) -> None:
         making(place)().execute_complete(run.context(), payload)
 
 
-@pytest.mark.parametrize("event", [None, "success", {}, {"outcome": "finished"}, {"outcome": 5}])
+@pytest.mark.parametrize("event", [None, "success", {}, {"outcome": "ended"}, {"outcome": 5}])
 def test_an_event_that_is_none_of_ours(run: Run, place: Place, event: Any) -> None:
     with pytest.raises(InfrastructureError, match="without a proper event"):
         making(place)().execute_complete(run.context(), event)
@@ -291,7 +294,7 @@ def test_a_trigger_that_is_moved_cancels_nothing(run: Run, place: Place) -> None
     asyncio.run(start_and_move())
     assert [task["status"] for task in place.books()] == ["ACTIVE"]
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
-    assert run.fire(waiting)["outcome"] == "finished"
+    assert run.fire(waiting)["outcome"] == "ended"
 
 
 def test_a_worker_that_waits_itself(run: Run, place: Place) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import CredentialsError, NotFoundError, TimeLimitError, TransientError, UserError
-from facilities.polling import Pace, PollFailed, Seen
+from facilities.polling import Answer, PollFailed, PollInterval
 from facilities.superfacility.job import JobSnapshot
 from facilities.superfacility.states import ACTIVE, CONFIRM, FINAL, SlurmState, parse_state
 from facilities.superfacility.watching import JobView, JobWatch, Limits, Verdict
 
-LIMITS = Limits(pace=Pace(least=5, most=60), confirm=30, grace=600)
+LIMITS = Limits(pace=PollInterval(5, 60), confirm=30, grace=600)
 START = datetime(2026, 11, 22, 17, tzinfo=UTC)
 
 
@@ -28,8 +28,8 @@ def _row(text: str, origin: Any = "sacct", **values: Any) -> JobSnapshot:
     return JobSnapshot("80", origin, text, parse_state(text), **values)
 
 
-def _seen(accounted: str | None, queued: str | None = None) -> Seen[JobView]:
-    return Seen(
+def _seen(accounted: str | None, queued: str | None = None) -> Answer[JobView]:
+    return Answer(
         JobView(
             None if accounted is None else _row(accounted),
             None if queued is None else _row(queued, "squeue"),
@@ -87,9 +87,9 @@ def test_a_failure_while_the_nodes_are_still_being_cleared_counts() -> None:
 
 def test_a_job_never_seen_has_a_grace_and_then_a_clear_error() -> None:
     watch = _watch()
-    assert watch.look(Seen(None), 0) is None
-    assert watch.look(Seen(None), 599) is None
-    verdict = watch.look(Seen(None), 600)
+    assert watch.look(Answer(None), 0) is None
+    assert watch.look(Answer(None), 599) is None
+    verdict = watch.look(Answer(None), 600)
     assert verdict is not None
     assert isinstance(verdict.error, NotFoundError)
     assert not verdict.cancel
@@ -100,10 +100,10 @@ def test_a_job_never_seen_has_a_grace_and_then_a_clear_error() -> None:
 def test_a_job_that_vanishes_tells_its_last_state() -> None:
     watch = _watch()
     watch.look(_seen("RUNNING"), 0)
-    watch.look(Seen(None), 10)
+    watch.look(Answer(None), 10)
     assert watch.look(_seen("RUNNING"), 20) is None
-    watch.look(Seen(None), 30)
-    verdict = watch.look(Seen(None), 631)
+    watch.look(Answer(None), 30)
+    verdict = watch.look(Answer(None), 631)
     assert verdict is not None
     assert "It was RUNNING when last seen" in str(verdict.error)
 
@@ -147,7 +147,7 @@ def test_a_refusal_that_stays_ends_the_wait_and_leaves_the_job_alone(error: Any,
     assert watch.look(_failed(error, needed, needed), needed) == Verdict(error=error, cancel=False)
 
 
-@pytest.mark.parametrize("answer", [_seen("RUNNING"), Seen(None), _failed(TransientError("x"), 9, 9)])
+@pytest.mark.parametrize("answer", [_seen("RUNNING"), Answer(None), _failed(TransientError("x"), 9, 9)])
 def test_the_limit_cancels(answer: Any) -> None:
     watch = _watch(patience=100)
     assert watch.look(answer, 99) is None
@@ -163,7 +163,7 @@ def test_an_end_at_the_limit_is_an_end() -> None:
 
 
 def _told(watch: JobWatch, job: JobSnapshot, now: float) -> list[str]:
-    watch.look(Seen(JobView(job, None)), now)
+    watch.look(Answer(JobView(job, None)), now)
     return [text for _, text in watch.drain()]
 
 
@@ -202,7 +202,7 @@ def test_a_running_job_is_told_with_elapsed_of_limit_each_tenth() -> None:
 )
 def test_a_held_job_is_a_warning(state: str, reason: str | None) -> None:
     watch = _watch()
-    watch.look(Seen(JobView(_row(state, reason=reason), None)), 0)
+    watch.look(Answer(JobView(_row(state, reason=reason), None)), 0)
     [(level, text)] = watch.drain()
     assert level == logging.WARNING
     assert "scontrol release 80" in text
@@ -211,7 +211,7 @@ def test_a_held_job_is_a_warning(state: str, reason: str | None) -> None:
 def test_a_job_that_was_held_before_it_started_is_not_held() -> None:
     """sacct goes on telling why a job waited (recorded, Slurm 22.05)."""
     watch = _watch()
-    watch.look(Seen(JobView(_row("RUNNING", reason="JobHeldUser"), None)), 0)
+    watch.look(Answer(JobView(_row("RUNNING", reason="JobHeldUser"), None)), 0)
     [(level, text)] = watch.drain()
     assert level == logging.INFO
     assert "runs" in text
@@ -223,7 +223,7 @@ def test_looks_are_quick_after_the_start_and_near_the_end_and_slow_between() -> 
     assert watch.wait(1) == 5
     assert watch.wait(5000) == 60
     for elapsed, expected in [(10, 5), (7200, 60), (14_380, 5)]:
-        watch.look(Seen(JobView(_row("RUNNING", elapsed=elapsed, limit=14_400), None)), elapsed)
+        watch.look(Answer(JobView(_row("RUNNING", elapsed=elapsed, limit=14_400), None)), elapsed)
         assert watch.wait(elapsed) == expected
     watch.look(_seen("NODE_FAIL"), 14_390)
     assert watch.wait(14_390) == 5

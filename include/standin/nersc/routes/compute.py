@@ -95,7 +95,7 @@ class ComputeRoutes:
     async def _cancel(self, _task_id: str, work: dict[str, Any]) -> dict[str, Any]:
         """The task of a DELETE: call scancel."""
         await self._api.scheduler.cancel(work["job_id"])
-        return {"status": "ok", "output": "", "error": None}
+        return {"status": "ok", "output": "", "error": ""}
 
 
 def _read_script(path: Path) -> str:

@@ -1,0 +1,252 @@
+"""The base of operators that submit remote work, or wait for it, deferred."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
+
+from facilities.cancellation import Cancellation, task_is_over, timed_out
+from facilities.errors import InfrastructureError, TimeLimitError, TransientError
+from facilities.waiting import OutageTrigger, RemoteTrigger, WaitTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+
+STATE_KEY = "remote_wait"
+
+# The triggers keep the deadlines themselves; Airflow's own comes later, in case that no triggerer runs.
+_DEFER_GRACE = timedelta(minutes=5)
+_MAX_FIRST_PAUSE = 300.0  # seconds
+_MAX_HOLDS_COUNTED = 10
+
+
+class StateStore(Protocol):
+    """What is needed of Airflow's task state store, which outlives a task's tries."""
+
+    def get(self, key: str) -> Any:
+        """Value of a key, or None."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value."""
+
+    def delete(self, key: str) -> None:
+        """Forget a key; no error when there is none."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The wait for one job or transfer, kept so that its limits count from the first try on.
+
+    Triggers start anew when the triggerer does, and tasks when they are retried.
+
+    :param deadline: its end, in seconds since 1970.
+    :param details: what else the service's trigger wants to have kept.
+    """
+
+    remote_id: str
+    deadline: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, store: StateStore | None, remote_id: str) -> Wait | None:
+        """The wait that has begun for this work; None for one of other work."""
+        kept = store.get(STATE_KEY) if store is not None else None
+        if not isinstance(kept, Mapping) or kept.get("remote_id") != remote_id:
+            return None
+        try:
+            return cls(remote_id, float(kept["deadline"]), dict(kept.get("details") or {}))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def save(self, store: StateStore | None) -> Wait:
+        """Write it down; when the store fails, a later try begins the count again."""
+        try:
+            if store is not None:
+                store.set(STATE_KEY, asdict(self))
+        except Exception:
+            log.exception("Could not keep since when %s is waited for.", self.remote_id)
+        return self
+
+
+def end_wait(store: StateStore | None) -> None:
+    """The wait is over: another one, for the same work too, counts from its own beginning."""
+    if store is not None:
+        store.delete(STATE_KEY)
+
+
+class RemoteWorkOperator(BaseOperator):
+    """Submits remote work, or waits for it.
+
+    A subclass finds or submits its work in `run_try`. It calls `announce` when it knows the work's id,
+    `wait_for` to wait for the work, and `hold` when the service does not answer::
+
+        def run_try(self, context, **holds):
+            try:
+                job_id = self.hook.submit(self.script)
+            except TransientError as error:
+                self.hold(context, error, **holds)
+            self.announce(context, job_id)
+            return self.wait_for(context, MyJobTrigger(remote_id=job_id, deadline=time.time() + 3600))
+
+        def execute_complete(self, context, event):
+            return read_event(event)["result"]
+
+    :param hold: longest wait for the service to answer when it cannot be reached.
+    :param deferrable: wait in the triggerer; otherwise a worker slot is held.
+    """
+
+    service: ClassVar[str]
+    status_page: ClassVar[str]
+    first_pause = 10.0
+    """Seconds before the first look whether a silent service answers."""
+
+    def __init__(self, *, hold: timedelta, deferrable: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.longest_hold = hold
+        self.deferrable = deferrable
+        self.remote_id = ""
+        self._kill_requested = False
+        self._ti: Any = None
+
+    # What a subclass defines
+
+    @abstractmethod
+    def run_try(self, context: Context, **kwargs: Any) -> Any:
+        """Find or submit the work, and wait for it; called again, with what `hold` gives, after an outage."""
+
+    @abstractmethod
+    def execute_complete(self, context: Context, event: object) -> Any:
+        """Go on when a `WaitTrigger` has ended its wait."""
+
+    @abstractmethod
+    def outage_trigger(
+        self, context: Context, reason: str, deadline: float, first_pause: float
+    ) -> OutageTrigger:
+        """What waits until the service answers."""
+
+    @abstractmethod
+    def cancel_known(self, *, urgent: bool) -> Cancellation:
+        """Cancel the work of id `remote_id`.
+
+        :param urgent: called in a signal handler: there are few seconds, and no lock may be waited for that
+            the interrupted code may hold.
+        """
+
+    @abstractmethod
+    def cancel_unknown(self, context: Context) -> str:
+        """Cancel what an earlier part of this task may have submitted, found by its name.
+
+        :return: what was done, for an error; empty for nothing.
+        """
+
+    # For a subclass to call
+
+    def announce(self, context: Context, remote_id: str) -> None:
+        """Note the id of the work, for `on_kill`.
+
+        :raises InfrastructureError: the task was ended meanwhile; the work has been cancelled.
+        """
+        self.remote_id = remote_id
+        if self._kill_requested and task_is_over(context["ti"]):
+            note = self.cancel_known(urgent=True).note
+            raise InfrastructureError(
+                "The task was ended during its submit", remote_id=remote_id, details=note
+            )
+
+    def wait_for(self, context: Context, trigger: WaitTrigger[Any]) -> Any:
+        """Wait, and go on with `execute_complete`."""
+        if self.deferrable:
+            self.defer_to(trigger, trigger.deadline, "execute_complete")
+        return self.execute_complete(context, asyncio.run(trigger.wait()))
+
+    def hold(
+        self,
+        context: Context,
+        error: TransientError,
+        *,
+        hold_until: float | None = None,
+        holds: int = 0,
+        **kwargs: Any,
+    ) -> NoReturn:
+        """Wait, deferred, until the service answers, and go on with `run_try`.
+
+        A task that is not deferrable leaves it to its retries.
+
+        :param hold_until: end of the wait, of an earlier hold of the same try.
+        :param holds: how many there have been in a row; each waits twice as long before it looks.
+        :param kwargs: handed to `run_try`, with the two above.
+        """
+        if not self.deferrable:
+            raise error
+        now = time.time()
+        hold_until = hold_until or now + self.longest_hold.total_seconds()
+        if now >= hold_until:
+            raise self._outage_error(context, str(error)) from error
+        pause = max(min(self.first_pause * 2.0**holds, _MAX_FIRST_PAUSE), error.retry_after or 0.0)
+        kwargs |= {"hold_until": hold_until, "holds": min(holds + 1, _MAX_HOLDS_COUNTED)}
+        trigger = self.outage_trigger(context, str(error), hold_until, pause)
+        self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)
+
+    def _outage_error(self, context: Context, details: str) -> TimeLimitError:
+        cancelled = self.cancel_unknown(context)
+        return TimeLimitError(
+            f"{self.service} could not be used within {self.longest_hold}, the limit of the wait",
+            next_step=f"look at {self.status_page}; clear the task when {self.service} answers.",
+            details="\n".join(part for part in (details, cancelled) if part),
+        )
+
+    def defer_to(self, trigger: RemoteTrigger, deadline: float, method_name: str, **kwargs: Any) -> NoReturn:
+        """Defer, with a timeout of Airflow's some minutes after the trigger's own deadline."""
+        timeout = timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE
+        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=timeout)
+        raise AssertionError("defer raises")
+
+    # Airflow's entries
+
+    def execute(self, context: Context) -> Any:
+        """Find or submit the work, and wait for it."""
+        self._ti = context["ti"]
+        return self.run_try(context)
+
+    def resume_after_outage(self, context: Context, event: object, **kwargs: Any) -> Any:
+        """Go on when an `OutageTrigger` has ended its wait."""
+        self._ti = context["ti"]
+        if not isinstance(event, Mapping) or event.get("outcome") != "answers":
+            raise self._outage_error(context, "")
+        return self.run_try(context, **kwargs)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Cancel the remote work when Airflow itself has ended the wait: it calls nothing else then."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except (TaskDeferralTimeout, AirflowSensorTimeout) as error:
+            if not isinstance(error, TaskDeferralTimeout) and not isinstance(
+                error.__cause__, TaskDeferralTimeout
+            ):
+                raise
+            raise TimeLimitError(
+                f"The wait for {self.service} reached its limit while no triggerer looked at it",
+                next_step="check that a triggerer runs, then clear the task.",
+                details=self.cancel_unknown(context),
+            ) from error
+
+    def on_kill(self) -> None:
+        """Cancel the remote work when this task was ended, or has run out of its execution_timeout.
+
+        Runs inside a signal handler or an exception's. While a submit is on its way nothing is known yet: the
+        interrupted code sees the flag and cancels as soon as it has the id (`announce`).
+        """
+        self._kill_requested = True
+        if self.remote_id and (timed_out() or task_is_over(self._ti)):
+            self.log.info("The task was ended. %s", self.cancel_known(urgent=True).note)

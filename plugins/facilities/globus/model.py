@@ -1,0 +1,311 @@
+"""Models what Globus's documents hold: tasks, files, fault codes, ids and paths, checked and typed.
+
+A field that is missing or of another type falls back to "unknown"; only a document without an id or a status
+is refused, because nothing can be decided on it. The API has no status for a cancelled task: it is FAILED
+with the fatal error CANCELED. The fault codes are those that Globus's staff published for events and
+`nice_status`.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from facilities.errors import FailureClass, TransientError, UserError
+
+_MAX_PATH = 4096  # bytes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class TaskStatus(StrEnum):
+    """Status of a transfer or delete task."""
+
+    ACTIVE = "ACTIVE"
+    INACTIVE = "INACTIVE"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+LIVING = frozenset({TaskStatus.ACTIVE, TaskStatus.INACTIVE})
+"""The task may still move bytes; INACTIVE waits for somebody to renew a credential."""
+
+
+FINE = frozenset({"", "OK", "QUEUED"})
+"""Values of `nice_status` that are no trouble."""
+
+CANCELLED_CODE = "CANCELED"
+EXPIRED_CODE = "EXPIRED"
+
+_USER_CODES = frozenset(
+    {
+        CANCELLED_CODE,
+        "EXTERNAL_CHECKSUM_MISMATCH",
+        "FILE_NOT_FOUND",
+        "FILE_SIZE_CHANGED",
+        "IS_A_DIRECTORY",
+        "NOT_A_DIRECTORY",
+        "NO_SPACE_LEFT",
+        "PERMISSION_DENIED",
+        "QUOTA_EXCEEDED",
+    }
+)
+_CREDENTIAL_CODES = frozenset({"AUTH", "NO_CREDENTIALS"})
+
+_NEXT_STEPS = {
+    "CANCELED": "somebody cancelled it at Globus; clear the task to transfer again.",
+    "EXTERNAL_CHECKSUM_MISMATCH": "the file was changed; check the source and clear the task.",
+    "FILE_NOT_FOUND": "check that the path exists on the source collection, then clear the task.",
+    "FILE_SIZE_CHANGED": "the file was still being written; clear the task when it is complete.",
+    "IS_A_DIRECTORY": "the path is a folder where a file was named; check the paths.",
+    "NOT_A_DIRECTORY": "the path is a file where a folder was named; check the paths.",
+    "NO_SPACE_LEFT": "make room on the destination, then clear the task.",
+    "PERMISSION_DENIED": "give the Globus client's identity access to the path, then clear the task.",
+    "QUOTA_EXCEEDED": "make room in the quota of the destination, then clear the task.",
+}
+
+
+def failure_class_of(code: str) -> FailureClass:
+    """Class of a fault code; codes that say nothing about who is at fault are infrastructure."""
+    code = code.upper()
+    if code in _USER_CODES:
+        return "user"
+    if code in _CREDENTIAL_CODES:
+        return "credentials"
+    if code == EXPIRED_CODE:
+        return "resources"
+    return "infrastructure"
+
+
+def next_step_for(code: str) -> str:
+    """What a reader should do about a fault code, one sentence."""
+    step = _NEXT_STEPS.get(code.upper())
+    if step is not None:
+        return step
+    if failure_class_of(code) == "credentials":
+        return "renew the collection's credentials or consent at Globus, then clear the task."
+    return "look at the task's event log at Globus and at the state of both collections."
+
+
+@dataclass(frozen=True)
+class TaskSnapshot:
+    """A transfer or delete task as Globus described it at one moment. Sizes in bytes, rate in bytes/s."""
+
+    task_id: str
+    state: str  # as Globus wrote it
+    status: TaskStatus | None  # None when the state is not one that we know
+    label: str = ""
+    is_ok: bool | None = None
+    is_paused: bool = False
+    nice_status: str = ""
+    nice_details: str = ""
+    bytes_transferred: int = 0
+    files_transferred: int = 0
+    files_skipped: int = 0
+    faults: int = 0
+    rate: float = 0.0
+    fatal_code: str = ""
+    fatal_description: str = ""
+    requested: datetime | None = None
+    completed: datetime | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """The task has ended; an unknown status has not."""
+        return self.status is not None and self.status not in LIVING
+
+    @property
+    def is_living(self) -> bool:
+        """The task may still move bytes."""
+        return not self.is_final
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Somebody cancelled the task."""
+        return self.status is TaskStatus.FAILED and self.fatal_code.upper() == CANCELLED_CODE
+
+    @property
+    def trouble(self) -> str:
+        """Code of what keeps a living task from moving, empty when nothing does."""
+        if not self.is_living:
+            return ""
+        if self.is_paused:
+            return "PAUSED"
+        if self.nice_status.upper() not in FINE:
+            return self.nice_status.upper()
+        if self.status is TaskStatus.INACTIVE:
+            return "NO_CREDENTIALS"
+        return "UNKNOWN" if self.is_ok is False else ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from request to end, both on Globus's clock."""
+        if self.requested is None or self.completed is None:
+            return None
+        return max((self.completed - self.requested).total_seconds(), 0.0)
+
+    @classmethod
+    def from_document(cls, document: object) -> TaskSnapshot:
+        """Read a task document.
+
+        :raises TransientError: when it is not one; the next reply may be.
+        """
+        if not isinstance(document, Mapping):
+            raise TransientError(f"Globus answered with {type(document).__name__} instead of a task document")
+        task_id, state = _text(document, "task_id"), _text(document, "status")
+        if not task_id or not state:
+            raise TransientError("Globus answered with a task document without an id or a status")
+        fatal = document.get("fatal_error")
+        fatal = fatal if isinstance(fatal, Mapping) else {}
+        is_ok = document.get("is_ok")
+        return cls(
+            task_id=task_id,
+            state=state,
+            status=TaskStatus(state) if state in TaskStatus.__members__ else None,
+            label=_text(document, "label"),
+            is_ok=is_ok if isinstance(is_ok, bool) else None,
+            is_paused=document.get("is_paused") is True,
+            nice_status=_text(document, "nice_status"),
+            nice_details=_text(document, "nice_status_details")
+            or _text(document, "nice_status_short_description"),
+            bytes_transferred=_count(document, "bytes_transferred"),
+            files_transferred=_count(document, "files_transferred"),
+            files_skipped=_count(document, "files_skipped"),
+            faults=_count(document, "faults"),
+            rate=float(_count(document, "effective_bytes_per_second")),
+            fatal_code=_text(fatal, "code"),
+            fatal_description=_text(fatal, "description"),
+            requested=parse_time(document.get("request_time")),
+            completed=parse_time(document.get("completion_time")),
+        )
+
+
+FileType = Literal["file", "dir", "other"]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file or folder on a collection."""
+
+    name: str
+    type: FileType
+    size: int | None  # bytes
+    last_modified: datetime | None
+
+    @classmethod
+    def from_document(cls, document: object) -> FileEntry:
+        """Read a file document.
+
+        :raises TransientError: when it is not one.
+        """
+        if not isinstance(document, Mapping) or not isinstance(document.get("type"), str):
+            raise TransientError("Globus answered with something else than a file document")
+        kind = document["type"]
+        size = document.get("size")
+        return cls(
+            name=_text(document, "name"),
+            type="file" if kind == "file" else "dir" if kind == "dir" else "other",
+            size=size if isinstance(size, int) and not isinstance(size, bool) else None,
+            last_modified=parse_time(document.get("last_modified")),
+        )
+
+
+def pause_reasons(pause: Mapping[str, Any]) -> list[str]:
+    """Why a task is paused: messages of its two collections' managers, and of their rules."""
+    rules = pause.get("pause_rules")
+    rules = rules if isinstance(rules, list) else []
+    messages = [rule.get("message") for rule in rules if isinstance(rule, Mapping)]
+    messages += [value for key, value in pause.items() if "pause_message" in key]
+    return [f"paused: {message}" for message in messages if isinstance(message, str) and message]
+
+
+def describe_event(document: object) -> str:
+    """One line about an event of a task; empty for what is none."""
+    if not isinstance(document, Mapping):
+        return ""
+    details = document.get("details")
+    text = details if isinstance(details, str) else json.dumps(details)
+    return f"{document.get('code')} at {document.get('time')}: {document.get('description')}; {text}"
+
+
+def parse_time(value: object) -> datetime | None:
+    """Read one of Globus's times; a time without a zone is UTC. None for anything else."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _count(document: Mapping[str, Any], key: str) -> int:
+    value = document.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        return 0
+    return int(value) if value != float("inf") else 0
+
+
+def check_collection(value: object, name: str) -> str:
+    """Return a collection's id in its usual form.
+
+    :raises UserError: when it is no UUID.
+    """
+    try:
+        return str(uuid.UUID(str(value).strip()))
+    except ValueError:
+        raise UserError(
+            f"{name} {value!r} is not a Globus collection's id",
+            next_step="give the UUID that the collection's page at https://app.globus.org shows.",
+        ) from None
+
+
+def check_task_id(value: object) -> str:
+    """Return a task's id, safe to be put into a URL.
+
+    :raises UserError: when it is no UUID.
+    """
+    try:
+        return str(uuid.UUID(str(value)))
+    except ValueError:
+        raise UserError(f"{value!r} is not a Globus task's id", next_step="give a task's UUID.") from None
+
+
+def check_path(value: object, name: str) -> str:
+    """Return a path on a collection, normalised, from the collection's root (or its home, `/~/`).
+
+    A slash at the end, which marks a folder, is kept.
+
+    :raises UserError: when it is empty, climbs with `..`, has control characters or is too long.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name} is empty", next_step="give a path on the collection.")
+    if _CONTROL.search(value) or not _encodes(value):
+        raise UserError(f"{name} {value!r} has control characters", next_step="give a printable path.")
+    if ".." in value.split("/"):
+        raise UserError(f"{name} {value!r} climbs out with '..'", next_step="give the path without '..'.")
+    if len(value.encode()) > _MAX_PATH:
+        raise UserError(f"{name} is longer than {_MAX_PATH} bytes", next_step="give a shorter path.")
+    path = "/" + posixpath.normpath(value).lstrip("/")
+    if path == "/.":
+        path = "/"
+    return path + "/" if value.endswith("/") and not path.endswith("/") else path
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
