@@ -1,7 +1,8 @@
-"""`make client`: packs the beamline computer's client into one file, `build/submit_scan.py`.
+"""Packs the beamline computer's client into one file, `build/submit_scan.py`: `make client`.
 
 The file is a zip archive that Python runs (zipapp): the package `beamline_client`, and in it `dag.json` with
-the id and the parameters of the DAG and the version, so that the client checks names and bounds that are the DAG's own.
+the version and the id and the parameters of the DAG, so that the client checks names and bounds that are the
+DAG's own.
 The same source gives the same bytes.
 """
 
