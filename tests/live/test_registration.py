@@ -31,5 +31,5 @@ def test_the_bundle_is_a_provider_with_the_version_of_pyproject_toml(live_airflo
 def test_the_local_airflow_has_its_own_plugin_besides_the_bundles(live_airflow: Live) -> None:
     plugins = live_airflow.rest.call("GET", "/api/v2/plugins?limit=100")["plugins"]
     names = {plugin["name"] for plugin in plugins}
-    assert {"cosmic", "cosmic_metrics", "local_airflow_one_writer"} <= names
+    assert {"cosmic", "local_airflow_one_writer"} <= names
     assert live_airflow.rest.call("GET", "/api/v2/plugins/importErrors")["total_entries"] == 0
