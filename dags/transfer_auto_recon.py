@@ -33,8 +33,8 @@ from cosmic.parameters import reconstruction_params
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.retries import RETRIES, facility_retry_policy
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.sensors import SlurmJobSensor
-from facilities.superfacility.status_sensor import SystemStatusSensor
+from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import SystemStatusSensor
 
 SCANS_AT_NERSC = Asset("cosmic_scans_at_nersc")
 RECONSTRUCTIONS = Asset("cosmic_reconstructions")
@@ -83,8 +83,8 @@ with DAG(
         with TaskGroup(engine):
             perlmutter_is_up = SystemStatusSensor(
                 task_id="perlmutter_is_up",
-                http_conn_id=plan["status_conn_id"],
-                system=plan["machine"],
+                superfacility_conn_id=plan["superfacility_conn_id"],
+                machine=plan["machine"],
                 timeout=timedelta(days=7).total_seconds(),
             )
             job = SfapiSubmitJobOperator(
@@ -98,12 +98,12 @@ with DAG(
                 script_copy_dir=plan["job_script_folder"],
                 pool="nersc",
             )
-            wait = SlurmJobSensor(
+            wait = ResubmittingSlurmJobSensor(
                 task_id="wait",
                 superfacility_conn_id=plan["superfacility_conn_id"],
                 machine=plan["machine"],
                 job_id=job.output,
-                poll_least=2.0,  # one request for all jobs, however many wait
+                min_poll_interval=2.0,  # one request for all jobs, however many wait
                 resubmit=3,
                 more_resources="{{ params.more_resources }}",
                 timeout=timedelta(days=7).total_seconds(),

@@ -20,8 +20,7 @@ from deployment.site import (
     write_beamline,
 )
 from facilities.globus.connection import GlobusSettings
-from facilities.superfacility.connection import SuperfacilityConfig
-from facilities.superfacility.credentials import read_client_key
+from facilities.superfacility.connection import SuperfacilityConfig, read_client_key
 from standin.testing import Facility
 
 

@@ -13,7 +13,6 @@ Links that are older than 90 days are removed by later jobs.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,11 +72,6 @@ class Claim:
     def preamble(self) -> str:
         """Commands for sh that come before the job's own."""
         return _PREAMBLE.format(task=self.task, failed=" ".join(self.failed), exit_code=EXIT_CODE)
-
-
-def with_failed(script: str, failed: Collection[str]) -> str:
-    """The script for another job of the same task, which may take over from these jobs."""
-    return re.sub(r"(?m)^failed=' .* '$", f"failed=' {' '.join(failed)} '", script, count=1)
 
 
 def owner(hook: SuperfacilityHook, machine: str, task: str) -> str | None:

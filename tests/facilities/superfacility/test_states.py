@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilities.superfacility.states import (
+from facilities.superfacility.slurm import (
     ACTIVE,
     CONFIRM,
     FAILED,

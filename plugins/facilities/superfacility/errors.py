@@ -1,4 +1,4 @@
-"""What replies of the Superfacility API mean.
+"""Makes exceptions of what the Superfacility API answers when something fails.
 
 Most failures come as HTTP 200 with status "ERROR" (in changing letter case) and the text of the command
 behind it; that text decides the class of the exception. Texts are Slurm's and NERSC's own.
@@ -22,7 +22,11 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
-from facilities.superfacility.credentials import RENEW
+
+RENEW = (
+    "make a new client in Iris (iris.nersc.gov, Profile, Superfacility API Clients), security level red, "
+    "with this machine's address in its IP range, and put its id and key into connection {conn_id}."
+)
 
 _SHOWN = 1000  # characters of a service's own message that an error carries
 
