@@ -21,6 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from support import needs
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 for _folder in ("plugins", "include"):
     sys.path.insert(0, str(REPOSITORY / _folder))
@@ -77,6 +79,23 @@ class FilesAndLive(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndLive:
     """Take ours."""
     return FilesAndLive(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For machines that must have it all."""
+    text = "fail a test that needs what is missing here and can be installed, instead of skipping it"
+    parser.addoption("--all-needs", action="store_true", help=text)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test where what it needs is missing."""
+    names = [name for marker in item.iter_markers("needs") for name in marker.args]
+    lacking = next((name for name in names if not needs.NEEDS[name].here()), None)
+    if lacking is None:
+        return
+    if item.config.getoption("all_needs") and needs.NEEDS[lacking].packages:
+        pytest.fail(needs.message(lacking), pytrace=False)
+    pytest.skip(needs.message(lacking))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

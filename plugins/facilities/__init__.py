@@ -1,4 +1,4 @@
 """Remote services (Globus, NERSC's Superfacility): hooks, operators, sensors, triggers, links.
 
-Nothing in here knows of the beamline; `cosmic` does.
+Nothing in here depends on the beamline: that is in `cosmic`.
 """

@@ -1,5 +1,4 @@
-"""Decides whether remote work must be cancelled: only when its task has really ended, which `on_kill` alone
-does not say.
+"""Decides whether remote work must be cancelled: only when its task has really ended.
 
 Airflow calls `on_kill` when somebody ends a task (marks it failed, success or skipped, fails its run), but
 also when a task is cleared, after its next try has begun, and when a frozen triggerer wakes up whose triggers
@@ -61,7 +60,7 @@ def task_is_over(ti: TaskInstanceId, *, within: float = 3.0) -> bool:
     """Whether a task is over; for an operator's `on_kill`, which runs inside a signal handler.
 
     The question goes through the connection to the task's supervisor, which the interrupted code may
-    be holding: so a thread asks, and the answer is "no" (with a warning) when none came `within` that
+    be holding: so a thread sends it, and the answer is "no" (with a warning) when none came `within` that
     many seconds. Airflow kills the process 5 s after the signal.
     """
     answer: list[bool] = []

@@ -117,7 +117,7 @@ def _rebuild(cls: type[FacilityError], fields: dict[str, object]) -> FacilityErr
 
 
 class TransientError(FacilityError):
-    """The service did not answer, or said that it cannot at the moment: the same call may work later."""
+    """The service did not answer, or cannot at the moment: the same call may work later."""
 
     failure_class = "transient"
 

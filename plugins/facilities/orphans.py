@@ -9,7 +9,7 @@ Work is an orphan when its run is over (or was deleted), or when the run goes on
 work are over. Between two tries, cleared, or waiting is not over. What has no owner in this Airflow is left
 alone.
 
-Each service registers what finds and cancels its work under its connection type; nothing here knows them.
+Each service registers what finds and cancels its work, under its connection type.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LivingWork:
     """A job or transfer that has not ended.
 
     :param name: for messages, such as `Slurm job 80 (RUNNING)`.
-    :param owner: its task instance, or the task instance's hash where the service has room for no more.
+    :param owner: its task instance, or its hash where the service's labels are too short for more.
     """
 
     remote_id: str

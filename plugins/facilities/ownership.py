@@ -1,6 +1,6 @@
 """Names the task instance that a remote job or transfer belongs to, so that the remote side leads back to it.
 
-A Slurm job carries its owner in its comment, which squeue shows with every job; its name has room for a hash
+A Slurm job carries its owner in its comment, which squeue shows with every job; its name can hold a hash
 only. A Globus task has nothing but a label of 128 characters, so that holds the same hash, and Airflow is
 asked which of its task instances has it.
 

@@ -161,7 +161,7 @@ class SharedPoller(Generic[T]):
                 if self._subscriptions:
                     await self._poll()
         finally:
-            self.closed = True  # before the await: whoever comes now needs a new poller
+            self.closed = True  # before the await: who subscribes now needs a new poller
             await self._source.aclose()
 
     async def _sleep_until_due(self) -> None:

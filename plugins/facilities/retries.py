@@ -31,7 +31,7 @@ class FacilityRetryPolicy(RetryPolicy):
     """Tries again what may pass by itself, and fails at once what somebody must correct.
 
     :param first_delay: before the second try; doubled for each further one.
-    :param longest_delay: the most that the doubling leads to; a service's own Retry-After may be longer.
+    :param longest_delay: limit of the doubling; a service's own Retry-After may be longer.
     """
 
     def __init__(self, *, first_delay: timedelta, longest_delay: timedelta) -> None:

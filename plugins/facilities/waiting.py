@@ -104,7 +104,7 @@ def end_wait(store: StateStore | None) -> None:
 class WaitEvent(TypedDict):
     """Why a wait has ended."""
 
-    outcome: str  # "ended": the work has; others say why the wait has
+    outcome: str  # "ended": the work has ended; others are reasons to end the wait
     remote_id: str
     result: dict[str, Any] | None  # what the operator needs to go on
     error: ErrorFields | None  # what it has to raise
@@ -224,14 +224,14 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
 
     @abstractmethod
     def assess(self, value: T | None, now: float) -> WaitEnd | None:
-        """Take in what the service said; None while the wait goes on.
+        """Take in the service's answer; None while the wait goes on.
 
         :param value: None when the service does not know the work.
         :param now: seconds on the clock of `begin`.
         """
 
     def poll_interval(self, now: float) -> float:
-        """Seconds until the next answer is wanted."""
+        """Seconds until the next answer is wanted, whatever the deadline."""
         return self.poll_seconds.after(now - self.began)
 
     def read_report(self) -> str:
@@ -263,6 +263,10 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
     def seconds_left(self, now: float) -> float:
         """Seconds until the deadline, not below zero."""
         return max(self.began + self.limit - now, 0.0)
+
+    def seconds_until_poll(self, now: float) -> float:
+        """Seconds until the next answer is wanted, not later than the deadline."""
+        return min(self.poll_interval(now), self.seconds_left(now))
 
     def take(self, answer: Answer[T] | PollFailed, now: float) -> WaitEnd | None:
         """Take in an answer; None while the wait goes on."""
@@ -332,10 +336,10 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
         loop = asyncio.get_running_loop()
         async with self.poller().subscribe(self.remote_id) as subscription:
             while True:
-                left = self.seconds_left(loop.time())
-                interval = min(self.poll_interval(loop.time()), left)
+                now = loop.time()
+                limit = self.seconds_left(now) + _OVERDUE
                 try:
-                    answer = await asyncio.wait_for(subscription.next(interval), left + _OVERDUE)
+                    answer = await asyncio.wait_for(subscription.next(self.seconds_until_poll(now)), limit)
                 except TimeoutError:
                     return self.expire()
                 end = self.take(answer, loop.time())

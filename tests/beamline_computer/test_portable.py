@@ -15,6 +15,7 @@ import pytest
 from beamline_computer import submit_scan
 from beamline_computer.submit_scan import scan_run_id
 from support.airflow_api import AirflowApi
+from support.needs import python_3_8
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 OTHER = "2023/02/230216/NS_230216034_ccdframes_0_0.cxi"
@@ -68,22 +69,13 @@ def _no_new_typing_at_run_time(tree: ast.Module) -> None:
                 )
 
 
-def _python_3_8() -> str | None:
-    candidates = [
-        shutil.which("python3.8"),
-        *map(str, Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")),
-    ]
-    for candidate in filter(None, candidates):
-        if subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
-            return candidate
-    return None
+OLDEST = pytest.param("3.8", marks=pytest.mark.needs("python3.8"))
 
 
-@pytest.mark.parametrize("python", [sys.executable, "3.8"])
+@pytest.mark.parametrize("python", [sys.executable, OLDEST])
 def test_the_file_alone_runs_anywhere(api: AirflowApi, config: Path, tmp_path: Path, python: str) -> None:
-    interpreter = _python_3_8() if python == "3.8" else python
-    if interpreter is None:
-        pytest.skip("no Python 3.8 on this machine")
+    interpreter = python_3_8() if python == "3.8" else python
+    assert interpreter is not None
     copy = tmp_path / "submit_scan.py"
     shutil.copy(SOURCE, copy)
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COSMIC_AIRFLOW_URL": api.url}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -20,6 +21,7 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
+from facilities.globus.errors import SubmissionConflictError
 
 ALL = [
     CredentialsError,
@@ -51,6 +53,22 @@ def test_survives_pickling(kind: type[FacilityError]) -> None:
     assert type(again) is kind
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_comes_through_a_triggers_event(kind: type[FacilityError]) -> None:
+    error = kind("It failed", remote_id="42", state="S", next_step="wait.")
+    error.add_details("more", "", "and more")
+    again = FacilityError.from_fields(json.loads(json.dumps(error.to_fields())))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert str(again).endswith("more\nand more")
+
+
+def test_an_error_of_a_class_of_one_service_comes_through_as_its_kind() -> None:
+    fields = SubmissionConflictError("In conflict", remote_id="42").to_fields()
+    assert type(FacilityError.from_fields(fields)) is TransientError
+    assert type(FacilityError.from_fields({"what": "Odd"})) is InfrastructureError
 
 
 def test_retry_after_survives_pickling() -> None:

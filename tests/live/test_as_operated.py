@@ -19,7 +19,7 @@ from dev.local_airflow.postgres import Postgres, programs, running_postgres
 from dev.local_airflow.settings import REPOSITORY, local_environment
 from support.live import DAG_ID, Pipeline, install_engines, start_live
 
-pytestmark = [pytest.mark.live, pytest.mark.long]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("postgresql")]
 
 EARLIER = "3.2.0"  # the last release before this one whose tables differ
 
@@ -28,8 +28,7 @@ EARLIER = "3.2.0"  # the last release before this one whose tables differ
 def postgres() -> Iterator[Postgres]:
     """A server with an empty database."""
     found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    assert found is not None
     with running_postgres(found) as server:
         yield server
 

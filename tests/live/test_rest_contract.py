@@ -59,6 +59,7 @@ class Shell:
         return done.stdout.split("----\n", 1)[1].strip()
 
 
+@pytest.mark.needs("curl", "jq")
 def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: Path) -> None:
     login, start, follow, result, listing, reprocess, cancel = BLOCKS
     shell = Shell(pipeline.airflow.url, pipeline.airflow.passwords["beamline"], tmp_path)

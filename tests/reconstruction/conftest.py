@@ -16,10 +16,10 @@ import h5py
 import pytest
 
 from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan
+from support.needs import CDTOOLS_PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = REPOSITORY / "include" / "reconstruction"
-CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
 
 SMALL = Optics(frame=64, photons=2e6)
 

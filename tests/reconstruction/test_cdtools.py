@@ -15,16 +15,11 @@ import pytest
 
 from dev.demo.compare import compare_with_truth
 from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan
+from support.needs import CDTOOLS_PYTHON, REAL_SCAN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
-REAL_SCAN = REPOSITORY.parent / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 
-pytestmark = [
-    pytest.mark.cdtools,
-    pytest.mark.timeout(450),
-    pytest.mark.skipif(not CDTOOLS_PYTHON.exists(), reason="CDTools is not installed (make cdtools)"),
-]
+pytestmark = [pytest.mark.needs("cdtools"), pytest.mark.timeout(450)]
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +73,7 @@ def test_the_synthetic_scan_and_its_resolution(
     assert (tmp_path / "out.png").stat().st_size < 300_000
 
 
-@pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not beside the repository")
+@pytest.mark.needs("real scan")
 def test_the_real_scan_is_a_siemens_star(
     programs: Any, tmp_path: Path, figures: Callable[[Path], dict[str, Any]]
 ) -> None:

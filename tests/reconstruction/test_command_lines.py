@@ -21,8 +21,8 @@ from reconstruction import cdtools_engine, ptychocam
 from reconstruction.cdtools_engine import NAMES, Parameters
 from reconstruction.program import UsageError
 from reconstruction.solver import Options
+from support.needs import REAL_SCAN
 
-REAL_SCAN = Path(__file__).resolve().parents[3] / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 TABLE = [  # the arguments after the file, in the order that the beamline's flow passes them
     "run_split_reconstructions",
     "n_modes",
@@ -198,12 +198,10 @@ def test_ptychocam_from_the_command_line(
     [
         ("ptychocam", ["-q", "x.cxi"], ptychocam.USAGE),
         ("ptychocam", [], ptychocam.USAGE),
-        ("cdtools", ["x.cxi", "true"], cdtools_engine.USAGE),
+        pytest.param("cdtools", ["x.cxi", "true"], cdtools_engine.USAGE, marks=pytest.mark.needs("cdtools")),
     ],
 )
 def test_wrong_usage_is_told_on_stderr(programs: Any, script: str, arguments: list[str], usage: str) -> None:
-    if script == "cdtools" and "not installed" in programs.run("cdtools").stderr:
-        pytest.skip("CDTools is not installed")
     done = programs.run(script, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -247,7 +245,7 @@ def test_a_full_disk_is_one_line_too(programs: Any, synthetic: SyntheticScan, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not beside the repository")
+@pytest.mark.needs("real scan")
 def test_ptychocam_declines_a_near_field_scan(programs: Any, tmp_path: Path) -> None:
     done = programs.run("ptychocam", REAL_SCAN, output=tmp_path / "out")
     assert done.returncode == 1

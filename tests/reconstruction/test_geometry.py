@@ -24,8 +24,7 @@ from reconstruction.geometry import (
     propagate,
 )
 from reconstruction.scan import Scan, read_scan
-
-REAL_SCAN = Path(__file__).resolve().parents[3] / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
+from support.needs import REAL_SCAN
 
 
 @given(rows=st.integers(4, 33), columns=st.integers(4, 33), seed=st.integers(0, 10**6))
@@ -157,7 +156,7 @@ def test_the_files_flag_and_the_environment_decide_first(
         is_near_field(scan, measured)
 
 
-@pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not beside the repository")
+@pytest.mark.needs("real scan")
 def test_the_real_near_field_scan_is_recognised() -> None:
     scan = read_scan(REAL_SCAN)
     measured = measure_magnification(scan)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.nersc import Nersc, cancel, nersc_running, processes_of, script, until
-from support.scheduling import bounds_jobs, fill, lost_node, preempted
+from support.scheduling import fill, lost_node, preempted
 
 pytestmark = pytest.mark.both
 
@@ -31,16 +31,6 @@ def nersc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nersc]:
 def limited(nersc: Nersc) -> str:
     """A job whose time limit passes while the other tests run."""
     return nersc.submit(script("trap 'echo told; exit 0' TERM", "sleep 600 & wait", directives="-J limited"))
-
-
-@pytest.fixture
-def control_groups() -> None:
-    """Without the kernel's control groups Slurm ends jobs in another way than at NERSC, which has them."""
-    if not bounds_jobs():
-        pytest.skip(
-            "Slurm cannot have control groups (version 1) here: a job that takes too much memory is "
-            "FAILED 0:9 at once, and what a script leaves in sessions of its own goes on"
-        )
 
 
 def started(nersc: Nersc, directives: str = "", run: int = 0) -> str:
@@ -121,7 +111,8 @@ def test_jobs_that_cannot_be_launched(
         assert re.match(words, nersc.output(job_id))
 
 
-def test_out_of_memory(nersc: Nersc, control_groups: None) -> None:
+@pytest.mark.needs("control groups")
+def test_out_of_memory(nersc: Nersc) -> None:
     """The process that takes too much is killed; the script goes on, and its job ends as OUT_OF_MEMORY."""
     body = (f'python3 -c "{EATER}"', "echo went on")
     job_id = nersc.submit(script(*body, directives="--mem=100M -t 100"))
@@ -171,7 +162,8 @@ def test_what_ignores_term_is_killed(nersc: Nersc) -> None:
     assert "CANCELLED AT" in nersc.output(job_id)
 
 
-def test_leftover_processes_go_with_the_job(nersc: Nersc, control_groups: None) -> None:
+@pytest.mark.needs("control groups")
+def test_leftover_processes_go_with_the_job(nersc: Nersc) -> None:
     job_id = nersc.submit(script("setsid sleep 60 >/dev/null 2>&1 &", "sleep 60 >/dev/null 2>&1 &", "exit 0"))
     nersc.wait_for(job_id, "COMPLETED")
     until(lambda: not processes_of(nersc, job_id))

@@ -55,7 +55,8 @@ class Cluster:
         (self.folder / f"{name}.err").write_text(errors)
         path = self.folder / name
         path.write_text(
-            f'#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done >> {self.folder}/{name}.args\n'
+            f"#!/bin/sh\nPATH={os.defpath}\n"
+            f'for word; do printf "%s\\0" "$word"; done >> {self.folder}/{name}.args\n'
             f"printf '\\n' >> {self.folder}/{name}.args\nenv > {self.folder}/{name}.env\n"
             f"cat > {self.folder}/{name}.in\ncat {self.folder}/{name}.out\ncat {self.folder}/{name}.err >&2\n"
             f"exit {code}\n"
@@ -75,8 +76,8 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster whose commands are found first."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    """A cluster whose commands are the only ones: this machine's Slurm, if it has one, is not found."""
+    monkeypatch.setenv("PATH", str(tmp_path))
     made = Cluster(tmp_path)
     yield made
     made.database.close()
@@ -203,10 +204,18 @@ def test_cached_view_is_one_listing(cluster: Cluster) -> None:
 
 
 def test_cancel(cluster: Cluster) -> None:
+    cluster.command("squeue")
     cluster.command("scancel")
     for job_id in ("12", "24_1", "12;rm", "--user=root", ""):
         run(cluster.scheduler.cancel(job_id))
     assert cluster.calls("scancel") == [["--", "12"], ["--", "24_1"]]
+
+
+def test_a_command_that_is_not_installed_is_named(cluster: Cluster) -> None:
+    with pytest.raises(RejectedError, match="sbatch: command not found"):
+        run(cluster.scheduler.submit(Submission("r1", "#!/bin/sh\n")))
+    with pytest.raises(QueryError, match="squeue: command not found"):
+        run(cluster.scheduler.squeue(Query({})))
 
 
 def test_books_count_the_runs(cluster: Cluster) -> None:

@@ -28,13 +28,6 @@ def compose_command() -> list[str]:
     return ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
 
 
-def engine_answers() -> bool:
-    """Tell whether there is a Docker engine to work with."""
-    if shutil.which("docker") is None:
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
-
-
 class Stack:
     """One installation: a project name, a port and settings of its own.
 

@@ -18,6 +18,7 @@ from standin.testing import SpawnedFacility, spawn
 
 ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
 DAG_ID = "transfer_auto_recon"
+CLEAN_UP = "cancel_abandoned_work"
 SLOW = 300.0  # seconds that anything here may take on a busy machine
 FINISHED_JOBS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
 
@@ -90,6 +91,16 @@ class Pipeline:
         """Let a job that holds go on."""
         path = self.facility.collection("nersc7012") / f"{scan}.go"
         path.touch()
+
+    def clean_up(self, of_run: str) -> list[str]:
+        """Start the clean-up of orphans as a person would; what it has cancelled of a run, now or before."""
+        self.rest.trigger(CLEAN_UP)
+        cancelled: list[str] = []
+        for run in self.rest.call("GET", f"/api/v2/dags/{CLEAN_UP}/dagRuns?limit=100")["dag_runs"]:
+            run_id = run["dag_run_id"]
+            assert self.rest.wait_for_run(CLEAN_UP, run_id)["state"] == "success"
+            cancelled += self.rest.xcom(CLEAN_UP, run_id, "cancel_abandoned")["cancelled"]
+        return [line for line in cancelled if of_run in line]
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout: float = SLOW) -> None:
         """Wait until a condition holds."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from support.nersc import SCHEDULER, Nersc, cancel, script, until
 
 SLEEP = script("sleep 600", directives="-t 300")
-
-
-def bounds_jobs() -> bool:
-    """Whether what a job starts is held together, and its memory is limited."""
-    return SCHEDULER == "builtin" or "task/cgroup" in Path(os.environ["SLURM_CONF"]).read_text()
 
 
 def fill(nersc: Nersc) -> list[str]:

@@ -2,7 +2,7 @@
 
     python -m support.slurm_cluster COMMAND [ARGUMENT ...]
 
-Starts munged, MariaDB, slurmdbd, slurmctld and slurmd (Debian's, see slurm/install.sh), runs the command with
+Starts munged, MariaDB, slurmdbd, slurmctld and slurmd (Debian's, see support/needs.py), runs the command with
 SLURM_CONF in its environment, and ends all of it, whatever becomes of the command. Must be root, because
 slurmd starts jobs as the users who submit them. Nothing outside of the folder is written, but the control
 groups of the node, which go with it.

@@ -48,7 +48,7 @@ CONNECTION_TYPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GlobusSettings:
-    """What a connection of type `globus` says."""
+    """The fields of a connection of type `globus`, checked."""
 
     conn_id: str
     client_id: str

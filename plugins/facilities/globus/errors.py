@@ -203,9 +203,9 @@ def _message_of(error: globus_sdk.GlobusAPIError) -> str:
     parts = [error.code or "", error.message or ""]
     if not any(parts) and isinstance(error.raw_json, dict):
         parts = [str(error.raw_json.get(key, "")) for key in ("error", "error_description")]
-    said = ": ".join(part for part in parts if part) or f"{error.http_status} {error.http_reason}"
+    text = ": ".join(part for part in parts if part) or f"{error.http_status} {error.http_reason}"
     request = f" (request {error.request_id})" if error.request_id else ""
-    return f"Globus says: {said[:1000]}{request}"
+    return f"Globus says: {text[:1000]}{request}"
 
 
 def read_json(reply: Any, call: Call) -> Any:

@@ -33,7 +33,7 @@ from facilities.globus.submission import Request
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-# Warns about each failed request without saying which; the errors raised here say it.
+# Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
 _IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
@@ -85,7 +85,7 @@ class GlobusHook(BaseHook):
 
     @property
     def settings(self) -> GlobusSettings:
-        """What the connection says; read once."""
+        """The connection's fields; read once."""
         if self._settings is None:
             connection = self.get_connection(self.globus_conn_id)
             self._settings = GlobusSettings.from_connection(connection, self.globus_conn_id)
@@ -213,7 +213,7 @@ class GlobusHook(BaseHook):
         return reading(self.get_task, task_id)
 
     def trouble_report(self, task_id: str) -> str:
-        """What Globus says about a task in trouble: the newest error event and why it is paused, if it is."""
+        """Globus's report about a task in trouble: the newest error event and why it is paused, if it is."""
         task_id = check_task_id(task_id)
         reply = self._call(
             "reading a task's events",
@@ -229,14 +229,6 @@ class GlobusHook(BaseHook):
             remote_id=task_id,
         )
         return "\n".join([*map(describe_event, events[:1]), *pause_reasons(pause)])[:_REPORT_LIMIT]
-
-    def skipped_errors(self, task_id: str) -> list[str]:
-        """The first few paths that a task left out, each with the reason."""
-        task_id = check_task_id(task_id)
-        what = "reading what a task left out"
-        reply = self._call(what, lambda transfer: transfer.task_skipped_errors(task_id), remote_id=task_id)
-        entries = [entry for entry in read_documents(reply, what)[:5] if isinstance(entry, Mapping)]
-        return [f"{entry.get('source_path')}: {entry.get('error_code')}" for entry in entries]
 
     # Files
 
@@ -357,7 +349,7 @@ class GlobusHook(BaseHook):
                     raise explain(error, call) from error
                 refusal = error
             except globus_sdk.AuthAPIError as error:
-                # A scope that a consent asks for but Auth does not give: the refusal says more.
+                # A scope that a consent asks for but Auth does not give: the refusal is clearer.
                 asked_for_scope = refusal is not None and bool(self._scopes)
                 self._drop_scopes()
                 raise explain(refusal if refusal and asked_for_scope else error, call) from error
@@ -371,7 +363,7 @@ class GlobusHook(BaseHook):
             self.close()
 
     def _cure(self, error: globus_sdk.TransferAPIError) -> bool:
-        """Prepare for sending again what was not acted upon; tells whether that makes sense."""
+        """Prepare for sending again what was not acted upon; returns whether that makes sense."""
         consent = error.info.consent_required
         if consent and consent.required_scopes:
             new = [scope for scope in consent.required_scopes if scope not in self._scopes]

@@ -108,7 +108,6 @@ class TaskSnapshot:
     bytes_transferred: int = 0
     files_transferred: int = 0
     files_skipped: int = 0
-    skipped_errors: int = 0
     faults: int = 0
     rate: float = 0.0
     fatal_code: str = ""
@@ -178,7 +177,6 @@ class TaskSnapshot:
             bytes_transferred=_count(document, "bytes_transferred"),
             files_transferred=_count(document, "files_transferred"),
             files_skipped=_count(document, "files_skipped"),
-            skipped_errors=_count(document, "subtasks_skipped_errors"),
             faults=_count(document, "faults"),
             rate=float(_count(document, "effective_bytes_per_second")),
             fatal_code=_text(fatal, "code"),

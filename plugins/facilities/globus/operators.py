@@ -138,11 +138,14 @@ class GlobusTaskOperator(RemoteWorkOperator):
             task, expected_bytes = submission.take_up(), None
             if task is not None and task.status is TaskStatus.SUCCEEDED:
                 try:
-                    return self._finish_earlier(context, request, task)
+                    result = self.conclude(request, task)
                 except (InfrastructureError, UserError) as error:
                     self.log.warning("Submitting anew, the result of an earlier task is gone. %s", error)
                     submission.forget()
                     task = None
+                else:
+                    self._announce(context, task)
+                    return result
             if task is None:
                 submission.request, expected_bytes = self.prepare(request)
                 task = submission.submit()
@@ -180,11 +183,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
         if store is None:
             self.log.warning("Airflow has no task state store: earlier tries are found by their label only.")
         return Submission(self.hook, store, request, retried=context["ti"].try_number > 1)
-
-    def _finish_earlier(self, context: Context, request: Request, task: TaskSnapshot) -> Any:
-        result = self.conclude(request, task)
-        self._announce(context, task)
-        return result
 
     def _announce(self, context: Context, task: TaskSnapshot) -> None:
         """Leave the task's id and link where people and `on_kill` find them."""
@@ -300,13 +298,8 @@ class GlobusTransferOperator(GlobusTaskOperator):
     :param source_path: file or folder on it, from its root.
     :param destination_collection: UUID of the collection to write.
     :param destination_path: full path of the file or folder to be; folders above it are made.
-    :param recursive: whether the source is a folder; None to look.
     :param sync_level: what makes Globus copy a file that is there already: `exists` (never), another
         `size`, a newer `mtime`, another `checksum`.
-    :param verify_checksum: compare checksums after the copy.
-    :param preserve_timestamp: keep the modification time.
-    :param skip_source_errors: go on without source files that are missing or unreadable.
-    :param fail_on_skipped: fail when files were left out for that reason.
 
     Returns a `TransferResult`.
     """
@@ -327,12 +320,7 @@ class GlobusTransferOperator(GlobusTaskOperator):
         source_path: str,
         destination_collection: str,
         destination_path: str,
-        recursive: bool | None = None,
         sync_level: str = "checksum",
-        verify_checksum: bool = True,
-        preserve_timestamp: bool = True,
-        skip_source_errors: bool = False,
-        fail_on_skipped: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -340,12 +328,7 @@ class GlobusTransferOperator(GlobusTaskOperator):
         self.source_path = source_path
         self.destination_collection = destination_collection
         self.destination_path = destination_path
-        self.recursive = recursive
         self.sync_level = sync_level
-        self.verify_checksum = verify_checksum
-        self.preserve_timestamp = preserve_timestamp
-        self.skip_source_errors = skip_source_errors
-        self.fail_on_skipped = fail_on_skipped
 
     def make_request(self, context: Context) -> TransferRequest:
         """Check the arguments and put the request together."""
@@ -355,11 +338,7 @@ class GlobusTransferOperator(GlobusTaskOperator):
             destination_collection=check_collection(self.destination_collection, "destination_collection"),
             destination_path=check_path(self.destination_path, "destination_path"),
             label="",
-            recursive=self.recursive,
             sync_level=check_sync_level(self.sync_level),
-            verify_checksum=self.verify_checksum,
-            preserve_timestamp=self.preserve_timestamp,
-            skip_source_errors=self.skip_source_errors,
         )
         return replace(request, label=self.label_for(context, request.fingerprint))
 
@@ -377,12 +356,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
                 details=error.details,
             ) from error
         is_folder = source.type == "dir"
-        if self.recursive is not None and self.recursive != is_folder:
-            raise UserError(
-                f"{request.source_path} is a {source.type}, but recursive is {self.recursive}",
-                remote_id=request.source_collection,
-                next_step="leave recursive out, or correct it. Nothing was submitted.",
-            )
         if not is_folder and request.destination_path.endswith("/"):
             raise UserError(
                 f"destination_path {request.destination_path!r} is a folder, but the source is a file",
@@ -394,14 +367,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
     def conclude(self, request: Request, task: TaskSnapshot) -> TransferResult:
         """Check what a successful transfer left behind."""
         assert isinstance(request, TransferRequest)  # noqa: S101 - make_request made it
-        if task.skipped_errors and self.fail_on_skipped:
-            raise UserError(
-                f"The transfer left out {task.skipped_errors} of its files",
-                remote_id=task.task_id,
-                state=task.state,
-                next_step="make them readable at the source, then clear the task.",
-                details="\n".join(self.hook.skipped_errors(task.task_id)),
-            )
         self._check_destination(request, task)
         return TransferResult(
             task_id=task.task_id,

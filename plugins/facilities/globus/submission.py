@@ -1,6 +1,6 @@
 """Submits one Globus task for one Airflow task, whatever breaks.
 
-The submission id is saved before the submit and the task's id after it. Whoever comes later (a retry, a
+The submission id is saved before the submit and the task's id after it. What comes later (a retry, a
 cleared task, the same task on another machine) finds one of them and takes the task up again: Globus answers
 a submission id that it has seen with the same task. Without the saved state the label, which is the same for
 the same run and work, leads to the task.
@@ -50,9 +50,6 @@ class TransferRequest:
     label: str
     recursive: bool | None = None  # None: not known yet
     sync_level: SyncLevel = "checksum"
-    verify_checksum: bool = True
-    preserve_timestamp: bool = True
-    skip_source_errors: bool = False
 
     kind: Literal["TRANSFER"] = field(default="TRANSFER", init=False)
     document: globus_sdk.TransferData = field(init=False, repr=False, compare=False)
@@ -68,9 +65,9 @@ class TransferRequest:
             self.destination_collection,
             label=self.label,
             sync_level=self.sync_level,
-            verify_checksum=self.verify_checksum,
-            preserve_timestamp=self.preserve_timestamp,
-            skip_source_errors=self.skip_source_errors,
+            verify_checksum=True,
+            preserve_timestamp=True,
+            skip_source_errors=False,
             fail_on_quota_errors=True,
             notify_on_succeeded=False,
             notify_on_failed=False,

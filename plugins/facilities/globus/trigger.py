@@ -92,7 +92,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         return self.poll_seconds.after(now - self.began, self._seconds_until_moved())
 
     def assess(self, value: TaskSnapshot | None, now: float) -> WaitEnd | None:
-        """Take in what Globus says about the task."""
+        """Take in Globus's answer about the task."""
         if value is None:
             return self._assess_absence()
         self._absences = 0
@@ -237,7 +237,7 @@ class GlobusOutageTrigger(OutageTrigger):
         return (self.globus_conn_id,)
 
     def check(self) -> None:
-        """Ask Globus for next to nothing, with the connection as it is now: it may have been corrected."""
+        """Send a small request, with the connection as it is now: it may have been corrected."""
         with closing(GlobusHook(self.globus_conn_id, attempts=1, http_timeout=_POLL_TIMEOUT)) as hook:
             hook.ping()
 

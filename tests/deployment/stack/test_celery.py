@@ -9,6 +9,7 @@ import pytest
 
 from support.compose import Stack
 
+pytestmark = pytest.mark.needs("docker")
 SETTINGS = {"COMPOSE_PROFILES": "standin,celery", "STATSD": "standin:8125", "STANDIN_SLOTS": "4"}
 SCALE = {"worker": 2, "triggerer": 2}
 

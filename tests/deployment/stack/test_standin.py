@@ -10,6 +10,7 @@ import pytest
 from dev.local_airflow.rest import RestError
 from support.compose import DAG_ID, Stack
 
+pytestmark = pytest.mark.needs("docker")
 SETTINGS = {"COMPOSE_PROFILES": "standin"}
 SCALE: dict[str, int] = {}
 KEYS = (

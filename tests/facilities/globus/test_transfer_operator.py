@@ -125,9 +125,7 @@ def test_an_unknown_collection_is_told_at_once(run: Run, place: Place) -> None:
     assert place.books() == []
 
 
-def test_recursive_must_fit_the_source(run: Run, place: Place) -> None:
-    with pytest.raises(UserError, match="is a file, but recursive is True"):
-        run.start(making(place, recursive=True))
+def test_the_destination_of_a_file_is_no_folder(run: Run, place: Place) -> None:
     with pytest.raises(UserError, match="is a folder, but the source is a file"):
         run.start(making(place, destination_path="/folder/"))
     assert place.books() == []
@@ -167,19 +165,6 @@ def test_a_source_that_was_tidied_away_is_no_error(run: Run, place: Place) -> No
     event = run.fire(waiting)
     place.at_source.unlink()
     assert run.resume(making(place), waiting, event)["files"] == 1
-
-
-def test_files_that_were_left_out_are_an_error(run: Run, place: Place) -> None:
-    folder = place.path.rsplit("/", 1)[0]
-    (place.at_source.parent / "closed").mkdir()
-    (place.at_source.parent / "closed" / "x").write_bytes(b"x")
-    place.facility.control("globus", "deny", collection="data7012", path=f"{folder}/closed")
-    changes = {"source_path": folder, "destination_path": folder, "skip_source_errors": True}
-    with pytest.raises(UserError, match="left out 1 of its files") as raised:
-        run.finish(making(place, **changes))
-    assert f"{folder}/closed: PERMISSION_DENIED" in str(raised.value)
-    result = Run().finish(making(place, **changes, fail_on_skipped=False))
-    assert result["task_id"]
 
 
 # Removing

@@ -268,7 +268,7 @@ def test_a_watch_only_ends_for_a_reason_and_always_at_its_limit(
 ) -> None:
     watch, now = watching(remaining=20_000.0), 0.0
     for pause, answer in answers:
-        wait = watch.poll_interval(now)
+        wait = watch.seconds_until_poll(now)
         assert 0.0 <= wait <= 30.0
         assert now + wait <= 20_000.0 or wait == 0.0
         now += pause
@@ -286,14 +286,14 @@ def test_a_watch_only_ends_for_a_reason_and_always_at_its_limit(
 
 def test_looks_are_quick_after_the_submit_and_near_the_end() -> None:
     watch = watching(expected_bytes=100_000)
-    assert watch.poll_interval(0.0) == 0.5  # a small file is there when the wait begins
+    assert watch.seconds_until_poll(0.0) == 0.5  # a small file is there when the wait begins
     watch.take(seen(bytes_transferred=0, effective_bytes_per_second=0), 0.5)
-    assert watch.poll_interval(0.5) == 2.0
-    assert watch.poll_interval(100.0) == 10.0
+    assert watch.seconds_until_poll(0.5) == 2.0
+    assert watch.seconds_until_poll(100.0) == 10.0
     watch.take(seen(bytes_transferred=50_000, effective_bytes_per_second=100), 1000.0)
-    assert watch.poll_interval(1000.0) == 30.0
+    assert watch.seconds_until_poll(1000.0) == 30.0
     watch.take(seen(bytes_transferred=99_500, effective_bytes_per_second=100), 1500.0)
-    assert watch.poll_interval(1500.0) == 2.0
+    assert watch.seconds_until_poll(1500.0) == 2.0
 
 
 @pytest.mark.parametrize(

@@ -224,8 +224,11 @@ class SlurmScheduler:
         environment = clean_environment(self._live.now, self._home) | {
             "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8",
         }  # fmt: skip
+        program = shutil.which(command)
+        if program is None:
+            return 127, "", f"{command}: command not found"
         process = await asyncio.create_subprocess_exec(
-            shutil.which(command) or command, *arguments,
+            program, *arguments,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=self._home, env=environment,
         )  # fmt: skip

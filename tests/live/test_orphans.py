@@ -12,18 +12,6 @@ from dev.chaos.processes import connected_to, descendants
 from support.live import DAG_ID, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
-REAPER = "cancel_abandoned_work"
-
-
-def reap(pipeline: Pipeline, of_run: str) -> list[str]:
-    """Start the reaper as a person would; what it has cancelled of a run, now or by its schedule."""
-    pipeline.rest.trigger(REAPER)
-    cancelled = []
-    for run in pipeline.rest.call("GET", f"/api/v2/dags/{REAPER}/dagRuns?limit=100")["dag_runs"]:
-        run_id = run["dag_run_id"]
-        assert pipeline.rest.wait_for_run(REAPER, run_id)["state"] == "success"
-        cancelled += pipeline.rest.xcom(REAPER, run_id, "cancel_abandoned")["cancelled"]
-    return [line for line in cancelled if of_run in line]
 
 
 def kill_who_submits(pipeline: Pipeline) -> None:
@@ -52,10 +40,10 @@ def test_a_job_of_a_worker_killed_in_its_submit_is_cancelled_when_its_run_is_ove
     other_run = pipeline.start(other)
     pipeline.wait_for_task(other_run, "ptychocam.wait", "deferred")
 
-    (line,) = reap(pipeline, run_id)
+    (line,) = pipeline.clean_up(run_id)
     assert f"{DAG_ID}.ptychocam.submit of run {run_id}: the run is over (failed)" in line
     pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "CANCELLED", "the job is cancelled")
-    assert reap(pipeline, run_id) == [line]
+    assert pipeline.clean_up(run_id) == [line]
     (job,) = pipeline.jobs_of(scan)
     assert len(job["cancels"]) == 1
 
