@@ -11,7 +11,6 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -52,14 +51,6 @@ class SfapiSession:
         self._http = httpx.Client(
             timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
         )
-
-    def __enter__(self) -> SfapiSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the connections."""

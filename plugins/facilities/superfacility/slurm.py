@@ -72,7 +72,6 @@ FAILED = (
     | {SlurmState.FAILED, SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.REVOKED}
 )
 FINAL = SUCCEEDED | FAILED
-ACTIVE = frozenset(SlurmState) - FINAL
 HELD = frozenset({SlurmState.REQUEUE_HOLD, SlurmState.RESV_DEL_HOLD, SlurmState.SPECIAL_EXIT})
 """Active, but nothing happens until somebody releases the job."""
 RUNNING = frozenset({SlurmState.RUNNING, SlurmState.COMPLETING, SlurmState.STAGE_OUT})
