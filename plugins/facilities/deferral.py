@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
@@ -19,10 +21,68 @@ from facilities.waiting import OutageTrigger, RemoteTrigger, WaitTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+log = logging.getLogger(__name__)
+
+STATE_KEY = "remote_wait"
+
 # The triggers keep the deadlines themselves; Airflow's own comes later, in case that no triggerer runs.
 _DEFER_GRACE = timedelta(minutes=5)
 _MAX_FIRST_PAUSE = 300.0  # seconds
 _MAX_HOLDS_COUNTED = 10
+
+
+class StateStore(Protocol):
+    """What is needed of Airflow's task state store, which outlives a task's tries."""
+
+    def get(self, key: str) -> Any:
+        """Value of a key, or None."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value."""
+
+    def delete(self, key: str) -> None:
+        """Forget a key; no error when there is none."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The wait for one job or transfer, kept so that its limits count from the first try on.
+
+    Triggers start anew when the triggerer does, and tasks when they are retried.
+
+    :param deadline: its end, in seconds since 1970.
+    :param details: what else the service's trigger wants to have kept.
+    """
+
+    remote_id: str
+    deadline: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, store: StateStore | None, remote_id: str) -> Wait | None:
+        """The wait that has begun for this work; None for one of other work."""
+        kept = store.get(STATE_KEY) if store is not None else None
+        if not isinstance(kept, Mapping) or kept.get("remote_id") != remote_id:
+            return None
+        try:
+            return cls(remote_id, float(kept["deadline"]), dict(kept.get("details") or {}))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def save(self, store: StateStore | None) -> Wait:
+        """Write it down; when the store fails, a later try begins the count again."""
+        try:
+            if store is not None:
+                store.set(STATE_KEY, asdict(self))
+        except Exception:
+            log.exception("Could not keep since when %s is waited for.", self.remote_id)
+        return self
+
+
+def end_wait(store: StateStore | None) -> None:
+    """The wait is over: another one, for the same work too, counts from its own beginning."""
+    if store is not None:
+        store.delete(STATE_KEY)
 
 
 class RemoteWorkOperator(BaseOperator):

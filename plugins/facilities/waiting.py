@@ -13,8 +13,8 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypedDict, TypeVar, cast
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, Literal, TypedDict, TypeVar, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -32,70 +32,11 @@ from facilities.polling import Answer, BlockingSource, PollFailed, PollInterval,
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-STATE_KEY = "remote_wait"
-
 _OVERDUE = 10.0  # seconds that an answer may come after the deadline
 _REPEAT_WARNING = 600.0  # seconds between warnings while a service does not answer
 _MAX_REFUSALS = 5  # in a row, for a wait to end
 _MAX_REFUSED_CREDENTIALS = 3  # the same for credentials
 _MAX_PAUSE = 300.0  # seconds between two looks whether a service answers
-
-
-# What is kept over tries
-
-
-class StateStore(Protocol):
-    """What is needed of Airflow's task state store, which outlives a task's tries."""
-
-    def get(self, key: str) -> Any:
-        """Value of a key, or None."""
-
-    def set(self, key: str, value: Any) -> None:
-        """Keep a value."""
-
-    def delete(self, key: str) -> None:
-        """Forget a key; no error when there is none."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """The wait for one job or transfer, kept so that its limits count from the first try on.
-
-    Triggers start anew when the triggerer does, and tasks when they are retried.
-
-    :param deadline: its end, in seconds since 1970.
-    :param details: what else the service's trigger wants to have kept.
-    """
-
-    remote_id: str
-    deadline: float
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, store: StateStore | None, remote_id: str) -> Wait | None:
-        """The wait that has begun for this work; None for one of other work."""
-        kept = store.get(STATE_KEY) if store is not None else None
-        if not isinstance(kept, Mapping) or kept.get("remote_id") != remote_id:
-            return None
-        try:
-            return cls(remote_id, float(kept["deadline"]), dict(kept.get("details") or {}))
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    def save(self, store: StateStore | None) -> Wait:
-        """Write it down; when the store fails, a later try begins the count again."""
-        try:
-            if store is not None:
-                store.set(STATE_KEY, asdict(self))
-        except Exception:
-            log.exception("Could not keep since when %s is waited for.", self.remote_id)
-        return self
-
-
-def end_wait(store: StateStore | None) -> None:
-    """The wait is over: another one, for the same work too, counts from its own beginning."""
-    if store is not None:
-        store.delete(STATE_KEY)
 
 
 # What a trigger hands to its operator

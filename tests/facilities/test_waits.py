@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from facilities.cancellation import Cancellation
+from facilities.deferral import STATE_KEY, Wait, end_wait
 from facilities.errors import (
     CredentialsError,
     FacilityError,
@@ -20,12 +21,9 @@ from facilities.errors import (
 )
 from facilities.polling import Answer, BlockingSource, PollFailed, SharedPoller
 from facilities.waiting import (
-    STATE_KEY,
     OutageTrigger,
-    Wait,
     WaitEnd,
     WaitTrigger,
-    end_wait,
     format_duration,
     read_event,
 )

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from facilities.cancellation import Cancellation
-from facilities.deferral import RemoteWorkOperator
+from facilities.deferral import RemoteWorkOperator, Wait, end_wait
 from facilities.errors import (
     BY_CLASS,
     FacilityError,
@@ -52,7 +52,7 @@ from facilities.globus.trigger import (
     read_report,
 )
 from facilities.ownership import Owner
-from facilities.waiting import Wait, end_wait, read_event
+from facilities.waiting import read_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -23,8 +23,8 @@ from facilities.globus.model import TaskSnapshot, TaskStatus
 from facilities.ownership import Owner
 
 if TYPE_CHECKING:
+    from facilities.deferral import StateStore
     from facilities.globus.hook import GlobusHook
-    from facilities.waiting import StateStore
 
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
 
