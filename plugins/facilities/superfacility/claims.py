@@ -1,8 +1,8 @@
 """The last line of exactly-once: a job claims its task's work on NERSC's file system before it does anything.
 
 A submit that is held up on its way may arrive after everybody has given it up; no waiting time distinguishes
-it from one that was lost, so there may be two jobs for one task. Each begins with `Claim.preamble`: it makes a
-symbolic link whose target is its own job id, which the file system lets only one of them do. The other one
+it from one that was lost, so there may be two jobs for one task. Each begins with `Claim.preamble`: it makes
+a symbolic link whose target is its own job id, which the file system lets only one of them do. The other one
 ends at once, with `EXIT_CODE` and a line that names the owner; what waits for it waits for the owner instead.
 
 The links of a task are `~/.job_claims/<hash of the task>/0`, `1`, ...; the highest names the owner. A job

@@ -21,8 +21,12 @@ from facilities.superfacility.job_script import SlurmResources, check_body, rend
 from facilities.superfacility.links import SlurmJobLink
 from facilities.superfacility.slurm import LogFiles, SlurmJob, SlurmState
 from facilities.superfacility.submission import JobIdentity, NotYet, Submission, Submitted
-from facilities.superfacility.triggers import SubmitTrigger, cancel_job, cancel_jobs_of
-from facilities.waiting import OutageTrigger
+from facilities.superfacility.triggers import (
+    SubmitTrigger,
+    SystemStatusTrigger,
+    cancel_job,
+    cancel_jobs_of,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context, XComArg
@@ -97,28 +101,20 @@ class SlurmOperator(RemoteWorkOperator):
                 return step
             hold_until = hold_until or time.time() + self.longest_hold.total_seconds()
             if not self.deferrable:
-                self._wait_here(context, step, hold_until)
+                if time.time() + step.seconds > hold_until:
+                    raise self.outage_error(context, step.why)
+                self.log.info("Waiting for %.0f s: %s.", step.seconds, step.why)
+                time.sleep(step.seconds)
                 continue
             kwargs |= {"doubtful_since": submission.doubtful_since, "hold_until": hold_until, "holds": holds}
-            delay = max(step.seconds, _MIN_WAIT)
-            trigger = self._submit_trigger(context, step.why, hold_until, _MIN_WAIT, delay)
+            trigger = self.outage_trigger(context, step.why, hold_until, _MIN_WAIT)
+            trigger.delay = max(step.seconds, _MIN_WAIT)
             self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)
-
-    def _wait_here(self, context: Context, step: NotYet, hold_until: float) -> None:
-        if time.time() + step.seconds > hold_until:
-            raise self.outage_error(context, step.why)
-        self.log.info("Waiting for %.0f s: %s.", step.seconds, step.why)
-        time.sleep(step.seconds)
 
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
-    ) -> OutageTrigger:
+    ) -> SystemStatusTrigger:
         """What waits until NERSC answers and the machine is up."""
-        return self._submit_trigger(context, reason, deadline, first_pause)
-
-    def _submit_trigger(
-        self, context: Context, reason: str, deadline: float, first_pause: float, delay: float = 0.0
-    ) -> SubmitTrigger:
         return SubmitTrigger(
             superfacility_conn_id=self.superfacility_conn_id,
             machine=self.machine,
@@ -126,7 +122,6 @@ class SlurmOperator(RemoteWorkOperator):
             reason=reason,
             deadline=deadline,
             first_pause=first_pause,
-            delay=delay,
         )
 
     def cancel_known(self, *, urgent: bool) -> Cancellation:

@@ -62,14 +62,14 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
 
     def run_try(self, context: Context, resources: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         """Wait for the newest job; or submit another one, with these `resources`, and wait for it."""
-        newest = self._newest(context)
+        newest = self._kept(context) or self._first(context)
         if resources is None:
-            return self.wait_for_job(context, newest["job_id"])
+            return self.wait_for_job(context, str(newest["job_id"]))
         self.remote_id = ""
         store = context.get("task_state_store")
-        if store is not None and store.get(ORIGIN_KEY) != self.checked_job_id():
+        if store is not None and self._kept(context) is None:
             store.set(JOB_KEY, {**newest, "submitted_at": time.time()})
-            store.set(ORIGIN_KEY, self.checked_job_id())
+            store.set(ORIGIN_KEY, newest["job_id"])
         kwargs.setdefault("doubtful_since", None if store is not None else time.time())
         submission = Submission(
             self.hook,
@@ -104,8 +104,8 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
         if not submitted.get("body"):
             return None
         resources = SlurmResources.from_mapping(submitted["resources"])
-        first = self.identity(context).generation_of(str(submitted.get("name"))) or 0
-        count = int(self._newest(context)["generation"]) - first
+        first = self._first(context)
+        count = int((self._kept(context) or first)["generation"]) - int(first["generation"])
         if job.lost and count < self.resubmit:
             return resources
         more = str(self.more_resources).strip().lower() == "true"
@@ -113,12 +113,17 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
             return resources.with_more(job.state)
         return None
 
-    def _newest(self, context: Context) -> dict[str, Any]:
-        """Id, name and generation of the newest job that followed the submit task's."""
-        first, store = self.checked_job_id(), context.get("task_state_store")
-        # Nothing that is kept counts when the submit task has submitted another job since.
-        kept: Any = store.get(JOB_KEY) if store is not None and store.get(ORIGIN_KEY) == first else None
-        if isinstance(kept, Mapping) and kept.get("job_id"):
-            return {key: kept[key] for key in ("job_id", "name", "generation")}
-        name = str(self.submitted(context).get("name") or self.identity(context).name(0))
-        return {"job_id": first, "name": name, "generation": self.identity(context).generation_of(name) or 0}
+    def _first(self, context: Context) -> dict[str, Any]:
+        """Id, name and generation of the submit task's job."""
+        identity = self.identity(context)
+        name = str(self.submitted(context).get("name") or identity.name(0))
+        generation = identity.generation_of(name) or 0
+        return {"job_id": self.checked_job_id(), "name": name, "generation": generation}
+
+    def _kept(self, context: Context) -> Mapping[str, Any] | None:
+        """The same of the newest job that followed it; None when there is none, or it followed another."""
+        store = context.get("task_state_store")
+        if store is None or store.get(ORIGIN_KEY) != self.checked_job_id():
+            return None
+        kept: Any = store.get(JOB_KEY)
+        return kept if isinstance(kept, Mapping) and kept.get("job_id") else None

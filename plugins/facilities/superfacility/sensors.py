@@ -13,6 +13,7 @@ import tenacity
 from airflow.sdk import BaseSensorOperator, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
+from facilities.deferral import STATE_KEY, Wait, end_wait
 from facilities.errors import FacilityError, NotFoundError, TimeLimitError, TransientError, UserError
 from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
@@ -27,7 +28,7 @@ from facilities.superfacility.slurm import (
 )
 from facilities.superfacility.submission import JobIdentity
 from facilities.superfacility.triggers import SlurmJobTrigger, SystemStatusTrigger
-from facilities.waiting import STATE_KEY, Wait, end_wait, read_event
+from facilities.waiting import read_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -89,6 +90,7 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         self.confirm = confirm
         self.grace = grace
         self._submit_task = job_id.operator.task_id if isinstance(job_id, PlainXComArg) else None
+        self._submitted: Mapping[str, Any] = {}
 
     def run_try(self, context: Context, **kwargs: Any) -> Any:  # noqa: ARG002 - of holds
         """Wait for the job."""
@@ -172,10 +174,10 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
 
     def submitted(self, context: Context) -> Mapping[str, Any]:
         """What the submit task left under "job"; empty when there is no such task."""
-        if self._submit_task is None:
-            return {}
-        found = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
-        return found if isinstance(found, Mapping) else {}
+        if not self._submitted and self._submit_task is not None:
+            found = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
+            self._submitted = found if isinstance(found, Mapping) else {}
+        return self._submitted
 
     def _owner_instead_of(self, context: Context, job: SlurmJob) -> str | None:
         """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""

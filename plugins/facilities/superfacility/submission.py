@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from facilities.deferral import StateStore
 from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
 from facilities.ownership import Owner
 from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.slurm import FAILED, RUNNING, SUCCEEDED, SlurmJob, SlurmState, read_rows
-from facilities.waiting import StateStore
 
 log = logging.getLogger(__name__)
 

@@ -191,6 +191,7 @@ class SystemStatusTrigger(OutageTrigger):
 
     :param superfacility_conn_id: connection of type `superfacility`; no credentials are needed.
     :param machine: such as perlmutter.
+    :param delay: seconds to wait in any case, before the first look.
 
     The others are those of `OutageTrigger`.
     """
@@ -200,6 +201,14 @@ class SystemStatusTrigger(OutageTrigger):
 
     superfacility_conn_id: str
     machine: str
+    delay: float = 0.0
+
+    async def wait(self) -> OutageEvent:
+        """Wait; returns whether NERSC can be used."""
+        if self.delay:
+            self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
+            await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
+        return await super().wait()
 
     def connection_key(self) -> tuple[str, ...]:
         """Triggers with the same key share one look."""
@@ -232,20 +241,11 @@ class SubmitTrigger(SystemStatusTrigger):
 
     :param identity: fields of the `JobIdentity` whose jobs are cancelled when the task is ended: a submit may
         have been acted on just before NERSC fell silent.
-    :param delay: seconds to wait in any case, before NERSC is first asked.
 
     The others are those of `SystemStatusTrigger`.
     """
 
     identity: dict[str, Any]
-    delay: float = 0.0
-
-    async def wait(self) -> OutageEvent:
-        """Wait; returns whether NERSC can be used."""
-        if self.delay:
-            self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
-            await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
-        return await super().wait()
 
     def check(self) -> None:
         """Look whether the machine is up and the API lets the client in."""
