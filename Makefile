@@ -18,18 +18,22 @@ unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv/.installed-$(shell cat requirements.txt requirements-dev.txt constraints.txt | cksum | cut -d' ' -f1)
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
+CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test slurm-test fresh
+.PHONY: help client demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
+client: $(CLIENT) ## The client for the beamline computer, one file: build/submit_scan.py
+	@echo "$(CLIENT) is ready: copy it to the beamline computer. Its manual: $(CLIENT) --help"
+
+demo: $(VENV) $(CLIENT) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
 	@$(RUN) -m dev.demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); what is skipped says what it needs (tests/support/needs.py)
@@ -86,7 +90,7 @@ constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
-	rm -rf .run .venv .venv-cli .venv-cdtools
+	rm -rf .run build .venv .venv-cli .venv-cdtools
 
 define need_python
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and '$(PYTHON)' is not on the PATH. Install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -107,6 +111,9 @@ $(VENV):
 	@echo "Installing into .venv (about a minute, once)"
 	$(call new_venv,.venv)
 	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt && touch $@
+
+$(CLIENT): $(VENV) include/dev/build_client.py $(wildcard include/beamline_client/*.py plugins/cosmic/*.py)
+	@$(RUN) -m dev.build_client && touch $@
 
 $(CLI):
 	$(need_python)

@@ -1,52 +1,69 @@
 """
-### Jobs and transfers that nobody waits for any more
+### Jobs and transfers that no task waits for
 
-Every ten minutes: lists the living Slurm jobs and Globus tasks of ours, asks Airflow about the runs and tasks
-that they belong to, and cancels those whose run is over or whose tasks are. Usually there are none: a job or
-transfer is cancelled at once when its task or run is ended. This is for what an outage or a crash at the same
-moment has left behind.
+Every two minutes: lists the active Slurm jobs and Globus tasks that this Airflow has submitted, asks Airflow
+about the runs and tasks that own them, and cancels those whose run is over or whose tasks are. Most are
+cancelled at once when their waiting task is ended. This is for the rest: a task that was marked before it
+waited, a run that was failed between a submit and its wait, a worker killed in its submit, an outage.
 
 **Left alone** is whatever is between two tries, cleared or waiting, and what another Airflow has started.
 
-**What you see.** The log names each job and transfer that was cancelled, and why; so does the result.
+**What you see.** The log names each job and transfer that was cancelled, and why; so does the result. Usually
+there are none, and the task takes a second.
 
-**When it fails.** The last lines of the log say what to do. While a service does not answer, the task
-succeeds, says so, and the next one looks again.
+**When it fails.** The last lines of the log name what to do. While a service does not answer, the task
+succeeds, with a warning in its log, and the next run asks again.
 
 **Owner.** COSMIC, ALS beamline 7.0.1.2.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
-from cosmic import tasks
-from cosmic.beamline import ENGINES
-from facilities.retries import facility_retry_policy
+import facilities.globus.orphans
+import facilities.superfacility.orphans  # noqa: F401 - both register what finds their work
+from cosmic.beamline import beamline
+from cosmic.dag_constants import (
+    CANCEL_ABANDONED_WORK,
+    COPY_TASK,
+    DEFAULT_ARGS,
+    FLIGHT_CHECK,
+    GLOBUS_CONN_ID,
+    PROCESS_NEWFILE,
+    SUPERFACILITY_CONN_ID,
+    TRANSFER_AUTO_RECON,
+)
+from cosmic.parameters import ENGINES
+from facilities.orphans import CleanupResult, OrphanCleanup
 
-# Tasks that look after one job or transfer, the one that submits it first.
-CARERS = {
-    "transfer_auto_recon": [["copy_to_nersc"], *([f"{name}.submit", f"{name}.wait"] for name in ENGINES)],
-    "process_newfile_7012_ptycho4": [["copy_to_nersc"]],
-    "test_cosmicDTN_transfers": [["copy_file"], ["remove_copy"]],
+# By DAG: groups of tasks that own one job or transfer, the one that submits it first.
+OWNING_TASKS: dict[str, list[tuple[str, ...]]] = {
+    TRANSFER_AUTO_RECON: [(COPY_TASK,), *((f"{name}.submit", f"{name}.wait") for name in ENGINES)],
+    PROCESS_NEWFILE: [(COPY_TASK,)],
+    FLIGHT_CHECK: [("copy_file",), ("remove_copy",)],
 }
 
+
+@task(execution_timeout=timedelta(minutes=8))
+def cancel_abandoned() -> CleanupResult:
+    """Cancel jobs and transfers that no task waits for."""
+    cleanup = OrphanCleanup(OWNING_TASKS)
+    cleanup.cancel_orphans("superfacility", SUPERFACILITY_CONN_ID, machine=beamline().job.machine)
+    cleanup.cancel_orphans("globus", GLOBUS_CONN_ID)
+    return cleanup.result
+
+
 with DAG(
-    dag_id="cancel_abandoned_work",
-    dag_display_name="cancel_abandoned_work: jobs and transfers that nobody waits for",
+    dag_id=CANCEL_ABANDONED_WORK,
+    dag_display_name="cancel_abandoned_work: jobs and transfers that no task waits for",
     doc_md=__doc__,
-    schedule="*/10 * * * *",
-    start_date=datetime(2023, 1, 1),  # noqa: DTZ001 - Airflow reads it as UTC
+    schedule="*/2 * * * *",
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "owner": "bl7012",
-        "retries": 1,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": facility_retry_policy(),
-    },
+    default_args={**DEFAULT_ARGS, "retries": 1},  # the next run comes soon
     tags=["bl7012", "cosmic", "globus", "nersc"],
 ) as dag:
-    task(task_id="cancel_abandoned", execution_timeout=timedelta(minutes=8))(tasks.cancel_abandoned)(CARERS)
+    cancel_abandoned()

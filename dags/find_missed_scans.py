@@ -9,51 +9,44 @@ a table, a line per day: scans on disk, processed, running, failed, missing, lef
 `first_day` to `last_day`. `which` chooses missing scans only, failed ones too, or everything; `dry_run` only
 lists. The parameters of the runs are those of the day (`processing` in `beamline.yaml`).
 
-**Live scans go first.** A run is started only while fewer than `at_once` runs are going on and fewer than
-`copies_at_once` of them have their transfer before them; between that, `start_runs` waits (purple). One run
-of this DAG at a time starts runs (pool `missed_scans`). To stop it, mark `start_runs` as failed: what is
-started goes on, the rest is not started.
+**Live scans go first.** A run is started only while fewer than `at_once` runs are active and fewer than
+`copies_at_once` of them have not finished their transfer; otherwise `start_runs` waits (purple). One run of
+this DAG at a time starts runs (pool `missed_scans`). To stop it, mark `start_runs` as failed: what is started
+continues, the rest is not started.
 
-**When it fails.** The last lines of the red task's log say what failed and what to do. Clearing is safe: a
-scan has one run id, so none is started twice. A scan that is left alone (young, or being written) is looked
-at again when its day is; a file of another name than a scan's is never started.
+**When it fails.** The last lines of the red task's log name what failed and what to do. Clearing is safe: a
+scan has one run id, so none is started twice. A scan that is left alone (young, or being written) is compared
+again with its day; a file that is not named as a scan is never started.
 
 **Owner.** COSMIC, ALS beamline 7.0.1.2.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG
 
-from cosmic import missed_scans
-from cosmic.missed_params import missed_scans_params
-from cosmic.start_runs import StartRunsOperator
+from cosmic.dag_constants import DEFAULT_ARGS, FIND_MISSED_SCANS
+from cosmic.missed_scans import compare, report, start_or_not
+from cosmic.parameters import MISSED_SCANS, dag_params
+from cosmic.throttle import StartRunsOperator
 from cosmic.timetable import BeamlineDays
-from facilities.retries import facility_retry_policy
 
 with DAG(
-    dag_id="find_missed_scans",
+    dag_id=FIND_MISSED_SCANS,
     dag_display_name="find_missed_scans: start what was not processed",
     doc_md=__doc__,
     schedule=BeamlineDays(hours_after=15),
-    start_date=datetime(2023, 1, 1),  # noqa: DTZ001 - Airflow reads it as UTC
     catchup=False,
-    params=missed_scans_params(),
+    params=dag_params(MISSED_SCANS),
     max_active_runs=4,
-    default_args={
-        "owner": "bl7012",
-        "retries": 3,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": facility_retry_policy(),
-    },
+    default_args=DEFAULT_ARGS,
     tags=["bl7012", "cosmic", "globus", "missed scans"],
 ) as dag:
-    found: Any = task(task_id="compare", pool="globus", multiple_outputs=True)(missed_scans.compare)()
-    decision = task.branch(task_id="start_or_not")(missed_scans.start_or_not)(found["days"])
-    start = StartRunsOperator(
+    found: Any = compare()
+    start: Any = StartRunsOperator(
         task_id="start_runs",
         days=found["days"],
         at_once="{{ params.at_once }}",
@@ -62,8 +55,6 @@ with DAG(
         timeout=timedelta(days=7),
         pool="missed_scans",
     )
-    started: Any = start.output
-    report = task(task_id="report", trigger_rule="none_failed_min_one_success")(missed_scans.report)(
-        found["rows"], started
-    )
-    decision >> [start, report]
+    result = report(found["rows"], start.output)
+
+    start_or_not(found["days"]) >> [start, result]

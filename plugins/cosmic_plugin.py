@@ -1,21 +1,23 @@
-"""The bundle's Airflow plugin: a "Result" tab on every run, a timetable, and modules for tasks."""
+"""Registers with Airflow: the "Result" tab of every run, the timetable of beamline days, and the metrics."""
 
 from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from cosmic import metrics
+from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages import URL_PREFIX, app
-from cosmic.preloading import preload
 from cosmic.timetable import BeamlineDays
 
 preload()
 
 
 class CosmicPlugin(AirflowPlugin):
-    """Pages and timetable of the beamline."""
+    """Pages, timetable and metrics of the beamline."""
 
     name = "cosmic"
     timetables = [BeamlineDays]
+    listeners = [metrics] if metrics.enabled() else []
     fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
     external_views = [
         {

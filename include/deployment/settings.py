@@ -75,7 +75,11 @@ class Deployment:
     @property
     def executor(self) -> str:
         """Airflow's name of the executor."""
-        return "CeleryExecutor" if self.celery else "cosmic.local_executor.KillProofLocalExecutor"
+        return (
+            "CeleryExecutor"
+            if self.celery
+            else "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
+        )
 
 
 def read_deployment(

@@ -46,7 +46,6 @@ def connections(deployment: Deployment) -> dict[str, dict[str, Any]]:
             },
             "description": MANAGED,
         },
-        "superfacility_status": {"conn_type": "http", "host": NERSC_API, "description": MANAGED},
     }
 
 

@@ -24,7 +24,7 @@ from reconstruction.solver import Options, Solver
 
 ENGINE = "ptychocam"
 USAGE = "ptychocam_reconstruction.sh [-i ITERATIONS] [-r PERIOD] [-T PERIOD] [-M] FILE.cxi"
-MAX_NUMBER = 1_000_000
+MAX_NUMBER = 100_000
 ERRORS_ARE = "sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured), over the good pixels"
 
 

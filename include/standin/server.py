@@ -17,7 +17,7 @@ from standin.faults import Faults, Handler, UnsentReply
 from standin.globus.service import GlobusService
 from standin.nersc.service import NerscService
 from standin.requestlog import Entry, RequestLog
-from standin.service import Service
+from standin.service import ABOUT, Service
 from standin.settings import Settings
 from standin.store import write_atomically
 
@@ -158,6 +158,6 @@ class Server:
             log.exception("%s %s failed inside the stand-in", request.method, request.path)
             raise
         finally:
-            entry.about, entry.ended = request.get("about"), time.time()
+            entry.about, entry.ended = request.get(ABOUT), time.time()
             self.requests.end(entry)
         return response

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+ABOUT = web.RequestKey("about", str)
+"""Where a route puts what a request submits, for the log of requests."""
+
 Control = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 

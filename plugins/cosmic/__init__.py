@@ -1,1 +1,1 @@
-"""The beamline: scan names, collections, reconstruction parameters and results of COSMIC (ALS 7.0.1.2)."""
+"""The beamline: scan names, site settings, reconstruction parameters and results of COSMIC (ALS 7.0.1.2)."""

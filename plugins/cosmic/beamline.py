@@ -1,4 +1,4 @@
-"""Facts of the site, read from `include/beamline.yaml` when a task runs (never when a DAG is parsed)."""
+"""The site's settings, read from `include/beamline.yaml` when a task runs (never when a DAG is parsed)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import re
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from airflow.configuration import conf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from airflow.sdk.exceptions import ParamValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
+from cosmic.parameters import RECONSTRUCTION, Engine, dag_params
 from facilities.errors import UserError
-
-Engine = Literal["ptychocam", "cdtools"]
-ENGINES: tuple[Engine, ...] = ("cdtools", "ptychocam")
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
 
@@ -54,14 +53,6 @@ Word = Annotated[str, AfterValidator(_word)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Connections(_Section):
-    """Ids of Airflow connections."""
-
-    globus: Word
-    superfacility: Word
-    status: Word
 
 
 class Collection(_Section):
@@ -124,25 +115,19 @@ class Proposal(_Section):
 
 
 class Processing(_Section):
-    """Parameters of scans that nobody posted. A proposal's come before everyday's, a day's before both."""
+    """Parameters of scans that nobody posted.
+
+    Day settings override proposal settings, which override the defaults.
+    """
 
     parameters: dict[str, Any] = {}
     proposals: dict[str, Proposal] = {}
     days: dict[date, dict[str, Any]] = {}
 
 
-class WatcherSettings(_Section):
-    """Whether and how the beamline's collection is watched for new scans."""
-
-    enabled: bool = False
-    interval_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
-    min_age_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-
-
 class Beamline(_Section):
     """The whole of `beamline.yaml`."""
 
-    connections: Connections
     collections: Collections
     job: Job
     engines: Engines
@@ -150,16 +135,48 @@ class Beamline(_Section):
     flight_check_file: str
     time_zone: Annotated[str, AfterValidator(_zone_name)] = "America/Los_Angeles"
     processing: Processing = Processing()
-    watcher: WatcherSettings = WatcherSettings()
 
     def script(self, engine: Engine) -> str:
         """Absolute path of an engine's reconstruction script at NERSC."""
         settings: EngineSettings = getattr(self.engines, engine)
         return settings.script
 
+    def parameters_for(self, day: date) -> dict[str, Any]:
+        """Parameters of scans of `day` that differ from the DAG's own defaults, without `file_path`.
+
+        :raises UserError: one of them is not a parameter of `transfer_auto_recon`, or does not fit; the
+            message names its key in `beamline.yaml`.
+        """
+        layers = {"processing.parameters": self.processing.parameters}
+        for name, proposal in self.processing.proposals.items():
+            if proposal.first_day <= day <= proposal.last_day:
+                layers[f"processing.proposals.{name}.parameters"] = proposal.parameters
+        layers[f"processing.days.{day}"] = self.processing.days.get(day, {})
+        chosen: dict[str, Any] = {}
+        for key, values in layers.items():
+            for name, value in values.items():
+                _check_parameter(f"{key}.{name}", name, value)
+            chosen |= values
+        return chosen
+
+
+def _check_parameter(key: str, name: str, value: Any) -> None:
+    parameter = RECONSTRUCTION.get(name) if name != "file_path" else None
+    try:
+        if parameter is None:
+            raise ParamValidationError("it is not a parameter of transfer_auto_recon")
+        dag_params({name: parameter})[name].resolve(value)
+    except ParamValidationError as error:
+        raise UserError(
+            f"{key} in the beamline's settings cannot be used: {str(error).splitlines()[0]}",
+            next_step="correct the key in beamline.yaml, then clear this task.",
+        ) from error
+
 
 def beamline() -> Beamline:
-    """The site's facts, from the file named by `[cosmic] beamline_file`, or from the bundle's own.
+    """The site's settings, from the file named by `[cosmic] beamline_file`, or from the bundle's own.
+
+    A change of the file takes effect at the next call.
 
     :raises UserError: the file is missing or wrong; the message names file and key.
     """
@@ -178,18 +195,13 @@ def beamline() -> Beamline:
 def _load(path: Path, _changed: int) -> Beamline:
     try:
         return Beamline.model_validate(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise _wrong(path, str(error)) from error
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or 'the file'}: {e['msg']}" for e in error.errors()
-        ]
-        raise _wrong(path, "\n".join(lines)) from error
-
-
-def _wrong(path: Path, details: str) -> UserError:
-    return UserError(
-        f"The beamline's settings {path} are wrong",
-        next_step="correct the keys named below, then clear this task.",
-        details=details,
-    )
+    except (yaml.YAMLError, ValidationError) as error:
+        details = str(error)
+        if isinstance(error, ValidationError):
+            keys = [(".".join(map(str, e["loc"])) or "the file", e["msg"]) for e in error.errors()]
+            details = "\n".join(f"{key}: {message}" for key, message in keys)
+        raise UserError(
+            f"The beamline's settings {path} are wrong",
+            next_step="correct the keys named below, then clear this task.",
+            details=details,
+        ) from error

@@ -1,4 +1,4 @@
-"""The flight check: do both services let us in, for how long, and does a file really get across?"""
+"""The tasks of the flight check: both services accept our clients, and a file really gets across."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
 
-from airflow.sdk import Param, get_current_context
+from airflow.sdk import get_current_context, task
 
 from cosmic.beamline import beamline
+from cosmic.dag_constants import FLIGHT_CHECK, GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID
 from cosmic.scans import parse_safe_path
 from facilities.errors import CredentialsError, NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
@@ -18,56 +19,45 @@ from facilities.superfacility.hook import SuperfacilityHook
 
 log = logging.getLogger(__name__)
 
-_CONTENT = b"COSMIC flight check: this file is copied and compared by the DAG test_cosmicDTN_transfers.\n"
+_CONTENT = f"COSMIC flight check: this file is copied and compared by the DAG {FLIGHT_CHECK}.\n".encode()
 
 
-def flight_check_params() -> dict[str, Param]:
-    """Parameters of `test_cosmicDTN_transfers`."""
-    return {
-        "least_days_left": Param(
-            1.0,
-            type="number",
-            minimum=0,
-            maximum=60,
-            title="Least days left",
-            description="Fail when the Superfacility client expires sooner. Clients that submit jobs live "
-            "for 2 days, or 30 after a review by NERSC.",
-        )
-    }
-
-
+@task(pool="globus")
 def check_globus() -> str:
     """Make sure that Globus accepts the client; returns its identity."""
-    with closing(GlobusHook(beamline().connections.globus)) as hook:
+    with closing(GlobusHook(GLOBUS_CONN_ID)) as hook:
         hook.ping()
         log.info("Globus accepts %s.", hook.settings.identity)
         return hook.settings.identity
 
 
+@task(pool="nersc")
 def check_nersc(params: Any = None) -> float | None:
-    """Make sure that NERSC accepts the client; returns the days until it expires, if the API tells.
+    """Make sure that NERSC accepts the client; returns the days until it expires, if known.
 
-    :param params: of the run; Airflow gives them.
-    :raises CredentialsError: it is refused, or expires in less than `least_days_left` days.
+    :raises CredentialsError: it is refused, or expires in less than `min_days_left` days.
     """
-    with closing(SuperfacilityHook(beamline().connections.superfacility)) as hook:
+    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         user, left, client_id = hook.user, hook.days_left(), hook.session.client_id
     if left is None:
-        log.warning("NERSC accepts client %s (user %s); it does not say when it expires.", client_id, user)
+        log.warning(
+            "NERSC accepts client %s (user %s); the date of its expiry is not known.", client_id, user
+        )
         return None
     log.info("NERSC accepts client %s (user %s); it expires in %.1f days.", client_id, user, left)
-    if left < params["least_days_left"]:
+    if left < params["min_days_left"]:
         raise CredentialsError(
             f"The Superfacility client expires in {left:.1f} days",
             remote_id=client_id,
             next_step=(
                 "make a new one now: in Iris, under Profile, Superfacility API Clients, level Red; then put "
-                "its id and key in place of the old ones. Until it expires the old one goes on working."
+                "its id and key in place of the old ones. The old one works until it expires."
             ),
         )
     return left
 
 
+@task(pool="nersc", multiple_outputs=True)
 def prepare_file() -> dict[str, str]:
     """Make sure that the file to copy is there; returns what is copied where (one XCom per key)."""
     site = beamline()
@@ -77,18 +67,17 @@ def prepare_file() -> dict[str, str]:
     # The same name again when the run's tasks are tried again, another one for every run.
     unique = hashlib.sha256(str(run).encode()).hexdigest()[:16]
     copy = source.relative.with_name(f"test_{unique}{source.relative.suffix}")
-    with closing(SuperfacilityHook(site.connections.superfacility)) as hook:
+    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         file = source.under(destination.file_system_path)
         try:
             hook.stat(site.job.machine, file)
         except NotFoundError:
             log.info("%s is not there yet: writing it.", file)
-            with closing(GlobusHook(site.connections.globus)) as globus:
+            with closing(GlobusHook(GLOBUS_CONN_ID)) as globus:
                 folder = PurePosixPath(source.under(destination.path)).parent
                 globus.make_folder(str(destination.id), str(folder))
             hook.upload(site.job.machine, file, _CONTENT)
     return {
-        "globus_conn_id": site.connections.globus,
         "collection": str(destination.id),
         "source_path": source.under(destination.path),
         "copy_path": str(PurePosixPath(destination.path) / copy),
@@ -97,13 +86,14 @@ def prepare_file() -> dict[str, str]:
     }
 
 
+@task(pool="nersc")
 def compare(source_file: str, copy_file: str) -> int:
     """Read both files back through NERSC; returns their size in bytes.
 
     :raises UserError: they are not the same.
     """
     site = beamline()
-    with closing(SuperfacilityHook(site.connections.superfacility)) as hook:
+    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         source, copy = (hook.download(site.job.machine, path) for path in (source_file, copy_file))
     if source != copy:
         raise UserError(

@@ -14,7 +14,7 @@ Names, without Airflow's prefix (by default `airflow.`); times are StatsD timing
 How many scans wait is Airflow's own `pool.deferred_slots.globus` (for their transfer) and
 `pool.deferred_slots.nersc` (for their job), every five seconds.
 
-A metric must never cost a scan: Airflow logs what a listener raises and goes on.
+An error in a metric never fails a scan: Airflow logs what a listener raises, and continues.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from airflow.listeners import hookimpl
 from airflow.observability import stats as scheduler_stats
 from airflow.sdk.observability import stats
 
+from cosmic.dag_constants import PROCESS_NEWFILE, TRANSFER_AUTO_RECON
 from facilities.errors import FacilityError
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
 
-SCAN_DAGS = frozenset({"transfer_auto_recon", "process_newfile_7012_ptycho4"})
+SCAN_DAGS = frozenset({TRANSFER_AUTO_RECON, PROCESS_NEWFILE})
 
 
-def wanted() -> bool:
-    """Tell whether Airflow sends metrics anywhere."""
+def enabled() -> bool:
+    """Whether Airflow sends metrics anywhere."""
     return conf.getboolean("metrics", "statsd_on") or conf.getboolean("metrics", "otel_on")
 
 
@@ -62,7 +63,8 @@ def on_task_instance_failed(
     error: object,
 ) -> None:
     """Runs in the worker, after each try that failed."""
-    stats.incr(f"cosmic.failures.{failure_class(error)}")
+    failure_class = error.failure_class if isinstance(error, FacilityError) else "other"
+    stats.incr(f"cosmic.failures.{failure_class}")
 
 
 @hookimpl
@@ -81,11 +83,6 @@ def on_dag_run_failed(dag_run: DagRun, msg: str) -> None:  # noqa: ARG001 - Airf
     """Runs in the scheduler."""
     if dag_run.dag_id in SCAN_DAGS:
         scheduler_stats.incr(f"cosmic.scan.failed.{dag_run.dag_id}")
-
-
-def failure_class(error: object) -> str:
-    """The class of a failure, as in `facilities.errors`; `other` when it is none of a facility."""
-    return error.failure_class if isinstance(error, FacilityError) else "other"
 
 
 def _transfer(result: Mapping[str, Any]) -> None:

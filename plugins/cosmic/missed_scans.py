@@ -1,25 +1,24 @@
-"""Finding scans that were not processed: the task bodies of `find_missed_scans`."""
+"""Finds scans without a result: the tasks of `find_missed_scans` and `watch_scans`."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import get_current_context
+from airflow.sdk import get_current_context, task
 
 from cosmic import reprocessing, runs
 from cosmic.beamline import Beamline, beamline
-from cosmic.comparison import WANTED, DayAtNersc, ScanFile, Verdict, judge, next_generation
-from cosmic.folders import list_beamline, list_nersc, shorten
-from cosmic.processing import engines_of, parameters_of
+from cosmic.comparison import WANTED, Day, ScanStatus, compare_day, leave_alone_what_changes, shorten
+from cosmic.dag_constants import GLOBUS_CONN_ID, REPORT_TASK, WATCH_SCANS
+from cosmic.runs import DayToStart
 from cosmic.scans import ScanPath
-from cosmic.start_runs import DayToStart
 from facilities.errors import UserError
 from facilities.globus.hook import GlobusHook
 
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_DAYS = 366
-MOST_NAMES = 10_000  # in the log of a dry run
+MAX_DAYS = 366
+MAX_NAMES = 10_000  # in the log of a dry run
+SECOND_LISTING_AFTER = 3.0  # seconds; a file that changes in between is still being written
 
 
 class DayRow(TypedDict):
@@ -46,37 +46,65 @@ class DayRow(TypedDict):
     started: int
 
 
-@dataclass(frozen=True)
-class _Day:
-    """A day that was compared."""
+@task(pool="globus", multiple_outputs=True)
+def compare(params: Any = None) -> dict[str, Any]:
+    """Compare the run's days and choose what to start.
 
-    day: date
-    parameters: dict[str, Any]
-    verdicts: dict[ScanPath, Verdict]
-    next_generations: dict[ScanPath, int]
-    runs: Mapping[ScanPath, Mapping[int, str]]
-    odd_names: list[str] = field(default_factory=list)
-
-    def row(self) -> DayRow:
-        count = Counter(self.verdicts.values())
-        return DayRow(
-            day=self.day.isoformat(),
-            on_disk=len(self.verdicts),
-            processed=count[Verdict.PROCESSED],
-            running=count[Verdict.RUNNING],
-            failed=count[Verdict.FAILED],
-            missing=count[Verdict.MISSING],
-            left_alone=count[Verdict.LEFT_ALONE],
-            odd_names=len(self.odd_names),
-            started=0,
-        )
+    One XCom for the table (`rows`) and one for what to start (`days`).
+    """
+    context = get_current_context()
+    site = beamline()
+    days = days_to_compare(context, params)
+    compared = _compare(site, days, timedelta(minutes=params["min_age_minutes"]))
+    chosen = _choose(compared, params, context["task_state_store"])
+    rows = [_row(day) for day in compared]
+    log.info("Before anything is started:\n%s", table(rows))
+    for day in chosen:
+        log.info("%s: %d to start with %s", day["day"], len(day["scans"]), day["parameters"])
+        names = (f"{path} (as r{number})" if number > 1 else path for path, number in day["scans"])
+        log.info("  %s", shorten(names, MAX_NAMES if params["dry_run"] else 10))
+    return {"rows": rows, "days": chosen}
 
 
-def days_to_look_at(context: Context, params: Mapping[str, Any]) -> list[date]:
+@task.branch
+def start_or_not(days: Sequence[DayToStart], params: Any = None) -> str:
+    """Skip `start_runs` when there is nothing to start: it may have to wait for its pool."""
+    if params["dry_run"]:
+        log.info("Dry run: nothing is started.")
+        return REPORT_TASK
+    return "start_runs" if days else REPORT_TASK
+
+
+@task(trigger_rule="none_failed_min_one_success")
+def report(rows: Sequence[DayRow], started: Mapping[str, int] | None) -> list[DayRow]:
+    """The table with what was started: the run's result.
+
+    :param started: runs by day, or None when nothing was to be started.
+    """
+    full: list[DayRow] = [{**row, "started": (started or {}).get(row["day"], 0)} for row in rows]
+    log.info("Numbers of scans:\n%s", table(full))
+    return full
+
+
+@task(pool="globus")
+def start_new_scans(params: Any = None) -> list[str]:
+    """Start a run for each finished scan of yesterday and today that has none; returns their paths."""
+    site = beamline()
+    min_age = timedelta(minutes=params["min_age_minutes"])
+    compared = _compare(site, _yesterday_and_today(site), min_age, only_without_run=True)
+    started = []
+    for start in runs.runs_to_start(_days_to_start(compared, _wanted(compared, "missing"))):
+        if runs.start(start.run_id, start.conf, f"Started by {WATCH_SCANS}"):
+            started.append(start.conf["file_path"])
+    log.info("%d runs started. %s", len(started), shorten(started))
+    return started
+
+
+def days_to_compare(context: Context, params: Mapping[str, Any]) -> list[date]:
     """The days of a run: those asked for, or those of its data interval, or yesterday and today.
 
-    The interval's days are read off its dates in UTC: from midnight to midnight of 2023-02-16 stands for
-    the folder 230216, whose day is the beamline's own (see `cosmic.timetable`).
+    The interval's days are its dates in UTC: from midnight to midnight of 2023-02-16 stands for the folder
+    230216, whose day is the beamline's own (see `cosmic.timetable`).
 
     :raises UserError: the days asked for are not a range, or too many.
     """
@@ -87,56 +115,14 @@ def days_to_look_at(context: Context, params: Mapping[str, Any]) -> list[date]:
         first = start.astimezone(UTC).date()
         last = max(first, (end.astimezone(UTC) - timedelta(microseconds=1)).date())
     else:
-        last = datetime.now(ZoneInfo(beamline().time_zone)).date()
-        first = last - timedelta(days=1)
+        return _yesterday_and_today(beamline())
     count = (last - first).days + 1
-    if not 0 < count <= MOST_DAYS:
+    if not 0 < count <= MAX_DAYS:
         raise UserError(
-            f"{first} to {last} is not a range of 1 to {MOST_DAYS} days",
+            f"{first} to {last} is not a range of 1 to {MAX_DAYS} days",
             next_step="trigger again with first_day before last_day; for long ranges use a backfill.",
         )
     return [first + timedelta(days=n) for n in range(count)]
-
-
-def compare(params: Any = None) -> dict[str, Any]:
-    """List, compare and choose (Airflow gives the parameters).
-
-    One XCom for the table (`rows`) and one for what to start (`days`).
-    """
-    context = get_current_context()
-    site = beamline()
-    days = days_to_look_at(context, params)
-    # All settings are checked before anything is listed or started.
-    parameters = {day: parameters_of(site, day) for day in days}
-    min_age = timedelta(minutes=params["min_age_minutes"])
-    with closing(GlobusHook(site.connections.globus)) as hook:
-        compared = [_compare_day(hook, site, day, parameters[day], min_age) for day in days]
-    chosen = _choose(compared, params, context["task_state_store"])
-    rows = [day.row() for day in compared]
-    log.info("What there is, before anything is started:\n%s", table(rows))
-    for day in chosen:
-        log.info("%s: %d to be started with %s", day["day"], len(day["scans"]), day["parameters"])
-        names = (f"{path} (as r{number})" if number > 1 else path for path, number in day["scans"])
-        log.info("  %s", shorten(names, MOST_NAMES if params["dry_run"] else 10))
-    return {"rows": rows, "days": chosen}
-
-
-def start_or_not(days: Sequence[DayToStart], params: Any = None) -> str:
-    """Id of the task that the run goes on with: nothing to start does not wait for those who start."""
-    if params["dry_run"]:
-        log.info("Dry run: nothing is started.")
-        return "report"
-    return "start_runs" if days else "report"
-
-
-def report(rows: Sequence[DayRow], started: Mapping[str, int] | None) -> list[DayRow]:
-    """The table with what was started: the run's result.
-
-    :param started: runs by day, or None when nothing was to be started.
-    """
-    full: list[DayRow] = [{**row, "started": (started or {}).get(row["day"], 0)} for row in rows]
-    log.info("Numbers of scans:\n%s", table(full))
-    return full
 
 
 def table(rows: Sequence[DayRow]) -> str:
@@ -153,70 +139,59 @@ def table(rows: Sequence[DayRow]) -> str:
     )
 
 
-def _compare_day(
-    hook: GlobusHook, site: Beamline, day: date, parameters: dict[str, Any], min_age: timedelta
-) -> _Day:
-    source, destination = site.collections.source, site.collections.destination
-    at_beamline = list_beamline(hook, source, day)
-    if at_beamline.odd_names:
-        names = shorten(map(repr, at_beamline.odd_names))
-        log.warning("%s: not named as scans of the day, so left alone: %s", day, names)
-    # Runs before NERSC's folder: see `judge`.
-    states = runs.states_by_generation([scan.path for scan in at_beamline.scans])
-    at_nersc = list_nersc(hook, destination, day) if at_beamline.scans else DayAtNersc({}, {})
-    engines = engines_of(parameters)
-    now = datetime.now(UTC)
-    verdicts = {
-        scan.path: judge(
-            scan,
-            states.get(scan.path, {}),
-            at_nersc,
-            engines=engines,
-            is_finished=scan.is_finished(now, min_age),
-        )
-        for scan in at_beamline.scans
-    }
-    _leave_alone_what_changes(hook, site, day, at_beamline.scans, verdicts)
-    generations = {
-        scan.path: next_generation(scan, states.get(scan.path, {}), at_nersc, verdicts[scan.path])
-        for scan in at_beamline.scans
-    }
-    return _Day(day, parameters, verdicts, generations, states, at_beamline.odd_names)
+def _yesterday_and_today(site: Beamline) -> list[date]:
+    # A scan of the last minutes before midnight lies in yesterday's folder.
+    today = datetime.now(ZoneInfo(site.time_zone)).date()
+    return [today - timedelta(days=1), today]
 
 
-def _leave_alone_what_changes(
-    hook: GlobusHook,
-    site: Beamline,
-    day: date,
-    scans: Sequence[ScanFile],
-    verdicts: dict[ScanPath, Verdict],
-) -> None:
-    """Look once more: a copy that keeps its old time, or a clock that is wrong, hides a growing file."""
-    if not set(verdicts.values()) & WANTED["failed"]:
-        return
-    again = {scan.path: scan for scan in list_beamline(hook, site.collections.source, day).scans}
-    for scan in scans:
-        if verdicts[scan.path] in WANTED["everything"] and again.get(scan.path) != scan:
-            log.info("%s is being written: left alone.", scan.path.relative)
-            verdicts[scan.path] = Verdict.LEFT_ALONE
+def _compare(
+    site: Beamline, days: Sequence[date], min_age: timedelta, *, only_without_run: bool = False
+) -> list[Day]:
+    # All settings are checked before anything is listed or started.
+    parameters = {day: site.parameters_for(day) for day in days}
+    with closing(GlobusHook(GLOBUS_CONN_ID)) as hook:
+        compared = [
+            compare_day(
+                hook, site.collections, day, parameters[day], min_age, only_without_run=only_without_run
+            )
+            for day in days
+        ]
+        if any(set(day.statuses.values()) & WANTED["failed"] for day in compared):
+            time.sleep(SECOND_LISTING_AFTER)
+            leave_alone_what_changes(hook, site.collections.source, compared)
+    return compared
 
 
-def _choose(
-    compared: Sequence[_Day], params: Mapping[str, Any], store: reprocessing.Store
-) -> list[DayToStart]:
-    wanted = {
+def _row(day: Day) -> DayRow:
+    count = Counter(day.statuses.values())
+    row: dict[str, Any] = {"day": day.day.isoformat(), "on_disk": len(day.statuses)}
+    row |= {status.value: count[status] for status in ScanStatus}
+    return cast("DayRow", row | {"odd_names": len(day.odd_names), "started": 0})
+
+
+def _choose(compared: Sequence[Day], params: Mapping[str, Any], store: Any) -> list[DayToStart]:
+    wanted = _wanted(compared, params["which"])
+    if params["which"] == "everything" and not params["dry_run"]:
+        request = {key: params[key] for key in ("which", "first_day", "last_day")}
+        existing = {path: states for day in compared for path, states in day.runs.items()}
+        wanted = reprocessing.keep_to_plan(store, request, wanted, existing)
+    return _days_to_start(compared, wanted)
+
+
+def _wanted(compared: Sequence[Day], which: str) -> dict[ScanPath, int]:
+    return {
         path: day.next_generations[path]
         for day in compared
-        for path, verdict in day.verdicts.items()
-        if verdict in WANTED[params["which"]]
+        for path, status in day.statuses.items()
+        if status in WANTED[which]
     }
-    if params["which"] == "everything" and not params["dry_run"]:
-        asked = {key: params[key] for key in ("which", "first_day", "last_day")}
-        known = {path: states for day in compared for path, states in day.runs.items()}
-        wanted = reprocessing.settle(store, asked, wanted, known)
-    chosen = []
+
+
+def _days_to_start(compared: Sequence[Day], wanted: Mapping[ScanPath, int]) -> list[DayToStart]:
+    days = []
     for day in compared:
-        scans = [(str(path.relative), wanted[path]) for path in day.verdicts if path in wanted]
+        scans = [(str(path.relative), wanted[path]) for path in day.statuses if path in wanted]
         if scans:
-            chosen.append(DayToStart(day=day.day.isoformat(), parameters=day.parameters, scans=scans))
-    return chosen
+            days.append(DayToStart(day=day.day.isoformat(), parameters=day.parameters, scans=scans))
+    return days

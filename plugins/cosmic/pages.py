@@ -1,12 +1,13 @@
-"""The "Result" tab of a run: did the scan make it, and what does the reconstruction look like?
+"""The "Result" tab of a run: its transfer, its reconstructions with previews, its table of missed scans.
 
-The page shows what the run's tasks left in their XComs; the preview is fetched from NERSC when it is looked
-at. Paths come from the XComs only, never from the address.
+The page shows what the run's tasks left in their XComs; the preview is fetched from NERSC when it is shown.
+Paths come from the XComs only, never from the address.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from contextlib import closing
+from typing import Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
@@ -19,7 +20,9 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 from sqlalchemy import select
 
-from cosmic.beamline import ENGINES, beamline
+from cosmic.beamline import beamline
+from cosmic.dag_constants import COPY_TASK, REPORT_TASK, SUPERFACILITY_CONN_ID
+from cosmic.parameters import ENGINES
 from facilities.errors import FacilityError
 from facilities.superfacility.hook import SuperfacilityHook
 
@@ -44,7 +47,7 @@ MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
 @app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
 def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLResponse:
-    """A run's transfer and reconstructions, or its table of missed scans, or how far it has come."""
+    """A run's state, its transfer and reconstructions or its table of missed scans, and its tasks."""
     run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     if run is None:
         raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
@@ -56,7 +59,7 @@ def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLRespon
     html = _templates.get_template("result.html").render(
         run=run,
         scan=(run.conf or {}).get("file_path"),
-        transfer=_xcom(session, dag_id, run_id, "copy_to_nersc"),
+        transfer=_xcom(session, dag_id, run_id, COPY_TASK),
         reconstructions=[
             result for e in ENGINES if (result := _xcom(session, dag_id, run_id, f"{e}.collect"))
         ],
@@ -73,22 +76,19 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
     result = _xcom(session, dag_id, run_id, f"{engine}.collect") if engine in ENGINES else None
     if result is None:
         raise HTTPException(404, f"Run {run_id} has no {engine} reconstruction.")
-    site = beamline()
-    hook = SuperfacilityHook(superfacility_conn_id=site.connections.superfacility)
     try:
-        content = hook.download(site.job.machine, result["preview"])
+        with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
+            content = hook.download(beamline().job.machine, result["preview"])
     except FacilityError as error:
-        raise HTTPException(502, f"NERSC did not give the preview: {error.what}.") from error
-    finally:
-        hook.close()
+        raise HTTPException(502, f"The preview could not be read from NERSC: {error.what}.") from error
     return Response(
         content, media_type="image/png", headers=_HEADERS | {"Cache-Control": "private, max-age=3600"}
     )
 
 
 def _days(session: SessionDep, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-    """The table of a run of `find_missed_scans`: the final one, or what was found before the starts."""
-    for task_id, key in (("report", "return_value"), ("compare", "rows")):
+    """The table of a run of `find_missed_scans`: the final one, or the one from before the starts."""
+    for task_id, key in ((REPORT_TASK, "return_value"), ("compare", "rows")):
         rows = _xcom_value(session, dag_id, run_id, task_id, key)
         if isinstance(rows, list):
             return [row for row in rows if isinstance(row, dict)]
@@ -96,13 +96,11 @@ def _days(session: SessionDep, dag_id: str, run_id: str) -> list[dict[str, Any]]
 
 
 def _xcom(session: SessionDep, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
-    value = _xcom_value(session, dag_id, run_id, task_id)
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+    value = _xcom_value(session, dag_id, run_id, task_id, "return_value")
+    return value if isinstance(value, dict) else None
 
 
-def _xcom_value(
-    session: SessionDep, dag_id: str, run_id: str, task_id: str, key: str = "return_value"
-) -> Any:
+def _xcom_value(session: SessionDep, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
     query = XComModel.get_many(run_id=run_id, key=key, task_ids=task_id, dag_ids=dag_id, limit=1)
     row = session.scalars(query).first()
     return None if row is None else XComModel.deserialize_value(row)

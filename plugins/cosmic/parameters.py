@@ -1,234 +1,249 @@
-"""The parameters of a run: names, types, bounds and defaults, and how they become command lines.
+"""The parameters of the DAGs: names, types, bounds and defaults, and how they become command lines.
 
-The names are those that the beamline computer has always sent. Airflow's REST API refuses values that do
-not fit before a run exists.
+This is their one home: the DAGs' forms and the checks of posted values and of `processing` in `beamline.yaml`
+are made from it, and the client's table is checked against it. It imports nothing of Airflow's. The names are
+those that the beamline computer has always sent. Airflow's REST API refuses values that do not fit before a
+run exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk import Param
-
-from cosmic.beamline import ENGINES, Engine
 from cosmic.scans import MAX_PATH_LENGTH, SAFE_PATH_PATTERN, SCAN_PATH_PATTERN
 
-_SCAN = "Scan"
-_WHAT = "What to run"
-_CDTOOLS = "CDTools"
-_PTYCHOCAM = "ptychocam"
-_JOB = "Slurm job"
+if TYPE_CHECKING:
+    from airflow.sdk import Param
+
+Engine = Literal["ptychocam", "cdtools"]
+ENGINES: tuple[Engine, ...] = ("cdtools", "ptychocam")
+
+REQUIRED: Any = ...
+"""Default of a parameter that must be given."""
 
 
-def _file_path(pattern: str, description: str, example: str) -> Param:
-    return Param(
-        type="string",
-        minLength=1,
-        maxLength=MAX_PATH_LENGTH,
-        pattern=pattern,
-        title="File path",
-        description_md=description,
-        section=_SCAN,
-        examples=[example],
-    )
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter.
+
+    :param default: value when none is given; None: may be left empty; `REQUIRED`: must be given.
+    :param section: heading in the form under which it stands.
+    :param rules: further keywords of JSON schema, bounds among them.
+    """
+
+    type: Literal["boolean", "integer", "number", "string"]
+    default: Any
+    title: str
+    description: str
+    section: str = ""
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its values."""
+        kind = ["null", self.type] if self.default is None else self.type
+        return {"type": kind, **self.rules, "title": self.title, "section": self.section}
 
 
-def _flag(default: bool, title: str, description: str, section: str) -> Param:
-    return Param(default, type="boolean", title=title, description=description, section=section)
+def dag_params(table: Mapping[str, Parameter]) -> dict[str, Param]:
+    """`params` of a DAG."""
+    from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
 
-
-def _count(
-    default: int, title: str, description: str, section: str, *, least: int = 0, most: int = 100_000
-) -> Param:
-    return Param(
-        default,
-        type="integer",
-        minimum=least,
-        maximum=most,
-        title=title,
-        description=description,
-        section=section,
-    )
-
-
-def scan_param() -> Param:
-    """`file_path`: the scan, relative to the beamline's collection."""
-    return _file_path(
-        SCAN_PATH_PATTERN,
-        "The scan, relative to the beamline's collection `data7012`: "
-        "`year/month/yymmdd/NS_<yymmdd><number>_ccdframes_<i>_<j>[_suffix].cxi`. A leading `/` is allowed.",
-        "2023/02/230216/NS_230216033_ccdframes_0_0.cxi",
-    )
-
-
-def transfer_params() -> dict[str, Param]:
-    """Parameters of `process_newfile_7012_ptycho4`."""
     return {
-        "file_path": _file_path(
-            SAFE_PATH_PATTERN,
-            "The file or folder to copy, relative to the beamline's collection `data7012`.",
-            "2023/02/230216/NS_230216033_ccdframes_0_0.cxi",
+        name: Param(
+            **({} if parameter.default is REQUIRED else {"default": parameter.default}),
+            description=parameter.description,
+            **parameter.schema(),
         )
+        for name, parameter in table.items()
     }
 
 
-def reconstruction_params() -> dict[str, Param]:
-    """Parameters of `transfer_auto_recon`."""
-    return {
-        "file_path": scan_param(),
-        **_what_params(),
-        **_ptychocam_params(),
-        **_cdtools_params(),
-        **_job_params(),
-    }
+_MANY = 100_000
 
 
-def _what_params() -> dict[str, Param]:
-    return {
-        "do_ptychocam": _flag(False, "ptychocam", "Run the ptychocam reconstruction.", _WHAT),
-        "do_cdtools": _flag(False, "CDTools", "Run the CDTools reconstruction.", _WHAT),
-    }
+def _flag(default: bool, title: str, description: str) -> Parameter:
+    return Parameter("boolean", default, title, description)
 
 
-def _job_params() -> dict[str, Param]:
-    return {
-        "n_gpu": _count(1, "GPUs", "GPUs of the job, on one node.", _JOB, least=1, most=4),
-        "qos": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, "regular", "realtime", "debug", "premium", "shared"],
-            values_display={"null": "as in beamline.yaml"},
-            title="Quality of service",
-            description="Empty: as in beamline.yaml (regular). The ALS may also use realtime.",
-            section=_JOB,
-        ),
-        "time_limit_minutes": Param(
-            None,
-            type=["null", "integer"],
-            minimum=1,
-            maximum=48 * 60,
-            title="Time limit (minutes)",
-            description="Empty: as in beamline.yaml (4 hours). A shorter limit may start sooner.",
-            section=_JOB,
-        ),
-        "more_resources": _flag(
-            False,
-            "More when it was not enough",
-            "Submit a job that ran out of time or memory once more, with twice the time or memory.",
-            _JOB,
-        ),
-    }
+def _integer(default: int | None, low: int, high: int, title: str, description: str) -> Parameter:
+    return Parameter("integer", default, title, description, rules={"minimum": low, "maximum": high})
 
 
-def _ptychocam_params() -> dict[str, Param]:
-    return {
-        "n_iter": _count(500, "Iterations", "Number of iterations.", _PTYCHOCAM, least=1),
-        "period_illu_refine": _count(
-            0,
-            "Illumination refinement period",
-            "Refine the illumination every so many iterations; 0: never.",
-            _PTYCHOCAM,
-        ),
-        "period_bg_refine": _count(
-            0,
-            "Background refinement period",
-            "Refine the background every so many iterations; 0: never.",
-            _PTYCHOCAM,
-        ),
-        "use_illu_mask": _flag(
-            False, "Illumination mask", "Constrain the illumination with a mask.", _PTYCHOCAM
-        ),
-    }
+def _number(default: float | None, low: float, high: float, title: str, description: str) -> Parameter:
+    return Parameter("number", default, title, description, rules={"minimum": low, "maximum": high})
 
 
-def _cdtools_params() -> dict[str, Param]:
-    return {
-        "run_split_reconstructions": _flag(
-            False,
-            "Split reconstructions",
-            "Also reconstruct two halves of the frames, for a resolution estimate.",
-            _CDTOOLS,
-        ),
-        "n_modes": _count(1, "Probe modes", "Incoherent probe modes.", _CDTOOLS, least=1, most=32),
-        # The old flow sent 2 and the script's own table said 1. The flow's value is what users have had.
-        "oversampling_factor": _count(
-            2, "Oversampling", "Oversampling of the probe's array.", _CDTOOLS, least=1, most=8
-        ),
-        "propagation_distance": Param(
-            50e-6,
-            type="number",
-            minimum=-1,
-            maximum=1,
-            title="Propagation distance (m)",
-            description="From the focus to the sample, for the first guess of the probe, in metres.",
-            section=_CDTOOLS,
-        ),
-        "simulate_probe_translation": _flag(
-            True, "Simulate probe translation", "The lens moves, not the sample.", _CDTOOLS
-        ),
-        "n_init_rounds": _count(1, "Initial rounds", "Rounds of the first stage.", _CDTOOLS, most=1000),
-        "n_init_iter": _count(50, "Iterations of a round", "Iterations of each first-stage round.", _CDTOOLS),
-        "n_final_iter": _count(50, "Final iterations", "Iterations of the last stage.", _CDTOOLS),
-        "translation_randomization": Param(
-            0,
-            type="number",
-            minimum=0,
-            maximum=1000,
-            title="Translation randomisation",
-            description="Pixels by which positions are randomised at first, against raster artefacts.",
-            section=_CDTOOLS,
-        ),
-        "probe_initialization": Param(
-            None,
-            type=["null", "string"],
-            maxLength=MAX_PATH_LENGTH,
-            pattern=SAFE_PATH_PATTERN,
-            title="Probe from file",
-            description=(
-                "A file with a probe to start from, relative to the beamline's folder at NERSC. "
-                "Empty: a simulated probe."
-            ),
-            section=_CDTOOLS,
-        ),
-        "init_background": _flag(
-            False, "Start with a background", "Start from a background estimate.", _CDTOOLS
-        ),
-        "probe_support_radius": Param(
-            None,
-            type=["null", "number"],
-            minimum=1,
-            maximum=100_000,
-            title="Probe support radius (pixels)",
-            description="Radius in pixels outside which the probe is zero; empty: no support.",
-            section=_CDTOOLS,
-        ),
-    }
+def _path(default: Any, pattern: str, title: str, description: str) -> Parameter:
+    rules = {"minLength": 1, "maxLength": MAX_PATH_LENGTH, "pattern": pattern}
+    return Parameter("string", default, title, description, rules=rules)
 
 
-CDTOOLS_ARGUMENTS = (
-    "run_split_reconstructions",
-    "n_modes",
-    "oversampling_factor",
-    "propagation_distance",
-    "simulate_probe_translation",
-    "n_init_rounds",
-    "n_init_iter",
-    "n_final_iter",
-    "translation_randomization",
-    "probe_initialization",
-    "init_background",
-    "probe_support_radius",
+def _day(title: str, description: str) -> Parameter:
+    return Parameter("string", None, title, description, rules={"format": "date"})
+
+
+def _section(heading: str, /, **parameters: Parameter) -> dict[str, Parameter]:
+    return {name: replace(parameter, section=heading) for name, parameter in parameters.items()}
+
+
+_CDTOOLS = _section(
+    "CDTools",  # in the order of its script's positional arguments
+    run_split_reconstructions=_flag(
+        False,
+        "Split reconstructions",
+        "Also reconstruct two halves of the frames, to estimate the resolution.",
+    ),
+    n_modes=_integer(1, 1, 32, "Probe modes", "Incoherent probe modes."),
+    # The old flow sent 2, though the script's own default was 1. The flow's value is what users have had.
+    oversampling_factor=_integer(2, 1, 8, "Oversampling", "Oversampling of the probe's array."),
+    propagation_distance=_number(
+        50e-6, -1, 1, "Propagation distance (m)", "From the focus to the sample, for the first probe."
+    ),
+    simulate_probe_translation=_flag(True, "Simulate probe translation", "The lens moves, not the sample."),
+    n_init_rounds=_integer(1, 0, 1000, "Initial rounds", "Rounds of the first stage."),
+    n_init_iter=_integer(50, 0, _MANY, "Iterations of a round", "Iterations of each first-stage round."),
+    n_final_iter=_integer(50, 0, _MANY, "Final iterations", "Iterations of the last stage."),
+    translation_randomization=_number(
+        0,
+        0,
+        1000,
+        "Translation randomization",
+        "Of the first positions, in pixels, against raster artifacts.",
+    ),
+    probe_initialization=_path(
+        None,
+        SAFE_PATH_PATTERN,
+        "Probe from file",
+        "A file with a probe to start from, relative to the beamline's folder at NERSC. Empty: simulated.",
+    ),
+    init_background=_flag(False, "Start with a background", "Start from a background estimate."),
+    probe_support_radius=_number(
+        None, 1, _MANY, "Probe support (pixels)", "Radius outside which the probe is zero. Empty: no support."
+    ),
 )
+
+RECONSTRUCTION: Mapping[str, Parameter] = {
+    **_section(
+        "Scan",
+        file_path=_path(
+            REQUIRED,
+            SCAN_PATH_PATTERN,
+            "File path",
+            "The scan, relative to the beamline's collection data7012, such as "
+            "2023/02/230216/NS_230216033_ccdframes_0_0.cxi. A leading / is allowed.",
+        ),
+    ),
+    **_section(
+        "What to run",
+        do_ptychocam=_flag(False, "ptychocam", "Run the ptychocam reconstruction."),
+        do_cdtools=_flag(False, "CDTools", "Run the CDTools reconstruction."),
+    ),
+    **_section(
+        "ptychocam",
+        n_iter=_integer(500, 1, _MANY, "Iterations", "Number of iterations."),
+        period_illu_refine=_integer(0, 0, _MANY, "Illumination refinement", "Every n iterations; 0: never."),
+        period_bg_refine=_integer(0, 0, _MANY, "Background refinement", "Every n iterations; 0: never."),
+        use_illu_mask=_flag(False, "Illumination mask", "Constrain the illumination with a mask."),
+    ),
+    **_CDTOOLS,
+    **_section(
+        "Slurm job",
+        n_gpu=_integer(1, 1, 4, "GPUs", "GPUs of the job, on one node."),
+        qos=Parameter(
+            "string",
+            None,
+            "Quality of service",
+            "Empty: as in beamline.yaml (regular). The ALS may also use realtime.",
+            rules={
+                "enum": [None, "regular", "realtime", "debug", "premium", "shared"],
+                "values_display": {"null": "as in beamline.yaml"},
+            },
+        ),
+        time_limit_minutes=_integer(
+            None, 1, 2880, "Time limit (minutes)", "A short one may start sooner. Empty: as in beamline.yaml."
+        ),
+        more_resources=_flag(
+            False, "More resources", "Submit a job that ran out of time or memory again, with twice as much."
+        ),
+    ),
+}
+"""Of `transfer_auto_recon`."""
+
+TRANSFER: Mapping[str, Parameter] = _section(
+    "Scan",
+    file_path=_path(
+        REQUIRED, SAFE_PATH_PATTERN, "File path", "Of a file or folder, relative to the collection data7012."
+    ),
+)
+"""Of `process_newfile_7012_ptycho4`."""
+
+FLIGHT_CHECK: Mapping[str, Parameter] = _section(
+    "Credentials",
+    min_days_left=_number(
+        1.0, 0, 60, "Minimum days left", "Fail when the Superfacility client expires sooner."
+    ),
+)
+"""Of `test_cosmicDTN_transfers`."""
+
+MISSED_SCANS: Mapping[str, Parameter] = {
+    **_section(
+        "What to start",
+        which=Parameter(
+            "string",
+            "missing",
+            "Which scans",
+            "Scans that are running are never started again. Failed and processed ones get a new identity "
+            "(__r2, __r3 ...), and their results lie beside the earlier ones.",
+            rules={
+                "enum": ["missing", "failed", "everything"],
+                "values_display": {
+                    "missing": "missing: not processed at all",
+                    "failed": "failed: also those whose last run failed",
+                    "everything": "everything: reprocess also what is processed",
+                },
+            },
+        ),
+        dry_run=_flag(False, "Dry run", "List only, start nothing."),
+    ),
+    **_section(
+        "Days",
+        first_day=_day("First day", "Empty: the days of the run's data interval, or yesterday and today."),
+        last_day=_day("Last day", "Included. Empty: the first day."),
+    ),
+    **_section(
+        "Limits",
+        min_age_minutes=_number(
+            30, 0, _MANY, "Minimum age (minutes)", "A file that has changed more recently is left alone."
+        ),
+        at_once=_integer(
+            50, 1, 400, "Runs at once", "Start no more while so many runs are active; live scans count too."
+        ),
+        # Globus moves three at a time for one user: 2 leaves one for live scans.
+        copies_at_once=_integer(
+            2, 1, 400, "Transfers at once", "Start no more while so many have not finished their transfer."
+        ),
+    ),
+}
+"""Of `find_missed_scans`. All have defaults, as a backfill needs."""
+
+NEW_SCANS: Mapping[str, Parameter] = _section(
+    "Limits",
+    min_age_minutes=_number(
+        1, 0, 1440, "Minimum age (minutes)", "A file that has changed more recently is left alone."
+    ),
+)
+"""Of `watch_scans`."""
 
 
 def chosen_engines(params: Mapping[str, Any]) -> list[Engine]:
-    """The engines that a run asks for."""
-    return [engine for engine in ENGINES if params[f"do_{engine}"]]
+    """The engines that a run asks for; what is not given has its default."""
+    return [e for e in ENGINES if params.get(f"do_{e}", RECONSTRUCTION[f"do_{e}"].default)]
 
 
 def command_arguments(engine: Engine, params: Mapping[str, Any], scan_file: str, root: str) -> list[str]:
-    """What follows the reconstruction script on its command line, unquoted.
+    """The arguments of the reconstruction script on its command line, unquoted.
 
     ptychocam takes options before the file, CDTools takes positional arguments after it.
 
@@ -237,7 +252,7 @@ def command_arguments(engine: Engine, params: Mapping[str, Any], scan_file: str,
     """
     if engine == "ptychocam":
         return [*_ptychocam_options(params), scan_file]
-    values = {name: params[name] for name in CDTOOLS_ARGUMENTS}
+    values = {name: params[name] for name in _CDTOOLS}
     if values["probe_initialization"] is not None:
         values["probe_initialization"] = f"{root.rstrip('/')}/{values['probe_initialization'].strip('/')}"
     return [scan_file, *(_text(value) for value in values.values())]

@@ -3,91 +3,93 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, TypedDict
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from cosmic.beamline import Beamline, Engine, beamline
-from cosmic.parameters import chosen_engines, command_arguments
+from airflow.configuration import AIRFLOW_HOME
+from airflow.sdk import get_current_context, task
+
+from cosmic.beamline import Beamline, beamline
+from cosmic.parameters import Engine, chosen_engines, command_arguments
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
 log = logging.getLogger(__name__)
 
 
-class JobPlan(TypedDict):
-    """One reconstruction job: what Slurm is asked for and what the job script says."""
-
-    resources: dict[str, Any]
-    script: str  # absolute path of the reconstruction script at NERSC
-    arguments: list[str]  # unquoted; the job script quotes them
-    output: str  # absolute prefix of the result files at NERSC
-
-
-class TransferPlan(TypedDict):
-    """One copy from the beamline's collection to NERSC's."""
-
-    source_collection: str
-    source_path: str
-    destination_collection: str
-    destination_path: str
-
-
-class RunPlan(TransferPlan):
-    """A whole run; `jobs` has an entry for each engine that was chosen."""
-
-    scan: str
-    stem: str
-    machine: str
-    engines: list[Engine]
-    jobs: dict[Engine, JobPlan]
-
-
-def plan_transfer(params: Mapping[str, Any]) -> TransferPlan:
-    """Work out a transfer only.
+@task(multiple_outputs=True)
+def check_path(params: Any = None) -> dict[str, str]:
+    """Plan a transfer only; one XCom per key.
 
     :raises UserError: `file_path` is not a safe relative path, or the site's settings are wrong.
     """
     return _transfer(beamline(), parse_safe_path(params["file_path"]))
 
 
-def plan_run(params: Mapping[str, Any], *, reprocessing: str = "") -> RunPlan:
-    """Work out a transfer and its reconstructions.
+@task(multiple_outputs=True)
+def check_scan(params: Any = None) -> dict[str, Any]:
+    """Plan a transfer and its reconstructions; one XCom per key.
 
-    :param reprocessing: a tag that keeps a reprocessing's results apart from earlier ones.
+    An engine's job is under the engine's name (`script`: absolute path at NERSC, `arguments`: unquoted,
+    `output`: absolute prefix of the result files at NERSC) and `<engine>_resources`.
+
     :raises UserError: `file_path` is not the path of a scan, or the site's settings are wrong.
     """
     site = beamline()
     scan = parse_scan_path(params["file_path"])
     if scan.day is None:
-        log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: taken all the same.", scan.relative)
-    return RunPlan(
+        log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
+    engines = chosen_engines(params)
+    log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
+    plan: dict[str, Any] = {
         **_transfer(site, scan),
-        scan=str(scan.relative),
-        stem=scan.stem,
-        machine=site.job.machine,
-        engines=chosen_engines(params),
-        jobs={engine: _job(site, scan, engine, params, reprocessing) for engine in chosen_engines(params)},
-    )
+        "scan": str(scan.relative),
+        "stem": scan.stem,
+        "machine": site.job.machine,
+        "engines": engines,
+        "job_script_folder": str(Path(AIRFLOW_HOME) / site.job_script_folder),
+    }
+    for engine in engines:
+        plan |= _job(site, scan, engine, params, str(get_current_context()["run_id"]))
+    return plan
 
 
-def _transfer(site: Beamline, path: ScanPath) -> TransferPlan:
+@task.branch
+def choose_engines(engines: Sequence[Engine]) -> list[str]:
+    """Go on with the chosen engines, or with the transfer only."""
+    if not engines:
+        log.info("No engine was chosen (do_ptychocam, do_cdtools): the scan is only copied to NERSC.")
+        return ["transfer_only"]
+    return [f"{engine}.perlmutter_is_up" for engine in engines]
+
+
+def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
     source, destination = site.collections.source, site.collections.destination
-    return TransferPlan(
-        source_collection=str(source.id),
-        source_path=path.under(source.path),
-        destination_collection=str(destination.id),
-        destination_path=path.under(destination.path),
-    )
+    return {
+        "source_collection": str(source.id),
+        "source_path": path.under(source.path),
+        "destination_collection": str(destination.id),
+        "destination_path": path.under(destination.path),
+    }
 
 
 def _job(
-    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], reprocessing: str
-) -> JobPlan:
+    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run_id: str
+) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
-    output = f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{reprocessing}" if reprocessing else "")
+    # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
+    tag = re.search(r"__(r\d+)$", run_id)
+    output = f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
     minutes = params["time_limit_minutes"]
-    return JobPlan(
-        resources={
+    return {
+        engine: {
+            "script": site.script(engine),
+            "arguments": command_arguments(engine, params, scan_file, root),
+            "output": output,
+        },
+        f"{engine}_resources": {
             "account": site.job.account,
             "qos": params["qos"] or site.job.qos,
             "constraint": site.job.constraint,
@@ -97,7 +99,4 @@ def _job(
             "output": f"{output}_%j.out",
             "error": f"{output}_%j.err",
         },
-        script=site.script(engine),
-        arguments=command_arguments(engine, params, scan_file, root),
-        output=output,
-    )
+    }

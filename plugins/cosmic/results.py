@@ -6,9 +6,13 @@ import json
 import logging
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypedDict
 
-from cosmic.beamline import Engine
+from airflow.sdk import task
+
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.parameters import Engine
 from facilities.errors import NotFoundError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
 
@@ -45,25 +49,33 @@ class Reconstruction(TypedDict):
     node_hours: float | None
 
 
-def collect_result(
-    *, engine: Engine, output: str, job: Mapping[str, Any], hook: SuperfacilityHook, machine: str
-) -> Reconstruction:
+@task(pool="nersc", multiple_outputs=False)
+def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[str, Any]) -> Reconstruction:
     """Check that a finished job left what it should have, and read its figures.
 
-    :param output: absolute prefix of the result files at NERSC.
-    :param job: what the sensor said of the job.
-    :raises UserError: a file is missing, empty or not what its name says.
+    :param plan: of the engine, as `check_scan` made it.
+    :param job: the sensor's result.
+    :raises UserError: a file is missing, empty or of another type than its name.
     """
-    sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}
-    figures = _figures(hook, machine, output + ".json", job)
-    preview = hook.download(machine, output + ".png")
+    output = plan["output"]
+    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
+        sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}
+        figures = _figures(hook, machine, output + ".json", job)
+        preview = hook.download(machine, output + ".png")
     result = Reconstruction(
         engine=engine,
         result=output + ".cxi",
         preview=output + ".png",
         preview_size=_png_size(preview, output + ".png"),
         bytes=sizes[".cxi"],
-        quality=_quality(figures),
+        quality=Quality(
+            frames=_number(figures, "frames"),
+            iterations=_number(figures, "iterations"),
+            final_error=_number(figures, "final_error"),
+            pixel_size_m=figures.get("pixel_size_m"),
+            object_shape=figures.get("object_shape"),
+            resolution_m=_number(figures, "resolution_m"),
+        ),
         warnings=[str(text)[:500] for text in figures.get("warnings") or []][:20],
         job_id=str(job["job_id"]),
         queue_seconds=job.get("queue_seconds"),
@@ -71,9 +83,24 @@ def collect_result(
         node_hours=job.get("node_hours"),
     )
     for warning in result["warnings"]:
-        log.warning("%s says: %s", engine, warning)
+        log.warning("%s warns: %s", engine, warning)
     log.info("%s: %s", engine, describe(result))
     return result
+
+
+@task(multiple_outputs=False, trigger_rule="none_failed_min_one_success")
+def report(
+    scan: str, transfer: Mapping[str, Any], results: Sequence[Reconstruction | None]
+) -> dict[str, Any]:
+    """The result of a whole run, for people (`message`) and for programs."""
+    done = [result for result in results if result is not None]
+    message = f"{scan} is at NERSC ({transfer['bytes']} bytes moved by Globus task {transfer['task_id']}). "
+    if done:
+        message += " ".join(f"{result['engine']}: {describe(result)}." for result in done)
+    else:
+        message += "Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
+    log.info(message)
+    return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
 
 
 def describe(result: Reconstruction) -> str:
@@ -89,20 +116,6 @@ def describe(result: Reconstruction) -> str:
     if result["node_hours"] is not None:
         parts.append(f"{result['node_hours']:.4f} node-hours")
     return ", ".join(parts)
-
-
-def summarise(
-    scan: str, transfer: Mapping[str, Any], results: Sequence[Reconstruction | None]
-) -> dict[str, Any]:
-    """The result of a whole run, for the last task's XCom and log."""
-    done = [result for result in results if result is not None]
-    copied = f"{scan} is at NERSC ({transfer['bytes']} bytes moved by Globus task {transfer['task_id']})"
-    if not done:
-        message = f"{copied}. Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
-    else:
-        message = f"{copied}. " + " ".join(f"{r['engine']}: {describe(r)}." for r in done)
-    log.info(message)
-    return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
 
 
 def _size(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> int:
@@ -127,24 +140,13 @@ def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str,
 
 def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
     return UserError(
-        f"Slurm says that the job succeeded, but its result {path} {how}",
+        f"The job succeeded according to Slurm, but its result {path} {how}",
         remote_id=f"Slurm job {job['job_id']}",
         state=str(job.get("state", "COMPLETED")),
         next_step=(
             f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
             "clear the submit task of this engine to run the job again."
         ),
-    )
-
-
-def _quality(figures: Mapping[str, Any]) -> Quality:
-    return Quality(
-        frames=_number(figures, "frames"),
-        iterations=_number(figures, "iterations"),
-        final_error=_number(figures, "final_error"),
-        pixel_size_m=figures.get("pixel_size_m"),
-        object_shape=figures.get("object_shape"),
-        resolution_m=_number(figures, "resolution_m"),
     )
 
 
@@ -158,6 +160,6 @@ def _png_size(content: bytes, path: str) -> list[int]:
     if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or len(content) < 24:
         raise UserError(
             f"The preview {path} is not a PNG image",
-            next_step="look at the result file itself, and tell the keeper of the reconstruction program.",
+            next_step="open the result file itself, and report this to the program's maintainers.",
         )
     return list(struct.unpack(">II", content[16:24]))

@@ -1,4 +1,4 @@
-"""Names and paths of scans.
+"""Checks paths of scans, and makes run ids and day folders of them.
 
 A scan is named by its path relative to the root of the beamline's collection, such as
 `2023/02/230216/NS_230216033_ccdframes_0_0.cxi`; a leading `/` is allowed and means the same.
@@ -57,7 +57,7 @@ class ScanPath:
     def run_id(self, generation: int = 1) -> str:
         """Id of the scan's run of `transfer_auto_recon`: readable, and unique by a hash of the path.
 
-        The beamline computer makes the same id (`include/beamline_computer`), so a scan that is posted and
+        The beamline computer makes the same id (`include/beamline_client`), so a scan that is posted and
         found missing at the same time still has one run.
 
         :param generation: 1 is the scan's first run, 2 and up are its deliberate reprocessings.
@@ -81,7 +81,7 @@ def day_folder(day: date) -> str:
 def parse_scan_path(text: object) -> ScanPath:
     """Check the path of a scan (a `.cxi` file).
 
-    :raises UserError: the text is not such a path; the message says why and shows one that is.
+    :raises UserError: the text is not such a path; the message shows one that is.
     """
     return ScanPath(
         _checked(text, SCAN_PATH_PATTERN, "a scan", "2023/02/230216/NS_230216033_ccdframes_0_0.cxi")

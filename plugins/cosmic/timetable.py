@@ -9,26 +9,22 @@ from airflow.timetables.base import DagRunInfo, DataInterval, TimeRestriction, T
 from airflow.timetables.interval import CronDataIntervalTimetable
 from pendulum import DateTime
 
-_HOUR = 3600.0
-
 
 class BeamlineDays(CronDataIntervalTimetable):
-    """A run for each calendar day, `hours_after` the end of the day in UTC.
+    """A run for each calendar day, `hours_after` the end of the day in UTC, when it is over at the beamline.
 
-    The data interval names the day: midnight to midnight in UTC of 2023-02-16 is the folder 230216, so that
-    dates without a time, on the command line or in the backfill dialogue, mean what they say in every time
-    zone. (The dialogue sends the beginning of the first day and the end of the last in the reader's zone.)
-    The day at the beamline (UTC-8 or -7) ends hours after that, which the run waits for.
+    The data interval names the day: midnight to midnight in UTC of 2023-02-16 is the folder 230216, so dates
+    without a time mean the same in every time zone. (The backfill dialogue sends the beginning of the first
+    day and the end of the last in the reader's zone.)
 
-    When Airflow was down, the days since the last run are made up for, also with `catchup=False`: they are
-    those on which scans go missing. But not when that run is of more than two weeks ago. It may be a backfill
-    of an old month, which does not ask for everything since. Then, as on a new installation, the next day is
-    the one that goes on now, and what was before is for a backfill.
+    After downtime, the days since the last run are run too, even with `catchup=False`, unless that run is of
+    more than two weeks ago: it may be a backfill of an old month. Then, as on a new installation, the
+    schedule begins with the next day, and what was before is for a backfill.
 
     :param hours_after: hours after midnight in UTC.
     """
 
-    MADE_UP_FOR = timedelta(days=14)
+    MAX_CATCHUP = timedelta(days=14)
 
     def __init__(self, hours_after: float = 15.0) -> None:
         super().__init__("0 0 * * *", timezone="UTC")
@@ -42,22 +38,22 @@ class BeamlineDays(CronDataIntervalTimetable):
 
     def serialize(self) -> dict[str, Any]:
         """What `deserialize` takes."""
-        return {"hours_after": self.wait.total_seconds() / _HOUR}
+        return {"hours_after": self.wait / timedelta(hours=1)}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> Timetable:
-        """The timetable as it was serialised."""
+        """The timetable as it was serialized."""
         return cls(data["hours_after"])
 
     def next_dagrun_info(
         self, *, last_automated_data_interval: DataInterval | None, restriction: TimeRestriction
     ) -> DagRunInfo | None:
-        """The next day's run; see the class for what is made up for."""
+        """The next day's run."""
         if not restriction.catchup:
-            newest = self._newest_day_that_is_due()
+            newest = self._get_prev(self._align_to_prev(self._now() - self.wait))  # that is over
             last = last_automated_data_interval
-            is_recent = last is not None and newest - last.start <= self.MADE_UP_FOR
-            floor = newest - self.MADE_UP_FOR if is_recent else self._get_next(newest)
+            is_recent = last is not None and newest - last.start <= self.MAX_CATCHUP
+            floor = newest - self.MAX_CATCHUP if is_recent else self._get_next(newest)
             earliest = floor if restriction.earliest is None else max(floor, restriction.earliest)
             restriction = TimeRestriction(earliest, restriction.latest, catchup=True)
         else:
@@ -70,9 +66,6 @@ class BeamlineDays(CronDataIntervalTimetable):
         if info is None or info.data_interval is None:
             return info
         return DagRunInfo(run_after=info.run_after + self.wait, data_interval=info.data_interval)
-
-    def _newest_day_that_is_due(self) -> DateTime:
-        return self._get_prev(self._align_to_prev(self._now() - self.wait))
 
     @staticmethod
     def _now() -> DateTime:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cosmic import missed_scans
+from cosmic.dag_constants import GLOBUS_CONN_ID
 from dev.local_airflow.seed import standin_beamline
 from standin.testing import Facility, running
 from support.globus import CONN_ID, use_connection
@@ -27,11 +29,12 @@ def standin(package_standin: Facility, tmp_path: Path, monkeypatch: pytest.Monke
     """The stand-in without faults, in use."""
     use_connection(package_standin, monkeypatch)
     path = standin_beamline(package_standin.description, tmp_path / "beamline.yaml", tmp_path / "scripts")
-    site = yaml.safe_load(path.read_text())
-    site["connections"]["globus"] = CONN_ID
-    path.write_text(yaml.safe_dump(site))
+    monkeypatch.setenv(
+        f"AIRFLOW_CONN_{GLOBUS_CONN_ID.upper()}", os.environ[f"AIRFLOW_CONN_{CONN_ID.upper()}"]
+    )
     monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(path))
     package_standin.clear_requests()
+    monkeypatch.setattr(missed_scans, "SECOND_LISTING_AFTER", 0.0)
     yield package_standin
     package_standin.clear_faults()
 

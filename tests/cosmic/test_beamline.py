@@ -54,7 +54,6 @@ def test_a_change_is_seen_without_a_restart(site_file: Path) -> None:
         (("job", "nodes"), "one", "job.nodes: "),
         (("engines", "ptychocam", "script"), "a.sh", "engines.ptychocam.script: "),
         (("engines", "sharp"), {"script": "/x"}, "engines.sharp: Extra inputs are not permitted"),
-        (("connections", "globus"), "", "connections.globus: "),
     ],
 )
 def test_a_wrong_key_is_named(site_file: Path, keys: tuple[str, ...], value: Any, said: str) -> None:

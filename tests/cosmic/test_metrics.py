@@ -21,6 +21,7 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 
 from cosmic import metrics
+from cosmic.dag_constants import GLOBUS_CONN_ID, PROCESS_NEWFILE
 from dev.local_airflow.seed import standin_beamline, standin_seed
 from facilities.errors import BY_CLASS, TimeLimitError
 from standin.testing import Facility
@@ -79,13 +80,13 @@ def _receive(listener: socket.socket) -> Iterator[str]:
 @pytest.fixture
 def dag(airflow_database: None, facility: Facility, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The bundle's transfer DAG, pointed at a stand-in."""
-    connection = standin_seed(facility.description)["connections"]["globus_default"]
+    connection = standin_seed(facility.description)["connections"][GLOBUS_CONN_ID]
     monkeypatch.setenv("AIRFLOW_CONN_GLOBUS_DEFAULT", json.dumps(connection))
     site = standin_beamline(facility.description, tmp_path / "beamline.yaml", tmp_path / "scripts")
     monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(site))
-    bag = DagBag(dag_folder=str(DAGS / "process_newfile_7012_ptycho4.py"))
+    bag = DagBag(dag_folder=str(DAGS / f"{PROCESS_NEWFILE}.py"))
     assert bag.import_errors == {}
-    return bag.dags["process_newfile_7012_ptycho4"]
+    return bag.dags[PROCESS_NEWFILE]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the Airflow server that runs in this process
@@ -157,4 +158,4 @@ def test_failures_by_class(heard: Heard) -> None:
 
 
 def test_off_by_default() -> None:
-    assert metrics.wanted() is False
+    assert metrics.enabled() is False

@@ -14,10 +14,10 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from cosmic import missed_scans, runs
 from cosmic.beamline import beamline
-from cosmic.folders import list_beamline, list_nersc
-from cosmic.missed_params import missed_scans_params
+from cosmic.comparison import list_beamline, list_nersc
+from cosmic.parameters import MISSED_SCANS, dag_params
+from cosmic.runs import DayToStart
 from cosmic.scans import ScanPath, day_folder, parse_scan_path
-from cosmic.start_runs import DayToStart
 from facilities.errors import CredentialsError, NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
 from standin.testing import Facility
@@ -54,9 +54,9 @@ class Case:
         self.known.setdefault(parse_scan_path(self.path(number)), {})[generation] = state
 
     def compare(self, **changes: Any) -> tuple[dict[str, int], list[tuple[str, int]]]:
-        params = ParamsDict(missed_scans_params())
+        params = ParamsDict(dag_params(MISSED_SCANS))
         params.update({"first_day": self.day.isoformat(), **changes})
-        found = missed_scans.compare(params.validate())
+        found = missed_scans.compare.function(params.validate())
         (row,) = found["rows"]
         assert row.pop("day") == self.day.isoformat()
         chosen = [tuple(scan) for day in found["days"] for scan in day["scans"]]
@@ -124,9 +124,9 @@ def test_a_dry_run_names_all_and_keeps_no_plan(
     said = caplog.text
     assert all(case.path(number) in said for number in range(1, 25))
     days = [DayToStart(day="2024-05-02", parameters={}, scans=[(case.path(1), 1)])]
-    assert missed_scans.start_or_not(days, {"dry_run": True}) == "report"
-    assert missed_scans.start_or_not(days, {"dry_run": False}) == "start_runs"
-    assert missed_scans.start_or_not([], {"dry_run": False}) == "report"
+    assert missed_scans.start_or_not.function(days, {"dry_run": True}) == "report"
+    assert missed_scans.start_or_not.function(days, {"dry_run": False}) == "start_runs"
+    assert missed_scans.start_or_not.function([], {"dry_run": False}) == "report"
 
 
 def test_a_file_that_grows_while_we_look_is_left_alone(
@@ -156,9 +156,9 @@ def test_any_number_of_scans_is_listed_page_by_page(standin: Facility, write: Wr
     for number in range(count):
         (folder / f"NS_240504{number:05}_ccdframes_0_0.cxi").touch()
     hook = GlobusHook(CONN_ID)
-    found = list_beamline(hook, beamline().collections.source, day)
+    scans, _ = list_beamline(hook, beamline().collections.source, day)
     hook.close()
-    assert len({scan.path for scan in found.scans}) == count
+    assert len({scan.path for scan in scans}) == count
     listings = [request for request in standin.requests("globus") if request["path"].endswith("/ls")]
     assert len(listings) == 2
 
@@ -168,7 +168,7 @@ def test_a_day_without_beam_has_no_folder_but_a_wrong_root_is_told(
 ) -> None:
     hook = GlobusHook(CONN_ID)
     collections = beamline().collections
-    assert list_beamline(hook, collections.source, date(2024, 5, 5)).scans == []
+    assert list_beamline(hook, collections.source, date(2024, 5, 5)) == ([], [])
     assert list_nersc(hook, collections.destination, date(2024, 5, 5)).sizes == {}
     wrong = collections.source.model_copy(update={"path": "/no/such/root"})
     with pytest.raises(NotFoundError, match="/no/such/root"):

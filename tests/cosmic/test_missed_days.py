@@ -19,9 +19,8 @@ from pendulum import DateTime, timezone
 
 from cosmic import missed_scans
 from cosmic.beamline import DEFAULT_FILE, Beamline, beamline
-from cosmic.missed_params import missed_scans_params
-from cosmic.missed_scans import DayRow, days_to_look_at, table
-from cosmic.processing import engines_of, parameters_of
+from cosmic.missed_scans import DayRow, days_to_compare, table
+from cosmic.parameters import MISSED_SCANS, chosen_engines, dag_params
 from cosmic.timetable import BeamlineDays
 from facilities.errors import UserError
 
@@ -35,7 +34,7 @@ def site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def params(**changes: Any) -> dict[str, Any]:
-    values = ParamsDict(missed_scans_params())
+    values = ParamsDict(dag_params(MISSED_SCANS))
     values.update(changes)
     checked: dict[str, Any] = values.validate()
     return checked
@@ -54,19 +53,19 @@ def utc(year: int, month: int, day: int, hour: int = 0) -> DateTime:
 
 def test_the_days_are_those_of_the_data_interval() -> None:
     day = interval(utc(2023, 2, 16), utc(2023, 2, 17))
-    assert days_to_look_at(day, params()) == [date(2023, 2, 16)]
+    assert days_to_compare(day, params()) == [date(2023, 2, 16)]
     week = interval(utc(2023, 2, 27), utc(2023, 3, 2))
-    assert days_to_look_at(week, params()) == [date(2023, 2, 27), date(2023, 2, 28), date(2023, 3, 1)]
+    assert days_to_compare(week, params()) == [date(2023, 2, 27), date(2023, 2, 28), date(2023, 3, 1)]
     instant = interval(utc(2023, 2, 16), utc(2023, 2, 16))
-    assert days_to_look_at(instant, params()) == [date(2023, 2, 16)]
+    assert days_to_compare(instant, params()) == [date(2023, 2, 16)]
 
 
 def test_days_that_are_asked_for_come_first() -> None:
     context = interval(utc(2023, 2, 16), utc(2023, 2, 17))
     asked = params(first_day="2024-02-28", last_day="2024-03-01")
-    assert days_to_look_at(context, asked) == [date(2024, 2, 28), date(2024, 2, 29), date(2024, 3, 1)]
-    assert days_to_look_at(context, params(first_day="2024-02-28")) == [date(2024, 2, 28)]
-    assert days_to_look_at(context, params(last_day="2024-02-28")) == [date(2024, 2, 28)]
+    assert days_to_compare(context, asked) == [date(2024, 2, 28), date(2024, 2, 29), date(2024, 3, 1)]
+    assert days_to_compare(context, params(first_day="2024-02-28")) == [date(2024, 2, 28)]
+    assert days_to_compare(context, params(last_day="2024-02-28")) == [date(2024, 2, 28)]
 
 
 def test_by_hand_without_days_it_is_yesterday_and_today_at_the_beamline(
@@ -78,13 +77,13 @@ def test_by_hand_without_days_it_is_yesterday_and_today_at_the_beamline(
             return datetime(2023, 2, 17, 5, tzinfo=UTC).astimezone(tz)  # the evening of the 16th there
 
     monkeypatch.setattr(missed_scans, "datetime", Clock)
-    assert days_to_look_at({}, params()) == [date(2023, 2, 15), date(2023, 2, 16)]
+    assert days_to_compare({}, params()) == [date(2023, 2, 15), date(2023, 2, 16)]
 
 
 @pytest.mark.parametrize(("first", "last"), [("2024-03-02", "2024-03-01"), ("2023-01-01", "2024-06-01")])
 def test_a_range_that_is_none_or_too_long_is_refused(first: str, last: str) -> None:
     with pytest.raises(UserError, match=r"not a range of 1 to 366 days.*\n?.*What to do: trigger again"):
-        days_to_look_at({}, params(first_day=first, last_day=last))
+        days_to_compare({}, params(first_day=first, last_day=last))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def with_processing(processing: dict[str, Any]) -> Beamline:
     return Beamline.model_validate({**site, "processing": processing})
 
 
-def test_a_days_parameters_come_before_its_proposals_and_those_before_everydays() -> None:
+def test_day_settings_override_proposal_settings_which_override_the_defaults() -> None:
     site = with_processing(
         {
             "parameters": {"do_ptychocam": True, "n_iter": 100},
@@ -126,12 +125,12 @@ def test_a_days_parameters_come_before_its_proposals_and_those_before_everydays(
             "days": {date(2023, 2, 16): {"n_gpu": 4, "do_cdtools": True}},
         }
     )
-    assert parameters_of(site, date(2023, 2, 13)) == {"do_ptychocam": True, "n_iter": 100}
-    assert parameters_of(site, date(2023, 2, 14)) == {"do_ptychocam": True, "n_iter": 200, "n_gpu": 2}
-    last = parameters_of(site, date(2023, 2, 16))
+    assert site.parameters_for(date(2023, 2, 13)) == {"do_ptychocam": True, "n_iter": 100}
+    assert site.parameters_for(date(2023, 2, 14)) == {"do_ptychocam": True, "n_iter": 200, "n_gpu": 2}
+    last = site.parameters_for(date(2023, 2, 16))
     assert last == {"do_ptychocam": True, "n_iter": 200, "n_gpu": 4, "do_cdtools": True}
-    assert engines_of(last) == ["cdtools", "ptychocam"]
-    assert engines_of({}) == []
+    assert chosen_engines(last) == ["cdtools", "ptychocam"]
+    assert chosen_engines({}) == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_a_days_parameters_come_before_its_proposals_and_those_before_everydays(
 )
 def test_a_wrong_parameter_is_named_by_its_key(processing: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        parameters_of(with_processing(processing), date(2023, 2, 16))
+        with_processing(processing).parameters_for(date(2023, 2, 16))
     assert said in str(refused.value)
     assert "beamline.yaml" in str(refused.value)
 
@@ -154,7 +153,6 @@ def test_a_wrong_parameter_is_named_by_its_key(processing: dict[str, Any], said:
     ("old", "new", "said"),
     [
         ("America/Los_Angeles", "Berkeley", "time_zone: "),
-        ("interval_seconds: 60", "interval_seconds: 0", "watcher.interval_seconds: "),
         ("days: {}", "days: {16-02-2023: {}}", "processing.days"),
         (
             "proposals: {}",
@@ -174,11 +172,10 @@ def test_a_wrong_setting_is_named_by_its_key(site_file: Path, old: str, new: str
 
 def test_settings_from_before_these_keys_still_do(site_file: Path) -> None:
     site = yaml.safe_load(site_file.read_text())
-    for key in ("processing", "watcher", "time_zone"):
+    for key in ("processing", "time_zone"):
         del site[key]
     site_file.write_text(yaml.safe_dump(site))
-    assert beamline().watcher.enabled is False
-    assert parameters_of(beamline(), date(2023, 2, 16)) == {}
+    assert beamline().parameters_for(date(2023, 2, 16)) == {}
 
 
 # The timetable
@@ -205,7 +202,7 @@ def next_run(
     return info.data_interval.start, info.run_after
 
 
-def test_a_day_is_looked_at_the_morning_after() -> None:
+def test_a_day_is_compared_the_morning_after() -> None:
     assert next_run(utc(2023, 2, 17, 20), FEBRUARY) == (utc(2023, 2, 17), utc(2023, 2, 18, 15))
 
 

@@ -9,7 +9,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmic.parameters import chosen_engines, command_arguments, reconstruction_params, transfer_params
+from cosmic.parameters import RECONSTRUCTION, TRANSFER, chosen_engines, command_arguments, dag_params
 
 FILE = "/nersc/7012/2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    params = ParamsDict(reconstruction_params())
+    params = ParamsDict(dag_params(RECONSTRUCTION))
     params.update({"file_path": "x.cxi", **changes})
     checked: dict[str, Any] = params.validate()
     return checked
@@ -51,7 +51,7 @@ def test_names_and_defaults_are_those_of_the_old_flow() -> None:
 
 
 def test_every_parameter_is_described_and_in_a_section() -> None:
-    for name, param in reconstruction_params().items():
+    for name, param in dag_params(RECONSTRUCTION).items():
         assert param.description or param.schema.get("description_md"), name
         assert param.schema.get("section"), name
         assert param.schema.get("title"), name
@@ -88,7 +88,7 @@ def test_values_that_do_not_fit_are_refused(name: str, value: object) -> None:
 
 
 def test_file_path_is_required() -> None:
-    for params in (reconstruction_params(), transfer_params()):
+    for params in (dag_params(RECONSTRUCTION), dag_params(TRANSFER)):
         with pytest.raises(Exception, match="file_path"):
             ParamsDict(params).validate()
 

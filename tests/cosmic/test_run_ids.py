@@ -1,4 +1,4 @@
-"""One scan, one run id: the DAGs and the beamline computer's client must make the same."""
+"""One scan, one run id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beamline_computer import submit_scan as client
 from cosmic.scans import SCAN_PATH_PATTERN, parse_scan_path
 
 USUAL = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -19,17 +18,6 @@ def test_the_id_is_readable_and_has_not_changed() -> None:
     """A change would process everything that is known under the old id once more."""
     assert parse_scan_path(USUAL).run_id() == "scan__2023__02__230216__NS_230216033_ccdframes_0_0.604f27d5"
     assert parse_scan_path("/" + USUAL).run_id(3).endswith("NS_230216033_ccdframes_0_0.604f27d5__r3")
-
-
-@given(PATHS, GENERATIONS)
-def test_the_client_makes_the_same(text: str, generation: int) -> None:
-    try:
-        normalised = client.normalise_path(text)
-    except client.InputError:
-        return  # the client is stricter in places
-    ours = parse_scan_path(text).run_id(generation)
-    assert client.scan_run_id(normalised, generation) == ours
-    assert client.generation_of(ours, normalised) == generation
 
 
 @given(PATHS, GENERATIONS)

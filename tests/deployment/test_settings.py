@@ -55,7 +55,7 @@ def test_the_example_is_an_installation_that_lacks_credentials_only(tmp_path: Pa
     missing = [f"PATH_NERSC_ID={tmp_path}/id", f"PATH_NERSC_PRI_KEY={tmp_path}/key"]
     text = (REPOSITORY / ".env.example").read_text()
     deployment, warnings = read_deployment(write(tmp_path, text, *missing), {})
-    assert deployment.executor == "cosmic.local_executor.KillProofLocalExecutor"
+    assert deployment.executor == "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
     assert not deployment.standin
     assert deployment.job_script_folder == Path("/tmp_job_scripts")
     assert deployment.scripts["ptychocam"].endswith("/c_ptychocam/ptychocam_reconstruction.sh")

@@ -1,9 +1,9 @@
-"""`find_missed_scans` and the watcher in a running Airflow: what they find, start, and leave alone."""
+"""`find_missed_scans` and `watch_scans` in a running Airflow: what they find, start, and leave alone."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime
 from functools import partial
 from urllib.parse import quote
@@ -12,9 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
-from cosmic.scans import day_folder
-from cosmic.watcher import SCAN_FOLDER
-from dev.local_airflow.rest import RestError
+from cosmic.dag_constants import WATCH_SCANS
 from support.live import DAG_ID, SLOW, Pipeline
 from support.missed import FINDER, Day, all_runs, changed_site, run_id
 
@@ -88,54 +86,34 @@ def test_no_more_are_started_than_may_go_on_at_once(pipeline: Pipeline) -> None:
     assert "1 of 3 runs are started" in rest.log(FINDER, finder, "start_runs")
 
 
-def test_the_watcher_starts_what_is_new_once_it_is_turned_on(pipeline: Pipeline) -> None:
+@contextmanager
+def watching(pipeline: Pipeline) -> Iterator[None]:
+    """`watch_scans` is on until the block ends."""
+    address = f"/api/v2/dags/{WATCH_SCANS}"
+    assert pipeline.rest.call("GET", address)["is_paused"] is True
+    pipeline.rest.call("PATCH", address, {"is_paused": False})
+    try:
+        yield
+    finally:
+        pipeline.rest.call("PATCH", address, {"is_paused": True})
+
+
+def test_new_scans_are_started_once_the_watcher_is_on(pipeline: Pipeline) -> None:
     day = Day(pipeline, datetime.now(ZoneInfo("America/Los_Angeles")).date())
     scans = [day.scan(number) for number in (901, 902)]
     pipeline.rest.trigger(DAG_ID, {"file_path": scans[0]}, run_id(scans[0]))
-    with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
+    with watching(pipeline):
         pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[1])), "the new one is started")
-        late = day.scan(903, age=60)
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(late)), "and one that comes later")
-    assert day.finish(*scans, late) == ["success"] * 3
-    assert [len(all_runs(pipeline, run_id(scan))) for scan in (*scans, late)] == [1, 1, 1]
-    assert pipeline.rest.run(DAG_ID, run_id(late))["conf"] == {"do_ptychocam": True, "file_path": late}
-
-
-def test_the_watcher_goes_on_where_it_was_when_scheduler_and_triggerer_are_killed(pipeline: Pipeline) -> None:
-    day = Day(pipeline, datetime.now(ZoneInfo("America/Los_Angeles")).date())
-    scans = [day.scan(911)]
-
-    def told() -> list[str]:
-        query = f"name_pattern={SCAN_FOLDER.name}&limit=100&order_by=-timestamp"
-        try:
-            events = pipeline.rest.call("GET", f"/api/v2/assets/events?{query}")["asset_events"]
-        except RestError as error:
-            if error.status != 500:
-                raise
-            return []  # Airflow 3.3.2 cannot list an event while a run of it is still queued
-        paths = (path for event in events for path in event["extra"]["payload"]["scans"])
-        return [path for path in paths if path in scans]
-
-    with changed_site(pipeline, watcher={"enabled": True, "interval_seconds": 2, "min_age_seconds": 5}):
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[0])), "the first is started")
-        scans.append(day.scan(912))
-        pipeline.wait_for(lambda: scans[1] in told(), "the second is noticed")
-        for component in ("scheduler", "triggerer"):  # before, or while, or after its run is started
+        scans.append(day.scan(903))
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[2])), "and one that comes later")
+        scans.append(day.scan(904))
+        for component in ("scheduler", "triggerer"):
             pipeline.airflow.kill(component)
-        scans.append(day.scan(913))
         pipeline.airflow.start("scheduler", "triggerer")
         pipeline.airflow.wait_ready()
-        pipeline.facility.clear_requests()
-        for scan in scans:
-            pipeline.wait_for(lambda scan=scan: all_runs(pipeline, run_id(scan)), f"{scan} is started")  # type: ignore[misc]
-        assert day.finish(*scans) == ["success"] * 3
-        listings = [
-            request["time"]
-            for request in pipeline.facility.requests("globus")
-            if request["path"].endswith("/ls") and day_folder(day.day) in request["query"]
-        ]
-    assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1, 1, 1]
-    assert Counter(told()) == Counter(scans)
-    gaps = [after - before for before, after in itertools.pairwise(listings)]
-    assert gaps
-    assert min(gaps) > 1.0  # of two seconds, jittered
+        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[3])), "and one after a crash")
+    assert day.finish(*scans) == ["success"] * 4
+    assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1, 1, 1, 1]
+    run = pipeline.rest.run(DAG_ID, run_id(scans[2]))
+    assert run["conf"] == {"do_ptychocam": True, "file_path": scans[2]}
+    assert WATCH_SCANS in run["note"]

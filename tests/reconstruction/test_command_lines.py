@@ -54,7 +54,7 @@ def test_ptychocams_options() -> None:
         ([], "exactly one file is wanted"),
         (["a.cxi", "b.cxi"], "exactly one file is wanted"),
         ([""], "exactly one file is wanted"),
-        (["-i", "0", "a.cxi"], "-i is '0'; it takes a whole number from 1 to 1000000"),
+        (["-i", "0", "a.cxi"], "-i is '0'; it takes a whole number from 1 to 100000"),
         (["-i", "-5", "a.cxi"], "-i is '-5'; it takes a whole number"),
         (["-i", "1e3", "a.cxi"], "-i is '1e3'"),
         (["-i", "\u0665", "a.cxi"], "it takes a whole number"),

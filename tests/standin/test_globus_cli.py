@@ -122,3 +122,23 @@ def test_the_cli_asks_for_a_missing_consent_by_itself(globus: Globus, cli: Cli) 
     assert cli("ls", f"{globus.data7012}:/").stdout.split() == ["a"]
     seen = [(r["path"].rsplit("/", 1)[1], r["status"]) for r in globus.facility.requests()][-3:]
     assert seen == [("ls", 403), ("token", 200), ("ls", 200)]
+
+
+def test_the_cli_shows_a_refused_login_and_a_paused_collection(globus: Globus, cli: Cli) -> None:
+    globus.facility.control("globus", "login", collection="data7012", refusal="no_account")
+    refused = cli("ls", f"{globus.data7012}:/", ok=False)
+    assert "ExternalError.DirListingFailed.LoginFailed" in refused.stderr
+    assert "LOGIN_DENIED" in refused.stderr
+    policy = {"session_message": "needs a policy", "session_required_policies": [globus.nersc7012]}
+    globus.facility.control("globus", "login", collection="data7012", refusal="policy", requires=policy)
+    refused = cli("ls", f"{globus.data7012}:/", ok=False)
+    assert "needs a policy" in refused.stdout + refused.stderr
+    assert f"globus session update --policy '{globus.nersc7012}'" in refused.stdout + refused.stderr
+    globus.facility.control("globus", "login", collection="data7012", refusal=None)
+    globus.facility.control("globus", "pause_rule", collection="data7012", message="new disks")
+    assert "new disks" in cli("ls", f"{globus.data7012}:/", ok=False).stderr
+    globus.facility.control("globus", "pause_rule", collection="data7012", message="new disks",
+                            operations=["task_transfer_read"])  # fmt: skip
+    source, target = f"{globus.data7012}:/a", f"{globus.nersc7012}:/a"
+    task_id = answer(cli("transfer", "-F", "json", source, target))["task_id"]
+    assert "new disks" in cli("task", "pause-info", task_id).stdout

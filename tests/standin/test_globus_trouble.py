@@ -344,3 +344,29 @@ def test_a_source_that_changes_while_it_is_copied(globus: Globus) -> None:
     assert globus.wait(task_id)["bytes_transferred"] == 40_004
     assert codes(globus, task_id, filter="is_error:1") == ["FILE_SIZE_CHANGED"]
     assert (globus.target / "a").read_bytes() == local.read_bytes()
+
+
+def overwritten_while_it_is_copied(globus: Globus, **options: Any) -> tuple[dict[str, Any], Path]:
+    """A file whose first bytes are written anew after they were copied; its size stays."""
+    globus.facility.control("globus", "bandwidth", bytes_per_second=10_000)
+    local = globus.file("a", b"x" * 40_000)
+    task_id = globus.submit(("/a", "/a"), **options)
+    until(lambda: globus.task(task_id)["bytes_transferred"] > 0)
+    with local.open("r+b") as file:
+        file.write(b"new")
+    globus.facility.control("globus", "bandwidth", bytes_per_second=None)
+    return globus.wait(task_id), local
+
+
+def test_verification_reads_the_source_again(globus: Globus) -> None:
+    task, local = overwritten_while_it_is_copied(globus, verify_checksum=True)
+    assert (task["status"], task["faults"], task["files_transferred"]) == ("SUCCEEDED", 1, 1)
+    assert codes(globus, task["task_id"], filter="is_error:1") == ["VERIFY_CHECKSUM"]
+    assert local.read_bytes().startswith(b"new")
+    assert (globus.target / "a").read_bytes() == local.read_bytes()
+
+
+def test_without_verification_a_file_that_is_overwritten_arrives_in_part(globus: Globus) -> None:
+    task, local = overwritten_while_it_is_copied(globus)
+    assert (task["status"], task["faults"]) == ("SUCCEEDED", 0)
+    assert (globus.target / "a").read_bytes() != local.read_bytes()

@@ -70,7 +70,21 @@ def test_submit_and_task_on_the_wire(nersc: Nersc) -> None:
     assert row["priority"].isdigit()
     cancelled = nersc.call("DELETE", f"compute/jobs/perlmutter/{result['jobid']}").json()
     assert set(cancelled) == {"task_id", "status", "error"}
+    assert nersc.result(cancelled["task_id"]) == {"status": "ok", "output": "", "error": ""}
     nersc.ended(result["jobid"])
+
+
+@pytest.mark.parametrize(
+    ("executable", "result"),
+    [
+        ("true", {"status": "ok", "output": "", "error": "", "exit_code": 0}),
+        ("bash -c 'echo out; echo err >&2; exit 3'",
+         {"status": "error", "output": "out\n", "error": "err\n", "exit_code": 3}),
+    ],
+)  # fmt: skip
+def test_what_a_command_wrote_is_text(nersc: Nersc, executable: str, result: dict[str, Any]) -> None:
+    reply = nersc.call("POST", "utilities/command/perlmutter", data={"executable": executable}).json()
+    assert nersc.result(reply["task_id"]) == result
 
 
 def test_finished_tasks_vanish(own: Nersc) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dev.build_client import build
 from dev.local_airflow.rest import Rest
 from dev.local_airflow.settings import read_env_file
 from dev.local_airflow.stack import free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CLIENT = REPOSITORY / "include" / "beamline_computer" / "submit_scan.py"
 ENGINE = REPOSITORY / "tests" / "live" / "engine.sh"
 DAG_ID = "transfer_auto_recon"
 UID = 50000
@@ -169,7 +169,7 @@ class Stack:
             f"[airflow]\nurl = {self.url}\nuser = beamline\npassword_file = {password}\n"
             f"[client]\nspool = {self.folder / 'spool'}\n"
         )
-        command = [sys.executable, str(CLIENT), arguments[0], "--config", str(config), *arguments[1:]]
+        command = [sys.executable, str(build()), arguments[0], "--config", str(config), *arguments[1:]]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     def send(self, scans: list[str]) -> list[str]:

@@ -18,15 +18,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from beamline_computer import submit_scan
-from beamline_computer.submit_scan import Client, Settings, Watch, WatchLoop, WatchMemory
+import beamline_client
+from beamline_client.client import Client
+from beamline_client.config import Settings
+from beamline_client.rest import Airflow
+from beamline_client.watch import Journal, WatchedFolder, Watcher
 from support.power_cut import Disk
 
 CALLS = ("open", "os.", "fcntl.", "socket.", "http.client.", "urllib.")
 
 
 def quiet(_: str) -> None:
-    """Nobody listens."""
+    """Log nothing."""
 
 
 def no_sync(_: object) -> None:
@@ -35,7 +38,7 @@ def no_sync(_: object) -> None:
 
 def client_of(spec: dict[str, Any], n: int, timeout: float = 10.0) -> Client:
     """The client of try `n`: a spool of its own, a quick first retry."""
-    submit_scan.Airflow.first_pause = 0.01
+    Airflow.first_pause = 0.01
     settings = Settings(
         url=spec["url"],
         user="beamline",
@@ -43,7 +46,7 @@ def client_of(spec: dict[str, Any], n: int, timeout: float = 10.0) -> Client:
         spool=spool_of(spec, n),
         timeout=timeout,
     )
-    return Client(settings, say=quiet)
+    return Client(settings, log=quiet)
 
 
 def spool_of(spec: dict[str, Any], n: int) -> Path:
@@ -62,7 +65,7 @@ def submit(spec: dict[str, Any], n: int) -> None:
 
 
 def submit_in_an_outage(spec: dict[str, Any], n: int) -> None:
-    """Submit a scan while nobody answers; the caller is told that it is kept."""
+    """Submit a scan while nobody answers: it is kept."""
     client_of({**spec, "url": "http://127.0.0.1:9"}, n, timeout=0.05).submit([scan(n)], {"n_iter": 7})
 
 
@@ -77,17 +80,19 @@ def flush(spec: dict[str, Any], n: int) -> None:
 
 
 def watch(spec: dict[str, Any], n: int) -> None:
-    """Two looks at a folder: a scan is seen, then found settled and submitted."""
+    """Two checks of a folder: a scan is seen, then found settled and submitted."""
     client = client_of(spec, n)
     folder = Path(spec["folder"]) / str(n) / "data"
     with client.spool.lock("watch", 1.0):
-        memory = WatchMemory(client.spool.folder / "watch.jsonl")
-        look = Watch(folder, memory, prefix="", settle=1e-9, done_suffix="", any_name=False, say=quiet)
-        if memory.is_new:
-            memory.begin({})
-        loop = WatchLoop(client, look, {"n_iter": 7})
-        loop.look()
-        loop.look()
+        journal = Journal(client.spool.folder / "watch.jsonl")
+        watched = WatchedFolder(
+            folder, journal, prefix="", settle=1e-9, done_suffix="", any_name=False, log=quiet
+        )
+        if journal.is_new:
+            journal.begin({})
+        watcher = Watcher(client, watched, {"n_iter": 7})
+        watcher.check()
+        watcher.check()
 
 
 SCENARIOS: dict[str, tuple[Callable[[dict[str, Any], int], None], Callable[[dict[str, Any], int], None]]] = {
@@ -105,13 +110,14 @@ def die() -> None:
 
 def die_at_line(n: int) -> None:
     """Die before the n-th line of the client that runs for the first time."""
-    seen: set[int] = set()
+    package = str(Path(beamline_client.__file__).parent)
+    seen: set[tuple[str, int]] = set()
 
     def on_line(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != submit_scan.__file__:
+        if not frame.f_code.co_filename.startswith(package):
             return None
         if event == "line":
-            seen.add(frame.f_lineno)
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
             if len(seen) == n:
                 die()
         return on_line
@@ -163,13 +169,13 @@ def main(scenario: str, points: str, spec: dict[str, Any]) -> None:
             file.parent.mkdir(parents=True)
             file.write_bytes(bytes.fromhex(spec["hdf5"]))
 
-        def doomed(n: int = n, disk: Disk | None = disk) -> None:
+        def act_until_killed(n: int = n, disk: Disk | None = disk) -> None:
             if disk:
                 disk.watch()
             arm(n - spec["first"])
             act(spec, n)
 
-        status = in_child(doomed)
+        status = in_child(act_until_killed)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         if disk:
             disk.cut()

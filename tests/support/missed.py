@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
+from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
 from cosmic.scans import day_folder, parse_scan_path
 from support.live import DAG_ID, SLOW, Pipeline
-
-FINDER = "find_missed_scans"
 
 
 def run_id(scan: str, generation: int = 1) -> str:

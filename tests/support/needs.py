@@ -6,7 +6,7 @@ As a program, for a Python 3.11 without anything:
 
     python3.11 tests/support/needs.py                  # the list
     python3.11 tests/support/needs.py install curl jq  # Debian's packages, where they are missing; as root
-    python3.11 tests/support/needs.py install          # of all needs but Slurm, which make slurm-test installs
+    python3.11 tests/support/needs.py install          # of all but Slurm, which make slurm-test installs
 """
 
 from __future__ import annotations

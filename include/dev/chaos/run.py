@@ -186,7 +186,7 @@ class Chaos:
                 fault.under_way |= self._under_way
 
     def _settle(self, parts: System) -> None:
-        """All is well again: let Airflow look for what was left behind, as it does every ten minutes."""
+        """All is well again: let Airflow look for what was left behind, as it does every two minutes."""
         parts.airflow.wait_ready()
         for scan in self.result.scans:  # a task may have been cleared in the moment in which its run ended
             parts.rest.wait_for_run(DAG_ID, scan.run_id, 300.0)

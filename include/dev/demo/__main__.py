@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
 from dev.demo.report import Row, print_table, rows_of_run
 from dev.demo.synthetic_scan import make_scan, scan_path
@@ -31,7 +32,6 @@ from standin.testing import SpawnedFacility, spawn
 
 DAG_ID = "transfer_auto_recon"
 LEAST_FREE_BYTES = 2 * 1024**3
-CLIENT = REPOSITORY / "include" / "beamline_computer" / "submit_scan.py"
 # Enough for the small scan, and what the beamline refines with; a user's own come after and win.
 QUICK = {
     "ptychocam": ("n_iter=100", "period_illu_refine=1", "period_bg_refine=1", "use_illu_mask=true"),

@@ -33,7 +33,7 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
         "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in ("plugins", "include")),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
-        "AIRFLOW__CORE__EXECUTOR": "cosmic.local_executor.KillProofLocalExecutor",
+        "AIRFLOW__CORE__EXECUTOR": "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,beamline:user",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),

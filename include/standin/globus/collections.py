@@ -14,7 +14,9 @@ from standin.settings import Settings
 DATA7012 = "639c49be-604f-423c-9c5d-82a53afe1bf1"
 NERSC7012 = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
 
-Condition = Literal["up", "gc_not_connected", "endpoint_error"]
+Condition = Literal["up", "connect_failed", "gc_not_connected", "endpoint_error", "deleted"]
+Refusal = Literal["no_account", "session", "policy"]
+PAUSABLE = ("ls", "mkdir", "rename", "task_delete", "task_transfer_read", "task_transfer_write")
 _LONGEST_PATH = 4096
 _UNSET = (  # of the endpoint document
     "gcp_connected",
@@ -62,9 +64,36 @@ def normalise(path: object) -> str:
     return "/" + "/".join(parts)
 
 
+@dataclass(frozen=True)
+class Outage:
+    """An endpoint that does not work: a running task's fault, the end of a listing's code, and the words."""
+
+    fault: str
+    listing: str
+    action: str
+    message: str
+
+
+OUTAGES: dict[Condition, Outage] = {
+    "connect_failed": Outage("CONNECT_FAILED", "ConnectFailed", "connect", "Could not connect to server"),
+    "gc_not_connected": Outage(
+        "GC_NOT_CONNECTED", "GCDisconnected", "connect", "Globus Connect is not connected"
+    ),
+    "endpoint_error": Outage("ENDPOINT_ERROR", "", "list", "Fatal FTP response"),
+    "deleted": Outage("ENDPOINT_ERROR", "", "connect", "The endpoint has been deleted"),
+}
+
+
 @dataclass
 class Collection:
-    """One collection and the switches that tests set on it."""
+    """One collection and the switches that tests set on it.
+
+    :param refusal: why nobody may log in: the client has no account there, its session does not do, or an
+        authentication policy is not met; `requires` is then what Globus calls `authorization_parameters`.
+    :param pause_rule: the rule of the collection's manager, as the API shows it.
+    :param denied: rights that are denied, by path.
+    :param quota_left: bytes that may still be written.
+    """
 
     collection_id: str
     name: str
@@ -74,21 +103,28 @@ class Collection:
     condition: Condition = "up"
     refuse_submissions: bool = False
     needs_consent: bool = False
-    denied: list[tuple[str, frozenset[str]]] = field(default_factory=list)
-    quota_left: float | None = None  # bytes that may still be written
+    refusal: Refusal | None = None
+    requires: dict[str, Any] = field(default_factory=dict)
+    pause_rule: dict[str, Any] | None = None
+    denied: dict[str, list[str]] = field(default_factory=dict)
+    quota_left: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def local(self, path: str, *, follow: bool = True) -> Path:
         """The local path of a normalised path, symlinks resolved (the last one only if `follow`).
 
         :raises PermissionError: when a symlink leads out of the collection.
+        :raises OSError: ELOOP when symlinks lead in a circle.
         """
         root = self.root.resolve()
         candidate = root / path.lstrip("/")
-        if follow or candidate == root:
-            real = candidate.resolve()
-        else:
-            real = candidate.parent.resolve() / candidate.name
+        try:
+            if follow or candidate == root:
+                real = candidate.resolve()
+            else:
+                real = candidate.parent.resolve() / candidate.name
+        except RuntimeError as error:  # how pathlib says it
+            raise OSError(errno.ELOOP, "Too many levels of symbolic links", path) from error
         if real != root and root not in real.parents:
             raise PermissionError(errno.EACCES, "Path not allowed", path)
         return real
@@ -99,19 +135,31 @@ class Collection:
         :raises PermissionError: when the path lies in a folder that is denied.
         """
         pure = PurePosixPath(path)
-        for prefix, rights in self.denied:
+        for prefix, rights in self.denied.items():
             if right in rights and pure.is_relative_to(prefix):
                 raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    def require_up(self) -> None:
-        """Check that the endpoint answers.
+    def require_usable(self) -> None:
+        """Check that a running task may go on: the endpoint answers, and lets the client in.
 
-        :raises TaskFaultError: GC_NOT_CONNECTED or ENDPOINT_ERROR when it was switched off.
+        :raises TaskFaultError: that of the outage, or NO_CREDENTIALS.
         """
-        if self.condition == "gc_not_connected":
-            raise TaskFaultError("GC_NOT_CONNECTED", f"{self.display_name}: Globus Connect is not connected")
-        if self.condition == "endpoint_error":
-            raise TaskFaultError("ENDPOINT_ERROR", f"{self.display_name}: the endpoint reported an error")
+        outage = OUTAGES.get(self.condition)
+        if outage is not None:
+            raise TaskFaultError(outage.fault, self.report(outage.action, outage.message))
+        if self.refusal is not None:
+            raise TaskFaultError("NO_CREDENTIALS", self.report("login", "Login Failed"))
+
+    def pauses(self, operation: str) -> bool:
+        """Whether the manager's rule pauses an operation, one of `PAUSABLE`."""
+        return self.pause_rule is not None and bool(self.pause_rule[f"pause_{operation}"])
+
+    def report(self, action: str, message: str, details: str = "") -> str:
+        """What went wrong there, in the form in which Globus puts it into errors and events."""
+        return (
+            f"Error ({action})\nEndpoint: {self.display_name} ({self.collection_id})\n"
+            f"Server: 127.0.0.1:443\nMessage: {message}\n---\nDetails: {details or message}"
+        )
 
     def charge(self, size: int) -> None:
         """Count bytes against the quota.
@@ -133,21 +181,13 @@ class Collection:
 
     def switches(self) -> dict[str, Any]:
         """The switches, as they are kept over a restart."""
-        return {
-            "condition": self.condition,
-            "refuse_submissions": self.refuse_submissions,
-            "needs_consent": self.needs_consent,
-            "denied": [[path, sorted(rights)] for path, rights in self.denied],
-            "quota_left": self.quota_left,
-        }
+        return {name: getattr(self, name) for name in _SWITCHES}
 
     def set_switches(self, switches: dict[str, Any]) -> None:
         """Set the switches to what was kept."""
-        self.condition = switches["condition"]
-        self.refuse_submissions = switches["refuse_submissions"]
-        self.needs_consent = switches["needs_consent"]
-        self.denied = [(path, frozenset(rights)) for path, rights in switches["denied"]]
-        self.quota_left = switches["quota_left"]
+        for name in _SWITCHES:
+            if name in switches:
+                setattr(self, name, switches[name])
 
     def to_json(self) -> dict[str, Any]:
         """The endpoint document."""
@@ -182,6 +222,18 @@ class Collection:
         }
 
 
+_SWITCHES = (
+    "condition",
+    "refuse_submissions",
+    "needs_consent",
+    "refusal",
+    "requires",
+    "pause_rule",
+    "denied",
+    "quota_left",
+)
+
+
 class Collections:
     """The collections of a facility, by id and by name."""
 
@@ -199,16 +251,23 @@ class Collections:
         self.all = [beamline, nersc]
 
     def get(self, collection_id: object) -> Collection:
-        """The collection with that id.
+        """The collection with the id that a request names.
 
-        :raises TransferError: 400 when it is not a string, 404 when there is none.
+        :raises TransferError: 400 when it is not a string, 404 when there is none, or none any more.
         """
         if not isinstance(collection_id, str):
             raise bad_request(f"Endpoint id must be a string, not {collection_id!r}")
-        for collection in self.all:
-            if collection.collection_id == collection_id.lower():
-                return collection
-        raise TransferError(404, "EndpointNotFound", f"No such endpoint '{collection_id}'")
+        wanted = collection_id.lower()
+        if wanted not in (c.collection_id for c in self.all):
+            raise TransferError(404, "EndpointNotFound", f"No such endpoint '{collection_id}'")
+        collection = self[wanted]
+        if collection.condition == "deleted":
+            raise TransferError(404, "EndpointDeleted", f"Endpoint '{collection_id}' has been deleted")
+        return collection
+
+    def __getitem__(self, collection_id: str) -> Collection:
+        """The collection of an accepted task, deleted or not."""
+        return next(c for c in self.all if c.collection_id == collection_id)
 
     def named(self, name: object) -> Collection | None:
         """The collection with that name or id, if there is one."""

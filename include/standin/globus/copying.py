@@ -114,7 +114,7 @@ def copy(order: Order, means: Means) -> Result:
     """
     before = order.source.stat()
     if not stat.S_ISREG(before.st_mode):
-        code = "IS_A_DIRECTORY" if stat.S_ISDIR(before.st_mode) else "UNKNOWN"
+        code = "IS_A_DIRECTORY" if stat.S_ISDIR(before.st_mode) else "ENDPOINT_ERROR"
         raise TaskFaultError(code, f"Path: {order.shown_source}; not a regular file")
     if order.target.is_dir():
         raise TaskFaultError("IS_A_DIRECTORY", f"Path: {order.shown_target}; the target is a directory")
@@ -152,16 +152,12 @@ def _needed(order: Order, source: os.stat_result, means: Means) -> tuple[bool, i
 
 def _copy_contents(order: Order, before: os.stat_result, means: Means) -> str | None:
     """Write and check the part file; returns the checksum if there is one."""
-    wanted = order.verify or order.external_checksum is not None
-    digest = hashlib.new(order.algorithm, usedforsecurity=False) if wanted else None
     copied = 0
     with order.source.open("rb") as source, order.part.open("wb") as part:
         while chunk := source.read(means.throttle.chunk()):
             means.throttle.take(len(chunk), means.guard)
             means.guard()
             part.write(chunk)
-            if digest:
-                digest.update(chunk)
             copied += len(chunk)
             means.on_bytes(len(chunk))
     means.spoil(order.part)
@@ -171,12 +167,14 @@ def _copy_contents(order: Order, before: os.stat_result, means: Means) -> str | 
         )
     if order.preserve_timestamp:
         os.utime(order.part, ns=(before.st_atime_ns, before.st_mtime_ns))
-    if digest is None:
+    if not order.verify and order.external_checksum is None:
         return None
-    return _verify(order, digest.hexdigest(), means)
+    return _verify(order, means)
 
 
-def _verify(order: Order, of_source: str, means: Means) -> str:
+def _verify(order: Order, means: Means) -> str:
+    """Read both again: the source may have been written to while it was copied."""
+    of_source = _hash(order.source, order.algorithm, means)
     if order.external_checksum is not None and order.external_checksum.lower() != of_source:
         raise TaskFaultError(
             "EXTERNAL_CHECKSUM_MISMATCH",

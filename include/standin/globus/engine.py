@@ -11,7 +11,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from standin.globus.collections import Collections
 from standin.globus.copying import StoppedError, Throttle
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 0.5  # seconds; doubled with each attempt that went wrong
 LAST_RETRY = 10.0
-PROGRESS_DEADLINE = 3 * DAY
 PAUSED_DEADLINE = 90 * DAY
 _CANCEL_PATIENCE = 5.0
 
@@ -41,6 +40,8 @@ class Engine:
         self.throttle = Throttle(settings.bandwidth)
         self.spoil_left = 0  # copies still to be damaged, on request of a test
         self.active_limit = settings.active_transfers
+        self.pending_limit = settings.pending_limit
+        self.task_seconds = DAY  # how long a task lives that makes no progress
         self._collections = collections
         self._open: dict[str, Task] = {}  # those that have not ended
         self._by_submission: dict[tuple[str, str], Task] = {}
@@ -84,7 +85,10 @@ class Engine:
         return [task for task in self._open.values() if task.owner_id == owner_id]
 
     def submit(self, task: Task) -> None:
-        """Queue a new task."""
+        """Queue a new task; paused, when a collection's rule says so."""
+        rules = self.pause_rules(task)
+        if rules:
+            self._set_paused(task, rules[0]["message"], by_rule=True)
         self.store.save(task)
         self._remember(task)
         self._wake.set()
@@ -105,12 +109,31 @@ class Engine:
 
     async def pause(self, task: Task, message: str) -> None:
         """Pause a task until it is resumed."""
-        task.is_paused, task.pause_message = True, message
+        self._set_paused(task, message, by_rule=False)
+        self.store.save(task)
+        await self._interrupted(task)
+
+    def _set_paused(self, task: Task, message: str, *, by_rule: bool) -> None:
+        task.is_paused, task.pause_message, task.paused_by_rule = True, message, by_rule
         if not task.deadline_by_user:
             task.deadline = time.time() + PAUSED_DEADLINE
-        self.store.save(task)
         self.store.add_event(task.task_id, "PAUSED", message, is_error=False)
-        await self._interrupted(task)
+
+    def pause_rules(self, task: Task) -> list[dict[str, Any]]:
+        """The rules of collections that pause a task."""
+        used = [(self._collections[collection_id], operation) for collection_id, operation in task.uses]
+        return [c.pause_rule for c, operation in used if c.pause_rule and c.pauses(operation)]
+
+    async def apply_pause_rules(self) -> None:
+        """Pause the tasks that a rule is for; let those go on that no rule is for any more."""
+        for task in list(self._open.values()):
+            rules = self.pause_rules(task)
+            if rules and not task.is_paused:
+                self._set_paused(task, rules[0]["message"], by_rule=True)
+                self.store.save(task)
+                await self._interrupted(task)
+            elif task.paused_by_rule and not rules:
+                self.resume(task)
 
     async def suspend(self, task: Task) -> None:
         """Make a task INACTIVE, as if its credentials had expired, until it is resumed."""
@@ -121,11 +144,11 @@ class Engine:
 
     def resume(self, task: Task) -> None:
         """Let a paused or suspended task go on."""
-        task.is_paused, task.pause_message = False, None
+        task.is_paused, task.pause_message, task.paused_by_rule = False, None, False
         if not task.ended:
             task.status = "ACTIVE"
         if not task.deadline_by_user:
-            task.deadline = time.time() + DAY
+            task.deadline = time.time() + self.task_seconds
         self.store.save(task)
         self.store.add_event(task.task_id, "UNPAUSED", "resumed", is_error=False)
         self.retry_now(task)
@@ -196,8 +219,8 @@ class Engine:
     def _roll_deadline(self, task: Task, now: float) -> None:
         """A transfer that waits its turn without errors does not expire."""
         queued = task.waiting and task.kind == "TRANSFER" and not task.trouble
-        if queued and not task.deadline_by_user and task.deadline < now + DAY / 2:
-            task.deadline = now + DAY
+        if queued and not task.deadline_by_user and task.deadline < now + self.task_seconds / 2:
+            task.deadline = now + self.task_seconds
             self.store.save(task)
 
     def _take_up(self) -> None:
@@ -225,9 +248,9 @@ class Engine:
 
     def _make_run(self, task: Task) -> Run:
         if task.kind == "DELETE":
-            return DeleteRun(task, self._shop, self._collections.get(task.document["endpoint"]))
-        source = self._collections.get(task.document["source_endpoint"])
-        target = self._collections.get(task.document["destination_endpoint"])
+            return DeleteRun(task, self._shop, self._collections[task.document["endpoint"]])
+        source = self._collections[task.document["source_endpoint"]]
+        target = self._collections[task.document["destination_endpoint"]]
         return TransferRun(task, self._shop, source, target)
 
     async def _carry_out(self, task: Task, run: Run) -> None:
@@ -271,7 +294,7 @@ class Engine:
     def _progress(self, task: Task) -> None:
         task.consecutive_failures = 0
         if not task.deadline_by_user and task.kind == "TRANSFER":
-            task.deadline = max(task.deadline, time.time() + PROGRESS_DEADLINE)
+            task.deadline = max(task.deadline, time.time() + 3 * self.task_seconds)
         details = f"{task.counts.files_transferred} files, {task.counts.bytes_transferred} bytes"
         self.store.add_event(task.task_id, "PROGRESS", details, is_error=False)
 
@@ -285,7 +308,7 @@ class Engine:
     def _end(self, task: Task, status: Status, code: str = "", details: str = "") -> None:
         task.status = status
         task.completion_time = time.time()
-        task.is_paused = False
+        task.is_paused = task.paused_by_rule = False
         self._open.pop(task.task_id, None)
         if status == "SUCCEEDED":
             task.canceled_by = None  # it was done before the cancel took effect

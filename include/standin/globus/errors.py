@@ -84,7 +84,7 @@ _CODES = {
     errno.EACCES: "PERMISSION_DENIED",
     errno.EPERM: "PERMISSION_DENIED",
     errno.EROFS: "PERMISSION_DENIED",
-    errno.ELOOP: "PERMISSION_DENIED",
+    errno.ELOOP: "ENDPOINT_ERROR",  # Globus has no code of its own for it
     errno.EISDIR: "IS_A_DIRECTORY",
     errno.ENOTDIR: "NOT_A_DIRECTORY",
     errno.EEXIST: "NOT_A_DIRECTORY",  # a file where a folder must be made

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from standin.globus import filters
+from standin.globus.access import Operation, require_operation
 from standin.globus.auth import Auth
 from standin.globus.collections import BadPathError, Collection, Collections, normalise
-from standin.globus.errors import TaskFaultError, TransferError, bad_request
+from standin.globus.errors import TransferError, bad_request
 from standin.globus.listing import file_document, is_part, list_folder
-from standin.globus.transport import PREFIX, handler, read_document, require_consent, result
+from standin.globus.transport import PREFIX, handler, read_document, result
 
 MOST_ENTRIES = 100_000
 _SORT_KEYS = ("name", "type", "size", "last_modified", "user", "group", "permissions")
@@ -40,7 +40,9 @@ class FilesApi:
         """Add the routes."""
         version = f"{PREFIX}/v0.10"
         operation = f"{version}/operation/endpoint/{{endpoint}}"
-        app.router.add_get(f"{version}/endpoint/{{endpoint}}", handler(self._auth, self._endpoint))
+        endpoint = f"{version}/endpoint/{{endpoint}}"
+        app.router.add_get(endpoint, handler(self._auth, self._endpoint))
+        app.router.add_get(f"{endpoint}/my_effective_pause_rule_list", handler(self._auth, self._pause_rules))
         app.router.add_get(f"{operation}/ls", handler(self._auth, self._ls))
         app.router.add_get(f"{operation}/stat", handler(self._auth, self._stat))
         app.router.add_post(f"{operation}/mkdir", handler(self._auth, self._mkdir))
@@ -49,8 +51,12 @@ class FilesApi:
     async def _endpoint(self, request: web.Request, _owner: str) -> dict[str, Any]:
         return self._collections.get(request.match_info["endpoint"]).to_json()
 
+    async def _pause_rules(self, request: web.Request, _owner: str) -> dict[str, Any]:
+        rule = self._collections.get(request.match_info["endpoint"]).pause_rule
+        return {"DATA_TYPE": "pause_rule_limited_list", "DATA": [rule] if rule else []}
+
     async def _ls(self, request: web.Request, owner: str) -> dict[str, Any]:
-        collection = self._reachable(request, owner, "ExternalError.DirListingFailed.GCDisconnected")
+        collection = self._usable(request, owner, "ls")
         path = _path(request.query.get("path", "/"))
         limit, offset = filters.page_bounds(request.query, default=MOST_ENTRIES, most=MOST_ENTRIES)
         wanted = [filters.parse_filter(text, _FILTERS) for text in request.query.getall("filter", [])]
@@ -84,13 +90,17 @@ class FilesApi:
         }
 
     async def _stat(self, request: web.Request, owner: str) -> dict[str, Any]:
-        collection = self._reachable(request, owner, "EndpointError")
+        collection = self._usable(request, owner, "stat")
         path = _path(request.query.get("path"))
 
         def work() -> dict[str, Any]:
             collection.require(path, "read")
-            collection.local(path)
-            shown = _shown(collection, path)
+            shown = collection.local(path, follow=False)
+            try:
+                collection.local(path)
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # a link in a circle is a broken one, and leads nowhere
+                    raise
             return file_document(shown, shown.name if path != "/" else "/")
 
         try:
@@ -99,7 +109,7 @@ class FilesApi:
             raise _stat_error(error, path, collection) from error
 
     async def _mkdir(self, request: web.Request, owner: str) -> dict[str, Any]:
-        collection = self._reachable(request, owner, "EndpointError")
+        collection = self._usable(request, owner, "mkdir")
         document = await read_document(request)
         path = _path(document.get("path"))
 
@@ -114,7 +124,7 @@ class FilesApi:
         return result(request, "DirectoryCreated", "The directory was created successfully", "mkdir_result")
 
     async def _rename(self, request: web.Request, owner: str) -> dict[str, Any]:
-        collection = self._reachable(request, owner, "EndpointError")
+        collection = self._usable(request, owner, "rename")
         document = await read_document(request)
         old, new = _path(document.get("old_path")), _path(document.get("new_path"))
 
@@ -132,15 +142,10 @@ class FilesApi:
             raise _operation_error(error, old, collection, "RenameFailed") from error
         return result(request, "FileRenamed", "File or directory renamed successfully")
 
-    def _reachable(self, request: web.Request, owner: str, code: str) -> Collection:
+    def _usable(self, request: web.Request, owner: str, operation: Operation) -> Collection:
         """The collection of a request, when its endpoint answers and the client may use it."""
         collection = self._collections.get(request.match_info["endpoint"])
-        require_consent(self._auth, owner, collection)
-        try:
-            collection.require_up()
-        except TaskFaultError as fault:
-            shown = code if fault.code == "GC_NOT_CONNECTED" else "EndpointError"
-            raise TransferError(502, shown, fault.details) from fault
+        require_operation(self._auth, owner, collection, operation)
         return collection
 
 
@@ -154,15 +159,8 @@ def _path(text: object) -> str:
     return path
 
 
-def _shown(collection: Collection, path: str) -> Path:
-    return collection.local(path, follow=False)
-
-
 def _describe(error: OSError, path: str, collection: Collection, action: str) -> str:
-    return (
-        f"Error ({action})\nEndpoint: {collection.display_name} ({collection.collection_id})\n"
-        f"Server: 127.0.0.1:443\nMessage: {error.strerror or error}\n---\nDetails: Error: '{path}'"
-    )
+    return collection.report(action, error.strerror or str(error), f"Error: '{path}'")
 
 
 def _listing_error(error: OSError, path: str, collection: Collection) -> TransferError:

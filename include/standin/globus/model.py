@@ -54,6 +54,7 @@ class Task:
     fatal_error: dict[str, str] | None = None
     is_paused: bool = False
     pause_message: str | None = None
+    paused_by_rule: bool = False  # of a collection, not by a manager for this task
     canceled_by: str | None = None
     canceled_by_admin_message: str | None = None
     faults: int = 0
@@ -83,6 +84,17 @@ class Task:
     def waiting(self) -> bool:
         """Whether it could be taken up, if a place is free."""
         return self.status == "ACTIVE" and not self.is_paused and not self.running
+
+    @property
+    def uses(self) -> list[tuple[str, str]]:
+        """The collections' ids, and what a pause rule calls what is done there."""
+        asked = self.document
+        if self.kind == "DELETE":
+            return [(asked["endpoint"], "task_delete")]
+        return [
+            (asked["source_endpoint"], "task_transfer_read"),
+            (asked["destination_endpoint"], "task_transfer_write"),
+        ]
 
     def path_pairs(self) -> set[tuple[str, ...]]:
         """What no other unfinished task may be working on."""

@@ -89,7 +89,7 @@ class TransferRun(Run):
     async def execute(self) -> None:
         """Copy everything that is not copied yet."""
         try:
-            self._require_up()
+            self._require_usable()
             plan: Plan = await self.in_thread(Planner(self.task.document, self._source, self.guard).plan)
         except TaskFaultError as fault:
             self.note_fault(fault)
@@ -104,9 +104,9 @@ class TransferRun(Run):
         if self.task.document.get("delete_destination_extra") and not self.faults:
             await self._delete_extra(plan)
 
-    def _require_up(self) -> None:
-        self._source.require_up()
-        self._target.require_up()
+    def _require_usable(self) -> None:
+        self._source.require_usable()
+        self._target.require_usable()
 
     def _note_problems(self, plan: Plan) -> None:
         for problem in plan.problems:
@@ -171,7 +171,7 @@ class TransferRun(Run):
     async def _one(self, move: Move) -> None:
         sent = _Sent(self.task)
         try:
-            self._require_up()
+            self._require_usable()
             await self._copy_one(move, self._order(move), sent)
         except (TaskFaultError, OSError) as error:
             self._failed(
@@ -218,7 +218,7 @@ class TransferRun(Run):
 
         def guard() -> None:
             self.guard()
-            self._require_up()
+            self._require_usable()
 
         def on_bytes(size: int) -> None:
             sent.add(size)
@@ -327,7 +327,7 @@ class DeleteRun(Run):
     async def execute(self) -> None:
         """Delete everything that is still there."""
         try:
-            self._collection.require_up()
+            self._collection.require_usable()
             await self.in_thread(self._delete_all)
         except TaskFaultError as fault:
             self.note_fault(fault)

@@ -34,9 +34,7 @@ class GlobusService:
         self._auth = Auth(self._client, self._store, self._collections)
         self._engine = Engine(settings, self._store, self._collections)
         self._files = FilesApi(self._auth, self._collections)
-        self._tasks = TasksApi(
-            self._auth, self._collections, self._engine, self._store, settings.pending_limit
-        )
+        self._tasks = TasksApi(self._auth, self._collections, self._engine, self._store)
         self._manager = ManagerApi(self._auth, self._engine)
         self._switches = Switches(self._auth, self._collections, self._engine, self._store)
 

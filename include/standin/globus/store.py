@@ -223,6 +223,10 @@ class GlobusStore:
         """Remember the dependent scopes that a client consented to by asking for them."""
         self._db.executemany("INSERT OR IGNORE INTO consents VALUES (?, ?)", [(client_id, s) for s in scopes])
 
+    def drop_consents(self, scope: str) -> None:
+        """Forget all consents to a scope."""
+        self._db.execute("DELETE FROM consents WHERE scope = ?", (scope,))
+
     def has_consent(self, client_id: str, scope: str) -> bool:
         """Whether the client consented to that scope."""
         row = self._db.execute("SELECT 1 FROM consents WHERE client_id = ? AND scope = ?", (client_id, scope))

@@ -29,9 +29,12 @@ _FLAGS = (
 _LOCAL_USERS = ("source_local_user", "destination_local_user", "local_user")
 
 
-def read_submission(document: Any, kind: Kind, owner_id: str, collections: Collections) -> Task:
+def read_submission(
+    document: Any, kind: Kind, owner_id: str, collections: Collections, task_seconds: float = DAY
+) -> Task:
     """Make a task of a submitted document.
 
+    :param task_seconds: how long it lives without progress, unless the document says.
     :raises TransferError: 400 for a document that cannot be read, 404 for an unknown endpoint.
     """
     expected = kind.lower()
@@ -51,7 +54,7 @@ def read_submission(document: Any, kind: Kind, owner_id: str, collections: Colle
         kind=kind,
         document=asked,
         request_time=now,
-        deadline=now + DAY if deadline is None else deadline,
+        deadline=now + task_seconds if deadline is None else deadline,
         deadline_by_user=deadline is not None,
         label=read_label(document.get("label")),
     )

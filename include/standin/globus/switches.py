@@ -5,14 +5,32 @@ Switches are kept in the database: a server that is started again carries on wit
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, get_args
 
 from standin.globus.auth import Auth
-from standin.globus.collections import BadPathError, Collection, Collections, Condition, normalise
+from standin.globus.collections import (
+    PAUSABLE,
+    BadPathError,
+    Collection,
+    Collections,
+    Condition,
+    Refusal,
+    normalise,
+)
 from standin.globus.engine import Engine
-from standin.globus.model import Task
+from standin.globus.model import DAY, Task
+from standin.globus.scopes import data_access
 from standin.globus.store import GlobusStore
 from standin.service import Control, ControlError
+
+_REQUIREMENTS: dict[str, type] = {
+    "session_message": str,
+    "session_required_identities": list,
+    "session_required_single_domain": list,
+    "session_required_policies": list,
+    "session_required_mfa": bool,
+}
 
 
 class Switches:
@@ -32,6 +50,8 @@ class Switches:
                 collection.set_switches(kept[collection.name])
         if "bandwidth" in kept:
             self._engine.throttle.set_rate(kept["bandwidth"])
+        self._engine.pending_limit = kept.get("pending_limit", self._engine.pending_limit)
+        self._engine.task_seconds = kept.get("task_seconds", DAY)
         self._auth.token_seconds = kept.get("token_seconds", self._auth.token_seconds)
         self._auth.client_enabled = kept.get("client_enabled", True)
 
@@ -48,11 +68,15 @@ class Switches:
             "retry": self.retry,
             "cancel": self.cancel,
             "endpoint": self.endpoint,
+            "login": self.login,
+            "pause_rule": self.pause_rule,
             "quota": self.quota,
             "deny": self.deny,
             "allow": self.allow,
             "consent": self.consent,
             "bandwidth": self.bandwidth,
+            "pending_limit": self.pending_limit,
+            "task_seconds": self.task_seconds,
             "corrupt": self.corrupt,
             "revoke_tokens": self.revoke_tokens,
             "expire_tokens": self.expire_tokens,
@@ -97,7 +121,7 @@ class Switches:
     async def endpoint(self, body: dict[str, Any]) -> dict[str, Any]:
         """{collection, condition, refuse_submissions?}: take an endpoint down or up.
 
-        Conditions are up, gc_not_connected and endpoint_error.
+        Conditions are up, connect_failed, gc_not_connected, endpoint_error and deleted.
         """
         collection = self._collection(body)
         condition = body.get("condition", "up")
@@ -107,6 +131,47 @@ class Switches:
         collection.refuse_submissions = bool(body.get("refuse_submissions", False))
         self._keep(collection)
         return {"collection": collection.name, "condition": condition}
+
+    async def login(self, body: dict[str, Any]) -> dict[str, Any]:
+        """{collection, refusal, requires?}: whether the collection lets the client in.
+
+        Refusals are no_account, session (502, with what the session `requires`), policy (403, the same) and
+        null. `requires` holds session_message, session_required_identities, _single_domain, _policies, _mfa.
+        """
+        collection = self._collection(body)
+        refusal, requires = body.get("refusal"), body.get("requires") or {}
+        if refusal not in (None, *get_args(Refusal)):
+            raise ControlError(f"refusal must be null or one of {', '.join(get_args(Refusal))}.")
+        if not isinstance(requires, dict) or bool(requires) != (refusal in ("session", "policy")):
+            raise ControlError("requires must be an object for session and policy, and left out otherwise.")
+        for key, value in requires.items():
+            if not isinstance(value, _REQUIREMENTS.get(key, ())):
+                raise ControlError(f"requires has {key} {value!r}; known are {', '.join(_REQUIREMENTS)}.")
+        collection.refusal, collection.requires = refusal, requires
+        self._keep(collection)
+        return {"collection": collection.name, "refusal": refusal, "requires": requires}
+
+    async def pause_rule(self, body: dict[str, Any]) -> dict[str, Any]:
+        """{collection, message, operations?}: pause operations there as its manager would; null ends it."""
+        collection = self._collection(body)
+        message, operations = body.get("message"), body.get("operations", list(PAUSABLE))
+        if not (message is None or (isinstance(message, str) and message)):
+            raise ControlError("message must be a text that is not empty, or null.")
+        if not isinstance(operations, list) or not set(operations) <= set(PAUSABLE):
+            raise ControlError(f"operations must be a list of {', '.join(PAUSABLE)}.")
+        collection.pause_rule = message and {
+            "DATA_TYPE": "pause_rule_limited",
+            "id": str(uuid.uuid4()),
+            "message": message,
+            "start_time": None,
+            "endpoint_id": collection.collection_id,
+            "endpoint_display_name": collection.display_name,
+            "identity_id": None,
+            **{f"pause_{operation}": operation in operations for operation in PAUSABLE},
+        }
+        self._keep(collection)
+        await self._engine.apply_pause_rules()
+        return {"collection": collection.name, "rule": collection.pause_rule}
 
     async def quota(self, body: dict[str, Any]) -> dict[str, Any]:
         """{collection, bytes_left}: what may still be written there; null for no limit."""
@@ -121,15 +186,16 @@ class Switches:
     async def deny(self, body: dict[str, Any]) -> dict[str, Any]:
         """{collection, path, rights?}: deny reading and writing (or one of them) below a path."""
         collection = self._collection(body)
-        rights = frozenset(body.get("rights", ["read", "write"]))
+        rights = set(body.get("rights", ["read", "write"]))
         if not rights <= {"read", "write"}:
             raise ControlError("rights must be a list of read, write.")
         try:
-            collection.denied.append((normalise(body.get("path", "/")), rights))
+            path = normalise(body.get("path", "/"))
         except BadPathError as error:
             raise ControlError(f"{error}.") from error
+        collection.denied[path] = sorted(rights.union(collection.denied.get(path, [])))
         self._keep(collection)
-        return {"collection": collection.name, "denied": [path for path, _ in collection.denied]}
+        return {"collection": collection.name, "denied": list(collection.denied)}
 
     async def allow(self, body: dict[str, Any]) -> dict[str, Any]:
         """{collection}: take all denials back."""
@@ -139,9 +205,10 @@ class Switches:
         return {"collection": collection.name, "denied": []}
 
     async def consent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """{collection, required}: make it a mapped collection that needs the data_access consent."""
+        """{collection, required}: make it a mapped collection that needs the data_access consent, anew."""
         collection = self._collection(body)
         collection.needs_consent = bool(body.get("required", True))
+        self._store.drop_consents(data_access(collection.collection_id))
         self._keep(collection)
         return {"collection": collection.name, "required": collection.needs_consent}
 
@@ -153,6 +220,24 @@ class Switches:
         self._engine.throttle.set_rate(rate)
         self._store.set_switch("bandwidth", rate)
         return {"bytes_per_second": rate}
+
+    async def pending_limit(self, body: dict[str, Any]) -> dict[str, Any]:
+        """{limit}: how many unfinished tasks a user may have."""
+        limit = body.get("limit")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise ControlError("limit must be a whole number from 0 on.")
+        self._engine.pending_limit = limit
+        self._store.set_switch("pending_limit", limit)
+        return {"limit": limit}
+
+    async def task_seconds(self, body: dict[str, Any]) -> dict[str, Any]:
+        """{seconds}: how long tasks live that are accepted from now on and make no progress; null: a day."""
+        seconds = body.get("seconds") or DAY
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
+            raise ControlError("seconds must be a number above 0, or null.")
+        self._engine.task_seconds = seconds
+        self._store.set_switch("task_seconds", seconds)
+        return {"seconds": seconds}
 
     async def corrupt(self, body: dict[str, Any]) -> dict[str, Any]:
         """{times}: damage the next so many copies before they are verified."""

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from standin.globus import filters, times
+from standin.globus.access import require_submission
 from standin.globus.auth import Auth
 from standin.globus.collections import Collections
 from standin.globus.engine import Engine
@@ -15,7 +16,8 @@ from standin.globus.errors import TransferError, bad_request
 from standin.globus.model import Kind, Task, task_document
 from standin.globus.store import GlobusStore
 from standin.globus.submission import read_deadline, read_label, read_submission, read_submission_id
-from standin.globus.transport import PREFIX, handler, read_document, require_consent, result
+from standin.globus.transport import PREFIX, handler, read_document, result
+from standin.service import ABOUT
 
 MOST_TASKS = 1000
 FILES_A_PAGE = 100
@@ -59,14 +61,11 @@ _CANCEL_MESSAGES = {
 class TasksApi:
     """Routes for tasks: submit, look, change, cancel."""
 
-    def __init__(
-        self, auth: Auth, collections: Collections, engine: Engine, store: GlobusStore, pending_limit: int
-    ) -> None:
+    def __init__(self, auth: Auth, collections: Collections, engine: Engine, store: GlobusStore) -> None:
         self._auth = auth
         self._collections = collections
         self._engine = engine
         self._store = store
-        self._pending_limit = pending_limit
 
     def add_routes(self, app: web.Application) -> None:
         """Add the routes."""
@@ -98,26 +97,25 @@ class TasksApi:
         # nothing is awaited from here on: of two equal submissions one is first
         known = self._engine.find_submission(owner, read_submission_id(document))
         if known is not None:
-            request["about"] = f"{known.label}, task {known.task_id} again"
+            request[ABOUT] = f"{known.label}, task {known.task_id} again"
             message = "A task with this submission id was already created"
             return 200, self._accepted(request, known, "Duplicate", message)
-        new = read_submission(document, kind, owner, self._collections)
+        new = read_submission(document, kind, owner, self._collections, self._engine.task_seconds)
         self._check_new(new, owner)
         self._engine.submit(new)
-        request["about"] = f"{new.label}, task {new.task_id}"
+        request[ABOUT] = f"{new.label}, task {new.task_id}"
         message = f"The {kind.lower()} has been accepted and a task has been created and queued for execution"
         return 202, self._accepted(request, new, "Accepted", message)
 
     def _check_new(self, new: Task, owner: str) -> None:
-        for key in ("source_endpoint", "destination_endpoint", "endpoint"):
-            if key in new.document:
-                require_consent(self._auth, owner, self._collections.get(new.document[key]))
+        for collection_id, _ in new.uses:
+            require_submission(self._auth, owner, self._collections[collection_id])
         unfinished = self._engine.unfinished(owner)
-        if len(unfinished) >= self._pending_limit:
+        if len(unfinished) >= self._engine.pending_limit:
             raise TransferError(
                 409,
                 "ClientError.Conflict.TooManyPendingJobs",
-                f"You have {len(unfinished)} unfinished tasks; the limit is {self._pending_limit}",
+                f"You have {len(unfinished)} unfinished tasks; the limit is {self._engine.pending_limit}",
             )
         pairs = new.path_pairs()
         if any(pairs & task.path_pairs() for task in unfinished):
@@ -199,10 +197,11 @@ class TasksApi:
 
     async def _pause_info(self, request: web.Request, owner: str) -> dict[str, Any]:
         task = self._task(request, owner)
+        rules = self._engine.pause_rules(task) if task.paused_by_rule else []
         return {
             "DATA_TYPE": "pause_info_limited",
-            "pause_rules": [],
-            "source_pause_message": task.pause_message if task.is_paused else None,
+            "pause_rules": rules,
+            "source_pause_message": task.pause_message if task.is_paused and not rules else None,
             "source_pause_message_share": None,
             "destination_pause_message": None,
             "destination_pause_message_share": None,

@@ -8,9 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from standin.globus import scopes
 from standin.globus.auth import Auth
-from standin.globus.collections import Collection
 from standin.globus.errors import TransferError, bad_request, request_id
 
 PREFIX = "/globus/transfer"
@@ -60,16 +58,3 @@ def result(request: web.Request, code: str, message: str, data_type: str = "resu
         "request_id": request_id(),
         "resource": resource(request),
     }
-
-
-def require_consent(auth: Auth, owner_id: str, collection: Collection) -> None:
-    """Check that a mapped collection's data may be reached.
-
-    :raises TransferError: 403 ConsentRequired with the scope to ask for.
-    """
-    if collection.needs_consent and not auth.has_data_access(owner_id, collection.collection_id):
-        access = scopes.data_access(collection.collection_id)
-        needed = f"urn:globus:auth:scope:transfer.api.globus.org:all[*{access}]"
-        raise TransferError(
-            403, "ConsentRequired", "Missing required data_access consent", required_scopes=[needed]
-        )

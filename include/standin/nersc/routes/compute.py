@@ -13,6 +13,7 @@ from standin.nersc.paths import locate
 from standin.nersc.routes.api import Api, form_fields, parse_bool, query_bool, query_int, required
 from standin.nersc.schedulers.interface import Query, QueryError, RejectedError, Row, Submission
 from standin.nersc.schedulers.policy import refuse
+from standin.service import ABOUT
 
 MAX_SCRIPT = 4 * 1024 * 1024  # Slurm's own limit for a batch script
 
@@ -46,7 +47,7 @@ class ComputeRoutes:
         work = {"job": job, "is_path": is_path, "args": fields.get("args", [])}
         task_id = self._api.tasks.create("submit", work)
         name = re.search(r"(?m)^#SBATCH (?:--job-name=|-J )(\S+)", job)
-        request["about"] = f"{name[1] if name else 'a job'}, task {task_id}"
+        request[ABOUT] = f"{name[1] if name else 'a job'}, task {task_id}"
         return web.json_response({"task_id": task_id, "status": "OK", "error": None})
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -94,7 +95,7 @@ class ComputeRoutes:
     async def _cancel(self, _task_id: str, work: dict[str, Any]) -> dict[str, Any]:
         """The task of a DELETE: call scancel."""
         await self._api.scheduler.cancel(work["job_id"])
-        return {"status": "ok", "output": "", "error": None}
+        return {"status": "ok", "output": "", "error": ""}
 
 
 def _read_script(path: Path) -> str:

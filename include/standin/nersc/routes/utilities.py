@@ -161,7 +161,7 @@ def _decoded(content: bytes) -> str:
 
 def _command_result(code: int, output: str, error: str) -> dict[str, Any]:
     status = "ok" if code == 0 else "error"
-    return {"status": status, "output": output, "error": error or None, "exit_code": code}
+    return {"status": status, "output": output, "error": error, "exit_code": code}
 
 
 def _download_reply(status: str, file: str | None, binary: bool, error: str | None) -> web.Response:

@@ -1,0 +1,287 @@
+"""The command line: options, commands, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import beamline_client
+from beamline_client.client import Client
+from beamline_client.config import DEFAULT_CONFIG, load_settings, seconds
+from beamline_client.errors import (
+    ACCEPTED,
+    INTERRUPTED,
+    SPOOLED,
+    STILL_RUNNING,
+    ClientError,
+    InputError,
+    LockedError,
+    SpoolError,
+    worst_exit_code,
+)
+from beamline_client.output import Outcome, describe, local_time, to_stderr, to_stdout
+from beamline_client.parameters import (
+    DAG_ID,
+    ENGINES,
+    PARAMETERS,
+    describe_parameters,
+    parameters_from_options,
+)
+from beamline_client.sending import FINAL_STATES
+from beamline_client.spool import Request
+from beamline_client.watch import Journal, WatchedFolder, Watcher
+
+
+def _common_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = options.add_argument
+    add("--config", metavar="FILE", help=f"settings (default {DEFAULT_CONFIG})")
+    add("--url", help="address of Airflow")
+    add("--spool", metavar="FOLDER", help="where requests are kept until Airflow has them")
+    add("--timeout", metavar="SECONDS", help="without an answer, until requests are kept (30)")
+    add("--json", action="store_true", help="print one JSON object; messages go to stderr")
+    return options
+
+
+def _run_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = options.add_argument
+    n_gpu = PARAMETERS["n_gpu"]
+    add("--engine", action="append", choices=ENGINES, help="reconstruct with it; may be repeated")
+    add("--n-gpu", metavar="N", help=f"GPUs of the job, {n_gpu.minimum} to {n_gpu.maximum}")
+    add("--param", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    add("--any-name", action="store_true", default=None, help="take scans with unusual names too")
+    return options
+
+
+def _wait_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = options.add_argument
+    add("--wait", action="store_true", help="follow the runs to their end")
+    add("--wait-limit", metavar="SECONDS", help="stop following after that; the runs go on")
+    add("--dry-run", action="store_true", help="check and show what would be sent, send nothing")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="submit_scan.py",
+        description=beamline_client.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=beamline_client.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common, run, wait = _common_options(), _run_options(), _wait_options()
+
+    def command(name: str, *more: argparse.ArgumentParser, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            parents=[common, *more],
+            help=about,
+            description=about,
+            epilog=f"parameters of a run (default):\n{describe_parameters()}" if run in more else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    submit = command("submit", run, wait, about="start a run for each scan")
+    submit.add_argument("names", nargs="+", metavar="FILE")
+    reprocess = command("reprocess", run, wait, about="start a new run of scans that have run")
+    reprocess.add_argument("names", nargs="+", metavar="FILE")
+    command("status", about="how far it is").add_argument("names", nargs="*", metavar="FILE|RUN")
+    cancel = command("cancel", about="stop runs, withdraw requests")
+    cancel.add_argument("names", nargs="+", metavar="FILE|RUN")
+    command("flush", about="send what was kept")
+    add = command("watch", run, about="submit each scan in a folder when it is finished").add_argument
+    add("folder", metavar="FOLDER", help="data_root or a folder below it; or the collection's root")
+    add("--settle", default="30", metavar="SECONDS", help="unchanged for that long is finished (30)")
+    add("--done-suffix", default="", metavar="SUFFIX", help="finished when <scan>SUFFIX is there")
+    add("--interval", default="5", metavar="SECONDS", help="between looks (5)")
+    add("--existing", action="store_true", help="also submit what was there before the first watch")
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        arguments.insert(0, "submit")
+    options = _parser().parse_args(arguments)
+    try:
+        _check_for_mistyped_command(arguments)
+        overrides = {key: getattr(options, key) or "" for key in ("url", "spool", "timeout")}
+        settings = load_settings(options.config, {key: text for key, text in overrides.items() if text})
+        client = Client(settings, log=to_stderr if options.json else to_stdout)
+        outcomes = COMMANDS[options.command](options, client)
+    except ClientError as error:
+        outcomes = [Outcome("", "", "error", error.exit_code, message=str(error))]
+    except KeyboardInterrupt:
+        to_stderr("Interrupted. What was kept or accepted goes on; see: submit_scan.py status")
+        return INTERRUPTED
+    code = worst_exit_code(outcome.exit_code for outcome in outcomes)
+    _print_outcomes(outcomes, code, options.json)
+    return code
+
+
+def _check_for_mistyped_command(arguments: Sequence[str]) -> None:
+    if arguments[0] != "submit" or not re.fullmatch("[a-z]+", arguments[1]):
+        return
+    near = difflib.get_close_matches(arguments[1], COMMANDS, n=1)
+    if near:
+        raise InputError(f"There is no command {arguments[1]!r}. Did you mean {near[0]}?")
+
+
+def _print_outcomes(outcomes: Sequence[Outcome], code: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"exit_code": code, "results": [asdict(outcome) for outcome in outcomes]}, indent=1))
+        return
+    for outcome in outcomes:
+        if outcome.outcome == "error":
+            to_stderr(f"submit_scan: {outcome.message}")
+        else:
+            print(describe(outcome))
+
+
+def _submit(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    given = parameters_from_options(options.param, options.engine, options.n_gpu)
+    limit = seconds(options.wait_limit) if options.wait_limit else math.inf
+    requests = client.requests(options.command, options.names, given, options.any_name)
+    if options.dry_run:
+        return [_dry_run(request, client) for request in requests]
+    outcomes = client.sender.deliver(requests)
+    if not options.wait:
+        return outcomes
+    for outcome in outcomes:
+        client.log(describe(outcome))
+    started = [outcome for outcome in outcomes if outcome.exit_code == ACCEPTED]
+    runs = client.wait_for([outcome.run_id for outcome in started], limit) if started else {}
+    return [_after_wait(outcome, runs.get(outcome.run_id), client) for outcome in outcomes]
+
+
+def _dry_run(request: Request, client: Client) -> Outcome:
+    address = f"{client.settings.url}/api/v2/dags/{DAG_ID}/dagRuns"
+    if request.kind == "reprocess":
+        message = f"would POST to {address} the newest run's parameters with {json.dumps(request.conf)}"
+    else:
+        body = {"dag_run_id": request.run_id, "logical_date": None, "conf": request.conf}
+        message = f"would POST to {address} {json.dumps(body)}"
+    return Outcome(request.path, request.run_id, "dry run", message=message)
+
+
+def _after_wait(outcome: Outcome, run: Optional[Mapping[str, Any]], client: Client) -> Outcome:
+    if outcome.exit_code != ACCEPTED:
+        return outcome
+    if run is None or run["state"] not in FINAL_STATES:
+        return replace(outcome, exit_code=STILL_RUNNING, message="The wait is over; the run goes on.")
+    return client.describe_run(run)
+
+
+def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    if options.names:
+        return [outcome for name in options.names for outcome in client.status(name)]
+    outcomes = []
+    for request in client.spool.pending():
+        message = f"Since {local_time(request.created)}; to send it: submit_scan.py flush"
+        outcomes.append(Outcome(request.path, request.run_id, "kept", SPOOLED, message=message))
+    for request in client.spool.rejected():
+        record = client.spool.rejected_folder / request.name
+        message = f"{request.message} (until you remove {record})"
+        outcomes.append(Outcome(request.path, request.run_id, "rejected", message=message))
+    if not outcomes:
+        client.log(f"Nothing waits in {client.spool.folder}.")
+    return outcomes
+
+
+def _cancel(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    return [outcome for name in options.names for outcome in client.cancel(name)]
+
+
+def _flush(_options: argparse.Namespace, client: Client) -> List[Outcome]:
+    names = client.spool.names()
+    if not names:
+        client.log(f"Nothing waits in {client.spool.folder}.")
+    return list(client.sender.flush(own=names).values())
+
+
+def _watch(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    given = parameters_from_options(options.param, options.engine, options.n_gpu)
+    client.requests("submit", [], given)
+    interval = seconds(options.interval)
+    folder = Path(options.folder).resolve()
+    name = "watch-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with client.spool.lock(name, 1.0):
+            watched = _open_folder(options, client, folder, client.spool.folder / f"{name}.jsonl")
+            known = f"{len(watched.journal.old)} old files, {len(watched.journal.submitted)} submitted"
+            client.log(f"Watching {folder} ({known}).")
+            Watcher(client, watched, given).run(interval)
+    except KeyboardInterrupt:
+        client.log("Stopped watching. What was found is kept or sent.")
+        return []
+    except LockedError as error:
+        raise InputError(f"{folder} is being watched already, by another submit_scan.") from error
+
+
+def _open_folder(
+    options: argparse.Namespace, client: Client, folder: Path, journal_file: Path
+) -> WatchedFolder:
+    root = (client.settings.data_root or folder).resolve()
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {options.folder}.")
+    if root != folder and root not in folder.parents:
+        raise InputError(f"{folder} is not below data_root, {root}.")
+    if "/" in options.done_suffix:
+        raise InputError("--done-suffix is what comes after the scan's file name, as in .done.")
+    try:
+        watched = WatchedFolder(
+            folder,
+            Journal(journal_file),
+            prefix="" if root == folder else f"{folder.relative_to(root)}/",
+            settle=seconds(options.settle),
+            done_suffix=options.done_suffix,
+            any_name=client.settings.any_name if options.any_name is None else options.any_name,
+            log=client.log,
+        )
+        if watched.journal.is_new:
+            watched.journal.begin({} if options.existing else watched.files())
+    except OSError as error:
+        raise SpoolError(
+            f"{journal_file}, where the watch keeps what it did, cannot be used: {error}."
+        ) from error
+    return watched
+
+
+def _stop(_number: int, _frame: Optional[FrameType]) -> None:
+    raise KeyboardInterrupt
+
+
+COMMANDS: Dict[str, Callable[[argparse.Namespace, Client], List[Outcome]]] = {
+    "submit": _submit,
+    "reprocess": _submit,
+    "status": _status,
+    "cancel": _cancel,
+    "flush": _flush,
+    "watch": _watch,
+}
+
+
+def run() -> None:
+    """Run the command as a program: ends the process."""
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of our output left; what was kept or accepted stays so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

@@ -1,0 +1,79 @@
+"""Names of scans: paths below the beamline's collection, and the run ids that follow from them.
+
+`cosmic.scans` makes the same run ids, so that a scan that is submitted and found missing has one run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from typing import Optional
+
+from beamline_client.errors import InputError
+from beamline_client.parameters import FILE_PATH
+
+EXAMPLE = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
+_USUAL_PATH = re.compile(
+    r"(?P<year>\d{4})/(?P<month>\d{2})/(?P<day>\d{6})/"
+    r"NS_(?P<scan_day>\d{6})\d{3,}_ccdframes_\d+_\d+(?:_[A-Za-z0-9._-]+)?\.cxi",
+    re.ASCII,
+)
+_RUN_ID = re.compile(r"[A-Za-z0-9_.~:+-]+")
+_MAX_STEM = 220  # Airflow allows 250 characters; prefix, hash and __r<number> need the rest
+
+
+def normalize_path(path: str) -> str:
+    """The scan's path below the collection's root, without the leading `/`: the DAG's own rule.
+
+    :raises InputError: not a relative path of safe characters that ends in `.cxi`.
+    """
+    if len(path) > FILE_PATH.max_length:
+        raise InputError(f"The path {path[:60]!r}... is longer than {FILE_PATH.max_length} characters.")
+    if not re.search(FILE_PATH.pattern, path):
+        raise InputError(
+            f"The path {path!r} cannot be a scan: it must end in .cxi, have only letters, digits, '.', '_', "
+            f"'-' between single slashes, and no part that starts with '.', '_' or '-', as in {EXAMPLE}."
+        )
+    return path.lstrip("/")
+
+
+def unusual_name(path: str) -> Optional[str]:
+    """Why a normalized path is not named as the beamline names its scans, or None when it is."""
+    match = _USUAL_PATH.fullmatch(path)
+    if not match:
+        return f"it is not named like {EXAMPLE}"
+    year, month, day = match["year"], match["month"], match["day"]
+    if day != match["scan_day"]:
+        return f"the folder's date {day} and the scan's {match['scan_day']} differ"
+    if day[:2] != year[2:] or day[2:4] != month:
+        return f"the folders {year}/{month} and {day} do not agree"
+    try:
+        datetime.date(int(year), int(month), int(day[4:]))
+    except ValueError:
+        return f"{year}-{month}-{day[4:]} is not a date"
+    return None
+
+
+def scan_run_id(path: str, generation: int = 1) -> str:
+    """The run id of a normalized path: readable, unique by a hash of the path, valid in Airflow.
+
+    :param generation: 1 is the scan's run; 2 and up its deliberate reprocessings.
+    """
+    stem = re.sub(r"\.{2,}", ".", path[: -len(".cxi")].replace("/", "__"))[:_MAX_STEM].rstrip(".")
+    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
+    return f"scan__{stem}.{digest}" + (f"__r{generation}" if generation > 1 else "")
+
+
+def generation_of(run_id: str, path: str) -> int:
+    """Which run of the scan at `path` this is; 0 when it is none of them."""
+    first = scan_run_id(path)
+    if run_id == first:
+        return 1
+    match = re.fullmatch(re.escape(first) + r"__r([1-9]\d{0,8})", run_id, re.ASCII)
+    return int(match[1]) if match and int(match[1]) > 1 else 0
+
+
+def is_run_id(text: str) -> bool:
+    """Whether Airflow could have a run with this id."""
+    return _RUN_ID.fullmatch(text) is not None and ".." not in text and text != "."

@@ -1,0 +1,101 @@
+"""What became of a request, and how that is shown to a person."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from beamline_client.errors import ACCEPTED
+
+IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that do not run, or not yet
+_MAX_TEXT = 600  # characters shown of a sentence
+_MAX_LIST = 200  # and of a list of numbers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request. `exit_code` is what it would end the command with."""
+
+    path: str
+    run_id: str
+    outcome: str
+    exit_code: int = ACCEPTED
+    state: str = ""
+    since: str = ""
+    url: str = ""
+    message: str = ""
+    tasks: Dict[str, str] = field(default_factory=dict)  # state by task
+    results: Dict[str, Any] = field(default_factory=dict)  # return value by task, of a run that has ended
+    errors: Dict[str, List[str]] = field(default_factory=dict)  # last errors by failed task
+
+
+def to_stdout(message: str) -> None:
+    """Print a line at once."""
+    print(message, flush=True)
+
+
+def to_stderr(message: str) -> None:
+    """Print a line at once, apart from results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def describe(outcome: Outcome) -> str:
+    """An outcome for a person: what matters of it; `--json` has all."""
+    head = outcome.path or outcome.run_id
+    facts = [outcome.since if outcome.outcome == "accepted" else f"accepted {outcome.since}"]
+    facts += [f"state {outcome.state}"] if outcome.state != outcome.outcome else []
+    state = f" ({', '.join(facts)})" if outcome.since else ""
+    message = f". {outcome.message}" if outcome.message else ""
+    lines = [f"{head}: {outcome.outcome}{state}{message}"]
+    lines += [f"  run    {outcome.run_id}"] if outcome.run_id else []
+    lines += [f"  page   {outcome.url}"] if outcome.url else []
+    tasks = {name: state for name, state in outcome.tasks.items() if state not in IDLE_STATES}
+    width = max([len(name) for name in tasks] + [4])
+    lines += [f"  task   {name:{width}}  {state}" for name, state in tasks.items()]
+    results = {} if outcome.errors else outcome.results
+    if "report" in outcome.results:  # of the whole run, with what matters of the other tasks' results
+        results = {"report": outcome.results["report"]}
+    for name, value in results.items():
+        lines += [f"  {name}  {key} = {_shortened(item)}" for key, item in _rows("", value)]
+    for name, errors in outcome.errors.items():
+        lines += [f"  {name}: {printable(error)}" for error in errors or ["see its log on the page"]]
+    return "\n".join(lines)
+
+
+def _rows(key: str, value: Any) -> Iterator[Tuple[str, Any]]:
+    """A result as (dotted name, plain value) pairs; long lists, such as errors by iteration, stay whole."""
+    items: Iterable[Tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = enumerate(value)
+    for name, item in items:
+        yield from _rows(f"{key}.{name}" if key else str(name), item)
+    if not items and value not in ({}, []):
+        yield key or "result", value
+
+
+def _shortened(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    limit = _MAX_TEXT if isinstance(value, str) else _MAX_LIST
+    return printable(text if len(text) <= limit else text[:limit] + "...")
+
+
+def printable(text: str) -> str:
+    """Text of a server without what would steer a terminal; further lines indented."""
+    lines = ("".join(c if c.isprintable() else " " for c in line) for line in text.splitlines())
+    return "\n      ".join(lines)
+
+
+def local_time(text: Optional[str]) -> str:
+    """An ISO time as local time to the second; the text itself when it is something else."""
+    try:
+        moment = datetime.datetime.fromisoformat((text or "").replace("Z", "+00:00"))
+    except ValueError:
+        return text or ""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,29 @@
+"""What several places must agree on: ids of DAGs, tasks and connections, and the DAGs' `default_args`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from facilities.retries import RETRIES, facility_retry_policy
+
+TRANSFER_AUTO_RECON = "transfer_auto_recon"
+PROCESS_NEWFILE = "process_newfile_7012_ptycho4"
+FIND_MISSED_SCANS = "find_missed_scans"
+WATCH_SCANS = "watch_scans"
+CANCEL_ABANDONED_WORK = "cancel_abandoned_work"
+FLIGHT_CHECK = "test_cosmicDTN_transfers"
+
+COPY_TASK = "copy_to_nersc"  # of TRANSFER_AUTO_RECON and PROCESS_NEWFILE
+REPORT_TASK = "report"  # its XCom is the result of a run of TRANSFER_AUTO_RECON or FIND_MISSED_SCANS
+
+GLOBUS_CONN_ID = "globus_default"
+SUPERFACILITY_CONN_ID = "superfacility_default"
+
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": "bl7012",
+    "start_date": datetime(2023, 1, 1),  # noqa: DTZ001 - Airflow reads it as UTC
+    "retries": RETRIES,
+    "retry_delay": timedelta(seconds=10),
+    "retry_policy": facility_retry_policy(),
+}

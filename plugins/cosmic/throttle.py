@@ -1,0 +1,186 @@
+"""Limits background runs so that live scans go first: starts many runs, only a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import TaskDeferralTimeout
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from cosmic import runs
+from facilities.errors import InfrastructureError, TimeLimitError
+from facilities.polling import jittered_sleep
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# The trigger keeps the time limit itself; Airflow's own comes later, in case that no triggerer runs.
+_DEFER_GRACE = timedelta(minutes=5)
+_LOG_EVERY = 50  # runs
+
+
+class RunLimits(NamedTuple):
+    """How many runs may be active, and how many of them may be before or in their transfer.
+
+    Live runs count too and are never held back: when many scans are posted, the others wait.
+    """
+
+    at_once: int
+    copies_at_once: int
+
+    def free(self) -> int:
+        """How many more runs may start now; asks Airflow.
+
+        :raises Exception: Airflow's API server does not answer.
+        """
+        return min(self.at_once - runs.count_active(), self.copies_at_once - runs.count_copying())
+
+
+class ThrottleTrigger(BaseTrigger):
+    """Waits until more runs may start. Yields "free" or "timeout".
+
+    :param at_once: see `RunLimits`.
+    :param copies_at_once: see `RunLimits`.
+    :param deadline: end of the wait, in seconds since 1970.
+    :param interval: seconds between two requests.
+    """
+
+    def __init__(self, *, at_once: int, copies_at_once: int, deadline: float, interval: float = 5.0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.limits = RunLimits(at_once, copies_at_once)
+        self.deadline = deadline
+        self.interval = interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments."""
+        arguments = self.limits._asdict() | {"deadline": self.deadline, "interval": self.interval}
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event."""
+        while (left := self.deadline - time.time()) > 0:
+            # First of all a sleep: an event right after the deferral may meet the worker still leaving.
+            await jittered_sleep(min(self.interval, left))
+            try:
+                free = await asyncio.to_thread(self.limits.free)
+            except Exception:
+                self.log.warning(
+                    "How many runs are active could not be read from Airflow's API server.", exc_info=True
+                )
+                continue
+            if free > 0:
+                yield TriggerEvent("free")  # type: ignore[no-untyped-call]  # Airflow's
+                return
+        yield TriggerEvent("timeout")  # type: ignore[no-untyped-call]  # the same
+
+
+class StartRunsOperator(BaseOperator):
+    """Starts a run for each scan, in order, and waits (deferred) whenever no more may start.
+
+    A run that exists already counts as started: whoever started it, the scan has its run. So the task can
+    be retried, cleared, or interrupted and started anew. It does not wait for the runs to end. Example:
+
+        StartRunsOperator(task_id="start_runs", days=found["days"], at_once=50, copies_at_once=2)
+
+    :param days: list of `DayToStart`.
+    :param at_once: maximum of active runs of `transfer_auto_recon`, live ones included.
+    :param copies_at_once: maximum of those that have not finished their transfer. Globus moves three
+        transfers of a user at a time; the rest, live ones too, would queue there.
+    :param note: note of each run.
+    :param timeout: longest time for all of it.
+
+    Returns {day: runs started}.
+    """
+
+    template_fields: Sequence[str] = ("days", "at_once", "copies_at_once", "note")
+    ui_color = "#e3ecd9"
+
+    def __init__(
+        self,
+        *,
+        days: Any,
+        at_once: int | str,
+        copies_at_once: int | str,
+        note: str = "",
+        timeout: timedelta = timedelta(days=7),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.days = days
+        self.at_once = at_once
+        self.copies_at_once = copies_at_once
+        self.note = note
+        self.timeout = timeout
+
+    def execute(self, context: Context) -> dict[str, int]:  # noqa: ARG002 - Airflow's signature
+        """Start as many as may start now."""
+        return self._continue(0, time.time() + self.timeout.total_seconds())
+
+    def resume(self, context: Context, event: object, position: int, deadline: float) -> dict[str, int]:  # noqa: ARG002 - the same
+        """Go on when more may start.
+
+        :param event: of the trigger.
+        :param position: how many of the runs are started.
+        :param deadline: in seconds since 1970.
+        """
+        if event == "timeout":
+            self._fail_for_time(position)
+        if event != "free":
+            raise InfrastructureError(
+                "The wait until more runs may start has ended without a proper event",
+                state=str(event)[:200],
+                next_step="clear this task: it continues with the runs that do not exist yet.",
+            )
+        return self._continue(position, deadline)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Replace the message of Airflow's own timeout, which does not mention the runs."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self._fail_for_time(0)
+
+    def _continue(self, position: int, deadline: float) -> dict[str, int]:
+        starts = runs.runs_to_start(self.days or [])
+        limits = RunLimits(int(self.at_once), int(self.copies_at_once))
+        while position < len(starts) and (free := limits.free()) > 0:
+            for start in starts[position : position + free]:
+                if not runs.start(start.run_id, start.conf, self.note):
+                    self.log.info("Run %s exists already.", start.run_id)
+                position += 1
+                if position % _LOG_EVERY == 0:
+                    self.log.info("%d of %d runs are started.", position, len(starts))
+        if position == len(starts):
+            self.log.info("All %d runs are started.", len(starts))
+            return dict(Counter(start.day for start in starts))
+        self.log.info(
+            "%d of %d runs are started; the next when fewer than %d are active and fewer than %d transfer.",
+            position,
+            len(starts),
+            *limits,
+        )
+        return self._wait(limits, position, deadline)
+
+    def _wait(self, limits: RunLimits, position: int, deadline: float) -> NoReturn:
+        self.defer(
+            trigger=ThrottleTrigger(**limits._asdict(), deadline=deadline),
+            method_name="resume",
+            kwargs={"position": position, "deadline": deadline},
+            timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE,
+        )
+
+    def _fail_for_time(self, position: int) -> NoReturn:
+        raise TimeLimitError(
+            f"Not all runs could be started within {self.timeout}: too many others were active",
+            state=f"{position} of {len(runs.runs_to_start(self.days or []))} started",
+            next_step=(
+                "see why runs of transfer_auto_recon do not end, or raise at_once; then clear this task: it "
+                "continues with the runs that do not exist yet."
+            ),
+        )
