@@ -13,7 +13,6 @@ import pytest
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
     GLOBUS_CONN_ID,
-    STATUS_CONN_ID,
     SUPERFACILITY_CONN_ID,
     WATCH_SCANS,
 )
@@ -56,10 +55,10 @@ def test_connections_are_known_when_a_dag_is_read(dags: dict[str, Any]) -> None:
         getattr(task, name)
         for dag in dags.values()
         for task in dag.tasks
-        for name in ("globus_conn_id", "superfacility_conn_id", "http_conn_id")
+        for name in ("globus_conn_id", "superfacility_conn_id")
         if hasattr(task, name)
     }
-    assert found == {GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID, STATUS_CONN_ID}
+    assert found == {GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID}
 
 
 def test_every_dag_explains_itself(dags: dict[str, Any]) -> None:
