@@ -303,8 +303,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
         """The same in words, for a log or an error; also that the pages do not answer."""
         try:
             return str(self.status(machine))
-        except FacilityError as error:
-            log.debug("%s", error)
+        except FacilityError:
             return "Its status page does not answer either."
 
     def _outage(self, machine: str) -> str:
