@@ -42,7 +42,6 @@ def connections(settings: Settings) -> dict[str, dict[str, Any]]:
             },
             "description": MANAGED,
         },
-        "superfacility_status": {"conn_type": "http", "host": NERSC_API, "description": MANAGED},
     }
 
 

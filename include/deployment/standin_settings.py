@@ -37,7 +37,6 @@ def standin_seed(facility: dict[str, Any]) -> dict[str, Any]:
                     "key_file": nersc["key_path"],
                 },
             },
-            "superfacility_status": {"conn_type": "http", "host": nersc["api_url"]},
         },
         "pools": pools(),
     }
