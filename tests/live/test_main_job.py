@@ -200,4 +200,4 @@ def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(
     finally:
         pipeline.facility.clear_faults()
     assert outage.status_code == 502
-    assert "NERSC did not give the preview" in outage.text
+    assert "The preview could not be read from NERSC" in outage.text
