@@ -31,7 +31,6 @@ from cosmic.dag_constants import (
     COPY_TASK,
     DEFAULT_ARGS,
     GLOBUS_CONN_ID,
-    STATUS_CONN_ID,
     SUPERFACILITY_CONN_ID,
     TRANSFER_AUTO_RECON,
 )
@@ -40,8 +39,8 @@ from cosmic.plan import check_scan, choose_engines
 from cosmic.results import collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.sensors import SlurmJobSensor
-from facilities.superfacility.status_sensor import SystemStatusSensor
+from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import SystemStatusSensor
 
 with DAG(
     dag_id=TRANSFER_AUTO_RECON,
@@ -79,8 +78,8 @@ with DAG(
         with TaskGroup(engine):
             is_up = SystemStatusSensor(
                 task_id="perlmutter_is_up",
-                http_conn_id=STATUS_CONN_ID,
-                system=plan["machine"],
+                superfacility_conn_id=SUPERFACILITY_CONN_ID,
+                machine=plan["machine"],
                 timeout=timedelta(days=7).total_seconds(),
             )
             submit = SfapiSubmitJobOperator(
@@ -94,12 +93,12 @@ with DAG(
                 script_copy_dir=plan["job_script_folder"],
                 pool="nersc",
             )
-            wait: Any = SlurmJobSensor(
+            wait: Any = ResubmittingSlurmJobSensor(
                 task_id="wait",
                 superfacility_conn_id=SUPERFACILITY_CONN_ID,
                 machine=plan["machine"],
                 job_id=submit.output,
-                poll_least=2.0,  # one request for all jobs, however many wait
+                min_poll_interval=2.0,  # one request for all jobs, however many wait
                 resubmit=3,
                 more_resources="{{ params.more_resources }}",
                 timeout=timedelta(days=7).total_seconds(),

@@ -13,7 +13,6 @@ import pytest
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
     GLOBUS_CONN_ID,
-    STATUS_CONN_ID,
     SUPERFACILITY_CONN_ID,
     WATCH_SCANS,
 )
@@ -56,10 +55,10 @@ def test_connections_are_known_when_a_dag_is_read(dags: dict[str, Any]) -> None:
         getattr(task, name)
         for dag in dags.values()
         for task in dag.tasks
-        for name in ("globus_conn_id", "superfacility_conn_id", "http_conn_id")
+        for name in ("globus_conn_id", "superfacility_conn_id")
         if hasattr(task, name)
     }
-    assert found == {GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID, STATUS_CONN_ID}
+    assert found == {GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID}
 
 
 def test_every_dag_explains_itself(dags: dict[str, Any]) -> None:
@@ -85,12 +84,15 @@ def test_tasks_that_talk_to_a_facility_are_in_its_pool(dags: dict[str, Any]) -> 
             kind = type(task).__name__
             if kind.startswith("Globus"):
                 assert task.pool == "globus", f"{dag_id}.{task.task_id}"
-            if kind in ("SfapiSubmitJobOperator", "SlurmJobSensor"):
+            if kind in ("SfapiSubmitJobOperator", "ResubmittingSlurmJobSensor"):
                 assert task.pool == "nersc", f"{dag_id}.{task.task_id}"
 
 
 def test_nothing_waits_in_a_worker_or_without_an_end(dags: dict[str, Any]) -> None:
-    waiting = ("GlobusTransferOperator", "GlobusDeleteOperator", "SlurmJobSensor", "SystemStatusSensor")
+    waiting = (
+        *("GlobusTransferOperator", "GlobusDeleteOperator"),
+        *("ResubmittingSlurmJobSensor", "SystemStatusSensor"),
+    )
     for dag_id, dag in dags.items():
         for task in dag.tasks:
             if type(task).__name__ in waiting:
@@ -106,8 +108,8 @@ def test_every_task_that_owns_remote_work_is_known_to_the_orphan_clean_up(dags: 
     for dag_id, dag in dags.items():
         for task in dag.tasks:
             if type(task).__name__ in SUBMITTING:
-                waits = [t.task_id for t in task.downstream_list if type(t).__name__ == "SlurmJobSensor"]
-                expected.add((dag_id, task.task_id, *waits))
+                waits = (t for t in task.downstream_list if type(t).__name__ == "ResubmittingSlurmJobSensor")
+                expected.add((dag_id, task.task_id, *(wait.task_id for wait in waits)))
     assert groups == expected
 
 

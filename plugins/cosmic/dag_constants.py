@@ -20,7 +20,6 @@ REPORT_TASK = "report"  # its XCom is the result of a run of TRANSFER_AUTO_RECON
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"
-STATUS_CONN_ID = "superfacility_status"  # NERSC's public status pages, no login
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "bl7012",

@@ -106,7 +106,9 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
         raise HTTPException(404, f"{error.what}.") from error
     except FacilityError as error:
         again = {"Retry-After": str(_TRY_AGAIN)}
-        raise HTTPException(502, f"The preview could not be read from NERSC: {error.what}.", again) from error
+        raise HTTPException(
+            502, f"The preview could not be read from NERSC ({error.what}).", again
+        ) from error
     return Response(content, media_type="image/png", headers=_IMAGE_HEADERS)
 
 
@@ -125,7 +127,7 @@ def _own_preview(run: DagRun, engine: str) -> str:
     :raises UserError: the run is not one of a scan, or the site's settings are wrong.
     """
     scan = parse_scan_path((run.conf or {}).get("file_path"))
-    return result_prefix(beamline(), scan, engine, run.run_id) + ".png"
+    return result_prefix(beamline(), scan, engine, run) + ".png"
 
 
 def _time_element(moment: datetime) -> Markup:

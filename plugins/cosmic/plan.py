@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import get_current_context, task
@@ -16,6 +16,12 @@ from cosmic.parameters import Engine, chosen_engines, command_arguments
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
 log = logging.getLogger(__name__)
+
+
+class Run(Protocol):
+    """What is needed of a run of `transfer_auto_recon`, in a task or in Airflow's database."""
+
+    run_id: str
 
 
 @task(multiple_outputs=True)
@@ -40,6 +46,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     scan = parse_scan_path(params["file_path"])
     if scan.day is None:
         log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
+    run: Any = get_current_context()["dag_run"]
     engines = chosen_engines(params)
     log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
     plan: dict[str, Any] = {
@@ -51,7 +58,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
         "job_script_folder": str(Path(AIRFLOW_HOME) / site.job_script_folder),
     }
     for engine in engines:
-        plan |= _job(site, scan, engine, params, str(get_current_context()["run_id"]))
+        plan |= _job(site, scan, engine, params, run)
     return plan
 
 
@@ -64,10 +71,10 @@ def choose_engines(engines: Sequence[Engine]) -> list[str]:
     return [f"{engine}.perlmutter_is_up" for engine in engines]
 
 
-def result_prefix(site: Beamline, scan: ScanPath, engine: str, run_id: str) -> str:
-    """Absolute path at NERSC of a run's result, without suffix."""
+def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
+    """What the names of a run's result files begin with, absolute at NERSC."""
     # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
-    tag = re.search(r"__(r\d+)$", run_id)
+    tag = re.search(r"__(r\d+)$", run.run_id)
     scan_file = scan.under(site.collections.destination.file_system_path)
     return f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
 
@@ -83,11 +90,11 @@ def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
 
 
 def _job(
-    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run_id: str
+    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run: Run
 ) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
-    output = result_prefix(site, scan, engine, run_id)
+    output = result_prefix(site, scan, engine, run)
     minutes = params["time_limit_minutes"]
     return {
         engine: {
