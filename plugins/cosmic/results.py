@@ -145,7 +145,7 @@ def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
         state=str(job.get("state", "COMPLETED")),
         next_step=(
             f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
-            "clear the submit task of this engine to run the job again."
+            "start a new run, or clear the submit task of this engine."
         ),
     )
 
