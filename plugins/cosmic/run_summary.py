@@ -15,8 +15,9 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cosmic.dag_constants import COPY_TASK, REPORT_TASK
-from cosmic.parameters import ENGINES
+from cosmic.dag_constants import COPY_TASK, REPORT_TASK, TRANSFER_AUTO_RECON
+from cosmic.failures import reprocess_command
+from cosmic.parameters import ENGINES, RECONSTRUCTION
 from facilities.failures import ERROR_KEY
 
 _STEPS = {
@@ -93,6 +94,14 @@ class RunSummary:
     jobs: Mapping[str, str] = field(default_factory=dict)
     days: Sequence[Mapping[str, Any]] = ()
     days_left: float | None = None
+
+    @property
+    def run_again(self) -> str:
+        """The client's command for another run of the scan; empty for other DAGs' runs."""
+        if self.run.dag_id != TRANSFER_AUTO_RECON:
+            return ""
+        defaults = {name: parameter.default for name, parameter in RECONSTRUCTION.items()}
+        return reprocess_command(defaults | (self.run.conf or {}), "")
 
     @property
     def scan(self) -> str:

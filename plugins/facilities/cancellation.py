@@ -112,5 +112,5 @@ def _is_over(ti: TaskInstanceId) -> bool:
     state = next(iter(states.values()))
     over = state in OVER
     if not over:
-        log.info("Not cancelling: task %s is %s, so it was cleared, retried, moved, or renamed by an upgrade.", owner, state)
+        log.info("Not cancelling: task %s is %s: cleared, retried, or renamed by an upgrade.", owner, state)
     return over

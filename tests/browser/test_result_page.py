@@ -145,11 +145,11 @@ def test_half_a_success_shows_the_good_half_and_why_the_other_failed(
     shown = text(page)
     assert "Failed in part: ptychocam is done, its result is below." in shown
     assert "cdtools: Slurm job failed: The Slurm job" in shown
-    assert "(last state FAILED)" in shown
+    assert "ended as FAILED" in shown
     assert "What to do:" in shown
     assert f"submit_scan.py reprocess {scan}" in shown
     assert not [name for name in INTERNAL_NAMES if name in shown]
-    page.get_by_text("Details").click()
+    page.get_by_text("Output and details").click()
     assert "the probe has no support" in text(page)
 
 
@@ -171,7 +171,7 @@ def test_a_job_that_ran_out_of_time_says_how_to_give_it_more(
 def test_a_failure_says_why_and_what_to_do_in_the_tab_and_at_the_end_of_the_log(
     pipeline: Pipeline, show: Show
 ) -> None:
-    scan = "2023/02/230216/NS_230216998_ccdpages_0_0.cxi"
+    scan = "2023/02/230216/NS_230216998_ccdframes_0_0.cxi"
     run_id = pipeline.start(scan)
     assert pipeline.finish(run_id) == "failed"
     shown = text(show(run_id))
@@ -184,7 +184,7 @@ def test_a_failure_says_why_and_what_to_do_in_the_tab_and_at_the_end_of_the_log(
 def test_a_cancelled_run_says_by_whom_and_does_not_look_failed(
     pipeline: Pipeline, begun: Begun, show: Show
 ) -> None:
-    _, run_id = begun["cancelled"]
+    scan, run_id = begun["cancelled"]
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
     pipeline.rest.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": "failed"})
     pipeline.finish(run_id)
@@ -193,6 +193,7 @@ def test_a_cancelled_run_says_by_whom_and_does_not_look_failed(
     assert "Cancelled. Started" in shown
     assert re.search(r"Cancelled by admin at \d{4}-\d\d-\d\d", shown, re.IGNORECASE)
     assert "marked the run as failed" in shown
+    assert f"submit_scan.py reprocess {scan}" in shown
     expect(page.locator(".failed")).to_have_count(0)
 
 
