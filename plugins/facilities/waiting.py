@@ -14,6 +14,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, Literal, NotRequired, TypedDict, TypeVar, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -343,7 +344,11 @@ class OutageTrigger(RemoteTrigger):
 
     async def wait(self) -> OutageEvent:
         """Wait; returns whether the service answers."""
-        self.log.warning("Holding until %s can be used; nothing is lost. %s", self.service, self.reason)
+        end = datetime.fromtimestamp(self.deadline, UTC)
+        self.log.warning(
+            "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
+            *(self.service, f"{end:%Y-%m-%d %H:%M}", self.reason),
+        )
         vain = OutageEvent(outcome="timeout")
         key = (type(self).__qualname__, *self.connection_key())
         poller = shared_poller(key, lambda: BlockingSource(lambda _: self._answers()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cosmic import flight_check
+from cosmic.flight_check import check_globus
 from facilities.errors import CredentialsError
 from standin.testing import Facility
 
@@ -14,7 +14,7 @@ def identity(standin: Facility) -> str:
 
 
 def test_both_collections_are_looked_into(standin: Facility) -> None:
-    assert flight_check.check_globus() == identity(standin)
+    assert check_globus.function() == identity(standin)
     listed = {r["path"] for r in standin.requests("globus") if r["path"].endswith("/ls")}
     assert len(listed) == 2
 
@@ -24,7 +24,7 @@ def test_a_collection_that_refuses_the_client_is_found(standin: Facility, collec
     standin.control("globus", "login", collection=collection, refusal="no_account")
     try:
         with pytest.raises(CredentialsError, match="has no account on the collection") as raised:
-            flight_check.check_globus()
+            check_globus.function()
     finally:
         standin.control("globus", "login", collection=collection, refusal=None)
     assert identity(standin) in raised.value.next_step

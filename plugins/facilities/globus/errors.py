@@ -268,7 +268,7 @@ def _refused(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
 def _outage(error: globus_sdk.GlobusAPIError, call: Call) -> TransientError:
     """The collection, not Globus, cannot at the moment."""
     kind = LostReplyError if call.changes and error.http_status >= 500 else TransientError
-    report = condense(error.message or error.code or "")
+    report = condense(error.message or error.code or "")[:300]
     return kind(
         f"Globus: the collection cannot be used for {call.what}: {report}",
         remote_id=call.remote_id,

@@ -351,19 +351,19 @@ class GlobusHook(BaseHook):
         try:
             return repeating(self._send, act, call)
         except PausedError as error:
-            error.add_details(*self._pause_rules(remote_id))
+            error.add_details(*self._pause_rules((remote_id or "").partition(":")[0]))
             raise
 
-    def _pause_rules(self, remote_id: str | None) -> list[str]:
-        """Who has paused a collection's operations, and why; `remote_id` is its id, and a path."""
-        collection = (remote_id or "").partition(":")[0]
+    def _pause_rules(self, collection: str) -> list[str]:
+        """Who has paused a collection's operations, and why."""
         try:
+            check_collection(collection, "collection")
             reply = self._send(
                 lambda transfer: transfer.my_effective_pause_rule_list(collection),
                 Call("reading pause rules", collection, "", "", changes=False),
             )
         except FacilityError as error:
-            return [f"(The pause rules could not be read: {error.what})"]
+            return [f"(Who has paused it could not be read: {error.what})"]
         return describe_pause_rules(reply.get("DATA"))
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
