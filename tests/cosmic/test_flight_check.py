@@ -23,7 +23,7 @@ def test_both_collections_are_looked_into(standin: Facility) -> None:
 def test_a_collection_that_refuses_the_client_is_found(standin: Facility, collection: str) -> None:
     standin.control("globus", "login", collection=collection, refusal="no_account")
     try:
-        with pytest.raises(CredentialsError, match="has no account on the collection") as raised:
+        with pytest.raises(CredentialsError, match="has no account on collection") as raised:
             check_globus.function()
     finally:
         standin.control("globus", "login", collection=collection, refusal=None)

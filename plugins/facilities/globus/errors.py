@@ -20,6 +20,7 @@ from facilities.errors import (
 )
 from facilities.globus.model import condense
 
+_ENDPOINT = re.compile(r"^Endpoint: (.+)$", re.MULTILINE)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -157,21 +158,29 @@ def _consent_required(error: globus_sdk.GlobusAPIError, call: Call) -> Credentia
 
 
 def _login_refused(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsError:
-    """The collection lets nobody in without an account, or without a session that a client cannot have."""
+    """The collection does not know the client, or asks for a session that a client cannot have."""
     needs = _session_needs(error.info.authorization_parameters)
+    where = _collection_in(error)
     if needs:
-        what = f"Globus: the collection refuses the client's login, it asks for {needs} ({call.what})"
-        step = "exempt it from that"
+        what = f"Globus: {where} refuses the client's login, it asks for {needs} ({call.what})"
+        step = f"share the folder with {call.identity} in a guest collection without that requirement"
     else:
-        what = f"Globus: the client has no account on the collection ({call.what})"
-        step = "map it to an account there"
+        what = f"Globus: the client has no account on {where} ({call.what})"
+        step = (
+            f"map {call.identity} to an account there, or to share the folder with it in a guest collection"
+        )
     return CredentialsError(
         what,
         remote_id=call.remote_id,
-        next_step=f"ask the collection's manager to give {call.identity} access: to {step}, or to share the "
-        "folder with it in a guest collection; then clear the task.",
+        next_step=f"ask the collection's manager to {step}; then clear the task.",
         details=_message_of(error),
     )
+
+
+def _collection_in(error: globus_sdk.GlobusAPIError) -> str:
+    """Name and id of the collection that an endpoint's report is about, when it is one."""
+    named = _ENDPOINT.search(error.message or "")
+    return f"collection {named[1]}" if named else "the collection"
 
 
 def _session_needs(needed: AuthorizationParameterInfo) -> str:
@@ -303,7 +312,8 @@ def _message_of(error: globus_sdk.GlobusAPIError) -> str:
         parts = [str(error.raw_json.get(key, "")) for key in ("error", "error_description")]
     text = ": ".join(part for part in parts if part) or f"{error.http_status} {error.http_reason}"
     request = f" (request {error.request_id})" if error.request_id else ""
-    return f"Globus says: {text[:1000]}{request}"
+    lines = text[:1000].replace("\\r\\n", "\n")  # of a GridFTP server, as Globus passes them on
+    return f"Globus says: {lines}{request}"
 
 
 def read_json(reply: Any, call: Call) -> Any:
