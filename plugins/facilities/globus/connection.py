@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from facilities.errors import CredentialsError, UserError
-from facilities.globus.model import check_collection, check_path
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -56,7 +55,7 @@ CONNECTION_TYPE: dict[str, Any] = {
 class GlobusSettings:
     """The fields of a connection of type `globus`, checked.
 
-    :param collections: ids of the collections that must be usable, each with a folder.
+    :param collections: what the connection's test looks into: ids, each with a colon and a folder.
     """
 
     conn_id: str
@@ -65,7 +64,7 @@ class GlobusSettings:
     auth_url: str = AUTH_URL
     transfer_url: str = TRANSFER_URL
     web_url: str = WEB_URL
-    collections: tuple[tuple[str, str], ...] = ()
+    collections: str = ""
 
     @property
     def identity(self) -> str:
@@ -100,21 +99,8 @@ class GlobusSettings:
             auth_url=_url(extra.get("auth_base_url"), AUTH_URL, conn_id, "auth_base_url"),
             transfer_url=_url(extra.get("transfer_base_url"), TRANSFER_URL, conn_id, "transfer_base_url"),
             web_url=_url(extra.get("web_app_url"), WEB_URL, conn_id, "web_app_url"),
-            collections=_collections(extra.get("collections"), conn_id),
+            collections=str(extra.get("collections") or ""),
         )
-
-
-def _collections(value: object, conn_id: str) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, str | None):
-        raise UserError(
-            f"Connection '{conn_id}': collections is {type(value).__name__} instead of a text",
-            next_step="give ids, each with `:` and a folder, and blanks between.",
-        )
-    named = [entry.partition(":") for entry in (value or "").split()]
-    return tuple(
-        (check_collection(collection, "collections"), check_path(path or "/", "collections"))
-        for collection, _, path in named
-    )
 
 
 def _url(value: object, default: str, conn_id: str, key: str) -> str:

@@ -124,15 +124,17 @@ class GlobusHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Answer the connection form's Test button."""
+        message = ""
         try:
             self.ping()
-            for collection, path in self.settings.collections:
-                self.look_into(collection, path)
+            message = f"Globus accepts {self.settings.identity}, and Transfer answers."
+            for entry in self.settings.collections.split():
+                collection, _, folder = entry.partition(":")
+                self.look_into(collection, folder or "/")
+                message += f" It may look into {entry}."
         except FacilityError as error:
-            return False, str(error)
-        collections = ", ".join(collection for collection, _ in self.settings.collections)
-        seen = f" It may look into {collections}." if collections else ""
-        return True, f"Globus accepts {self.settings.identity}, and Transfer answers.{seen}"
+            return False, f"{message} {error}".lstrip()
+        return True, message
 
     def ping(self) -> None:
         """Make sure that Globus Auth accepts the client and that Transfer answers."""

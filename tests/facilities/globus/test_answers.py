@@ -118,12 +118,12 @@ def test_the_connection_test_looks_into_the_collections(
     use_connection(standin, monkeypatch, extra={**urls, "collections": collections})
     worked, message = GlobusHook(CONN_ID).test_connection()
     assert worked, message
-    assert f"It may look into {place.source}, {place.destination}." in message
+    assert message.endswith(f" It may look into {place.source}. It may look into {place.destination}:/.")
     standin.control("globus", "login", collection="nersc7012", refusal="no_account")
     worked, message = GlobusHook(CONN_ID).test_connection()
     assert not worked
     assert f"no account on collection NERSC ALS data mover 7012 (stand-in) ({place.destination})" in message
-    for wrong, says in (("data7012", "is not a Globus collection's id"), (7, "collections is int")):
+    for wrong, says in (("data7012", "'data7012' is not a Globus collection's id"), (7, "'7' is not a")):
         use_connection(standin, monkeypatch, extra={**urls, "collections": wrong})
         worked, message = GlobusHook(CONN_ID).test_connection()
         assert (worked, says in message) == (False, True)
