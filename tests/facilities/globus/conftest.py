@@ -31,7 +31,6 @@ def standin(shared_standin: Facility, monkeypatch: pytest.MonkeyPatch) -> Iterat
     shared_standin.control("globus", "client", enabled=True)
     shared_standin.control("globus", "bandwidth", bytes_per_second=None)
     shared_standin.control("globus", "pending_limit", limit=1000)
-    shared_standin.control("globus", "task_seconds", seconds=None)
     for name in ("data7012", "nersc7012"):
         shared_standin.control("globus", "login", collection=name, refusal=None)
         shared_standin.control("globus", "pause_rule", collection=name, message=None)

@@ -23,7 +23,17 @@ from facilities.errors import (
 from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
 from standin.testing import Facility
-from support.globus import CONN_ID, Place, Run, deferred, making, transfer_request, use_connection
+from support.globus import (
+    CONN_ID,
+    Place,
+    Run,
+    deferred,
+    making,
+    transfer_request,
+    use_connection,
+    wait_until,
+)
+from support.globus_client import soon
 
 SESSION = {
     "session_message": "Session reauthentication required (Globus Transfer)",
@@ -305,11 +315,15 @@ def test_the_log_says_early_what_is_down_and_when_it_is_given_up(
     assert [task["canceled_by"] for task in place.books()] == ["user"]
 
 
-def test_a_task_that_expires_says_what_kept_it(run: Run, place: Place) -> None:
-    place.facility.control("globus", "task_seconds", seconds=2)
+def test_a_task_that_expires_says_what_kept_it(run: Run, hook: GlobusHook, place: Place) -> None:
     place.facility.control("globus", "endpoint", collection="nersc7012", condition="connect_failed")
+    waiting = deferred(run.start(making(place)))
+    task_id = run.ti.xcoms["globus_task_id"]
+    wait_until(lambda: hook.get_task(task_id).trouble == "CONNECT_FAILED")
+    deadline = {"DATA_TYPE": "task", "deadline": soon(1.0)}
+    hook._call("giving a task a deadline", lambda transfer: transfer.update_task(task_id, deadline))
     with pytest.raises(ResourcesError, match="failed with EXPIRED: it made no progress") as raised:
-        run.finish(making(place))
+        run.resume(making(place), waiting, run.fire(waiting))
     assert "CONNECT_FAILED" in raised.value.details
     assert "NERSC ALS data mover 7012 (stand-in)" in raised.value.details
     assert "Could not connect to server" in raised.value.details
