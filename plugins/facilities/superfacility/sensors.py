@@ -259,7 +259,7 @@ class SystemStatusSensor(SlurmOperator, BaseSensorOperator):
         self.log.info("%s", status)
         return None
 
-    def outage_error(self, context: Context, details: str) -> TimeLimitError:  # noqa: ARG002 - no job
+    def outage_error(self, context: Context, cause: FacilityError) -> TimeLimitError:  # noqa: ARG002 - no job
         """The error when the machine was not up for too long."""
         with closing(self.hook):
             state = self.hook.describe_status(self.machine)
@@ -267,7 +267,7 @@ class SystemStatusSensor(SlurmOperator, BaseSensorOperator):
             f"{self.machine} was not up within {self.longest_hold}",
             state=state,
             next_step=f"look at {self.status_page} and clear the task when it is up.",
-            details=details,
+            details=str(cause),
         )
 
     def outage_trigger(
