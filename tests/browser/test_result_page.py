@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dev.local_airflow.rest import Rest
 from support.live import DAG_ID, SLOW, Live, Pipeline, install_engines
 
-pytestmark = [pytest.mark.live, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
 expect.set_options(timeout=SLOW * 1000)
 
 FLIGHT_CHECK = "test_cosmicDTN_transfers"
@@ -49,35 +49,48 @@ def begun(pipeline: Pipeline) -> Begun:
     return {name: (scan, pipeline.start(scan, **RUNS[name][1])) for name, scan in scans.items()}
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+
+
 @pytest.fixture
-def show(
+def open_page(
     browser: Browser, live_airflow: Live, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Page]]:
-    """Opens a run's page alone, without Airflow's around it, in the beamline's time zone."""
+    """Opens a page of Airflow for a user who is logged in, in the beamline's time zone."""
+    airflow = live_airflow.airflow
     context = browser.new_context(
-        base_url=live_airflow.airflow.url,
-        viewport={"width": 1100, "height": 900},
-        timezone_id="America/Los_Angeles",
+        base_url=airflow.url, viewport={"width": 1300, "height": 1100}, timezone_id="America/Los_Angeles"
     )
     context.set_default_timeout(SLOW * 1000)
-    opened: list[Page] = []
 
-    def show(run_id: str, dag_id: str = DAG_ID, user: str = "admin", **storage: str) -> Page:
-        airflow = live_airflow.airflow
+    def open_page(path: str, user: str = "admin", **storage: str) -> Page:
         token = Rest(airflow.url, user, airflow.passwords[user]).token
         context.add_cookies([{"name": "_token", "value": token, "url": airflow.url}])
         page = context.new_page()
         page.add_init_script(f"Object.assign(localStorage, {json.dumps(storage)})")
         page.clock.install()
-        page.goto(f"/cosmic/dags/{dag_id}/runs/{quote(run_id)}")
-        opened.append(page)
+        page.goto(path)
         return page
 
-    yield show
-    for number, page in enumerate(opened):
-        if folder := os.environ.get("BROWSER_SCREENSHOTS"):
-            page.screenshot(path=f"{folder}/{request.node.name}-{number}.png", full_page=True)
+    yield open_page
+    folder = os.environ.get("BROWSER_SCREENSHOTS")
+    for number, page in enumerate(context.pages if folder else []):
+        page.screenshot(path=f"{folder}/{request.node.name}-{number}.png", full_page=True)
     context.close()
+
+
+@pytest.fixture
+def show(open_page: Callable[..., Page]) -> Show:
+    """Opens a run's page alone, without Airflow's around it."""
+
+    def show(run_id: str, dag_id: str = DAG_ID, **options: str) -> Page:
+        return open_page(f"/cosmic/dags/{dag_id}/runs/{quote(run_id)}", **options)
+
+    return show
 
 
 def text(page: Page) -> str:
@@ -248,26 +261,18 @@ def test_the_flight_check_shows_the_days_that_the_client_has_left(pipeline: Pipe
 
 
 def test_in_airflows_own_pages_the_tab_works_and_the_log_shows_what_to_do(
-    pipeline: Pipeline, begun: Begun, admin: Page
+    pipeline: Pipeline, begun: Begun, open_page: Callable[..., Page]
 ) -> None:
     scan, run_id = begun["half"]
     assert pipeline.finish(run_id) == "failed"
-    admin.goto(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result")
-    tab = admin.frame_locator("iframe")
+    tab = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result").frame_locator("iframe")
     expect(tab.locator("figure img")).to_be_visible()
     expect(tab.locator("time").first).to_have_text(PACIFIC_TIME)
-    keep(admin, "tab")
 
-    admin.goto(f"/dags/{DAG_ID}/runs/{run_id}/tasks/cdtools.wait")
-    command = admin.get_by_text(f"submit_scan.py reprocess {scan}").last
-    expect(command).to_be_visible()
-    keep(admin, "log")
-    end = command.bounding_box()
-    assert end
-    assert end["x"] + end["width"] <= 1300, "the line is cut at the right"
-
-
-def keep(page: Page, name: str) -> None:
-    """Save what the page shows, where screenshots are wanted."""
-    if folder := os.environ.get("BROWSER_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png")
+    page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/tasks/cdtools.wait")
+    for words in ("What to do: read the end of its output", f"submit_scan.py reprocess {scan}"):
+        line = page.get_by_text(words).last
+        expect(line).to_be_in_viewport()
+        end = line.bounding_box()
+        assert end
+        assert end["x"] + end["width"] <= 1300, "the line is cut at the right"
