@@ -18,7 +18,7 @@ from deployment.settings import (
 )
 from dev.local_airflow.settings import REPOSITORY, read_env_file
 
-CLIENT_ID = "639c49be-604f-423c-9c5d-82a53afe1bf1"
+CLIENT_ID = "741b96e1-1b98-42a8-918d-daacc24c145f"
 
 
 @pytest.fixture
