@@ -24,7 +24,7 @@ SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_c
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test slurm-test
+.PHONY: help demo test test-long test-slow lint bench chaos cdtools clean constraints reference up down backup restore compose-config compose-test slurm-test
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ slurm-test: $(VENV) ## Jobs and the main job on Slurm itself (Debian's, installe
 	@bash tests/slurm/install.sh || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
 	PYTHONPATH=plugins:include:tests .venv/bin/python -m support.slurm_cluster \
 	.venv/bin/python -m pytest -m 'both or slurm' tests/standin tests/slurm tests/live $(if $(SHORT),-k '$(SLURM_SHORT)') $(PYTEST_ARGS)
+
+reference: $(VENV) ## Write docs/reference/parameters.md anew from the DAGs
+	@$(RUN) -m dev.reference
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt

@@ -1,4 +1,4 @@
-"""The REST contract: the README's own lines, what errors look like, what the beamline's user may do."""
+"""The REST contract: the document's own lines, what errors look like, what the beamline's user may do."""
 
 from __future__ import annotations
 
@@ -23,19 +23,16 @@ from support.missed import all_runs, run_id
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
-README = (REPOSITORY / "README.md").read_text()
-SECTION = README.split("### From any program: the REST API")[1].split("\n### ")[0]
-BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
-
+DOCUMENT = (REPOSITORY / "docs" / "reference" / "rest.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
 
 @pytest.fixture
 def beamline(pipeline: Pipeline) -> Rest:
     """The API as the beamline computer's user."""
     return Rest(pipeline.airflow.url, "beamline", pipeline.airflow.passwords["beamline"])
 
-
 class Shell:
-    """Runs blocks of the README one after the other, each with the variables of the first two."""
+    """Runs blocks of the document one after the other, each with the variables of the first two."""
 
     def __init__(self, url: str, password: str, folder: Path) -> None:
         self.url, self.folder = url, folder
@@ -58,8 +55,7 @@ class Shell:
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stdout.split("----\n", 1)[1].strip()
 
-
-def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_the_lines_of_the_document_work_as_they_are(pipeline: Pipeline, tmp_path: Path) -> None:
     login, start, follow, result, listing, reprocess, cancel = BLOCKS
     shell = Shell(pipeline.airflow.url, pipeline.airflow.passwords["beamline"], tmp_path)
     names = "\n".join(start.splitlines()[:2])
@@ -86,10 +82,8 @@ def test_the_lines_of_the_readme_work_as_they_are(pipeline: Pipeline, tmp_path: 
         "the job is cancelled",
     )
 
-
 RUNS = f"/api/v2/dags/{DAG_ID}/dagRuns"
 GOOD = {"file_path": SCAN}
-
 
 @pytest.mark.parametrize(
     ("path", "body", "answer"),
@@ -112,15 +106,13 @@ def test_what_is_refused_says_why_and_makes_no_run(
         beamline.call("POST", path, {"dag_run_id": name, "logical_date": None, **body})
     assert refused.value.status == answer[0]
     assert answer[1] in refused.value.detail
-    assert f"| {answer[0]} |" in SECTION
+    assert f"| {answer[0]} |" in DOCUMENT
     assert all_runs(pipeline, name) == []
-
 
 def test_the_date_must_be_named(pipeline: Pipeline, beamline: Rest) -> None:
     with pytest.raises(RestError, match="Field required") as refused:
         beamline.call("POST", RUNS, {"conf": GOOD})
     assert refused.value.status == 422
-
 
 def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline) -> None:
     for token, status, said in (("", 401, "Not authenticated"), ("nonsense", 403, "Invalid JWT token")):
@@ -131,10 +123,9 @@ def test_without_a_token_or_with_a_wrong_one_nothing_is_said(pipeline: Pipeline)
             urllib.request.urlopen(request, timeout=30)
         assert refused.value.code == status
         assert said in refused.value.read().decode()
-        assert said in SECTION
+        assert said in DOCUMENT
     with pytest.raises(RestError, match="401"):
         Rest(pipeline.airflow.url, "beamline", "wrong")
-
 
 @pytest.mark.parametrize(
     ("method", "path", "body"),
@@ -153,7 +144,6 @@ def test_the_beamlines_user_may_start_and_read_runs_and_not_look_at_settings(
     assert refused.value.status == 403
     assert "Forbidden" in refused.value.detail
     assert beamline.call("GET", f"{RUNS}?limit=1")["dag_runs"] is not None
-
 
 def test_a_burst_of_posts_is_a_run_each_nothing_lost_and_none_doubled(
     pipeline: Pipeline, beamline: Rest
