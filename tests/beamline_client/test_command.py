@@ -328,7 +328,7 @@ def test_status_finds_a_run_with_an_id_of_its_own_and_cancel_stops_it(
     api.add_run("of_another", "running", {"file_path": SCAN.replace("033", "034"), "note": SCAN})
     api.add_run("without_a_scan", "running")
     (found,) = command.json("status", SCAN)["results"]
-    assert (found["run_id"], found["file_path"]) == ("manual__2026-01-01T00:00:00+00:00", SCAN)
+    assert (found["run_id"], found["path"]) == ("manual__2026-01-01T00:00:00+00:00", SCAN)
     assert [one["outcome"] for one in command.json("cancel", SCAN)["results"]] == ["cancelled"]
     assert [run["state"] for run in api.runs.values()] == ["failed", "running", "running"]
 
