@@ -69,7 +69,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     return plan
 
 
-def output_of(site: Beamline, scan: ScanPath, engine: Engine, run: Run) -> str:
+def result_prefix(site: Beamline, scan: ScanPath, engine: Engine, run: Run) -> str:
     """What the names of a run's result files begin with, absolute at NERSC; no other run has the same."""
     scan_file = scan.under(site.collections.destination.file_system_path)
     tag = scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after)
@@ -100,7 +100,7 @@ def _job(
 ) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
-    output = output_of(site, scan, engine, run)
+    output = result_prefix(site, scan, engine, run)
     minutes = params["time_limit_minutes"]
     return {
         engine: {
