@@ -69,7 +69,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     return plan
 
 
-def result_prefix(site: Beamline, scan: ScanPath, engine: Engine, run: Run) -> str:
+def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
     """What the names of a run's result files begin with, absolute at NERSC; no other run has the same."""
     scan_file = scan.under(site.collections.destination.file_system_path)
     tag = scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after)
