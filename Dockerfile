@@ -1,5 +1,5 @@
-# The image of every Airflow service and, on top of it, the stand-in facility's. DAGs, plugins and include are
-# mounted, not copied: an update of the bundle is a checkout and a restart, without a build.
+# The image of every Airflow service and, on top of it, the one of the stand-in for the facilities. DAGs, plugins and
+# parts of include are mounted, not copied: an update of the bundle is a checkout and a restart, without a build.
 ARG AIRFLOW_IMAGE=apache/airflow:3.3.2-python3.11
 
 FROM ${AIRFLOW_IMAGE} AS airflow
@@ -12,14 +12,17 @@ RUN mkdir -p /keys /config /standin /queue /opt/airflow/logs /opt/airflow/dag_bu
     && chmod g+rwx /opt/airflow
 USER airflow
 WORKDIR /opt/airflow
-COPY constraints.txt requirements.txt include/deployment/install-requirements \
+COPY constraints.txt requirements.txt pyproject.toml include/deployment/install-requirements \
      include/deployment/image-requirements.txt /requirements/
 # The imports show that the image's parts fit each other, before a service fails for it at its start.
+# pyproject.toml installs as metadata alone, by which Airflow finds the connection types in plugins/: it comes last,
+# since from then on Airflow starts only where plugins/ is mounted.
 RUN cd /requirements && bash install-requirements constraints.txt requirements.txt image-requirements.txt \
     && AIRFLOW_CONFIG=/tmp/airflow.cfg AIRFLOW__CORE__EXECUTOR=CeleryExecutor python -W ignore -c "import \
         airflow.providers.celery.executors.celery_executor, airflow.providers.fab.auth_manager.fab_auth_manager, \
         airflow.providers.git.bundles.git, globus_sdk, psycopg2, redis, sfapi_client, statsd" >/dev/null \
-    && rm -f /tmp/airflow.cfg
+    && rm -f /tmp/airflow.cfg \
+    && pip install --no-cache-dir --disable-pip-version-check -q --no-deps .
 ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
     PYTHONDONTWRITEBYTECODE=1 \
     AIRFLOW_CONFIG=/config/airflow.cfg

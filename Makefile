@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
-VENV := .venv/.installed-$(shell cat requirements.txt requirements-dev.txt constraints.txt | cksum | cut -d' ' -f1)
+VENV := .venv/.installed-$(shell (cat requirements.txt requirements-dev.txt constraints.txt; sed '/^\[tool/,$$d' pyproject.toml) | cksum | cut -d' ' -f1)
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
 CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
@@ -45,9 +45,10 @@ test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, b
 test-slow: $(VENV) ## A backfill of 1,000 scans that is broken off and begun again, and live scans meanwhile
 	.venv/bin/python -m pytest -m slow -s tests/live/test_large_backfill.py $(PYTEST_ARGS)
 
-lint: $(VENV) ## Style and types, without changing anything
+lint: $(VENV) ## Style, types and which package may import which, without changing anything
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	PYTHONPATH=plugins:include:. .venv/bin/lint-imports
 	.venv/bin/mypy plugins include dags
 
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
@@ -87,7 +88,7 @@ fresh: ## The README's first commands on a bare Debian with a clone of this comm
 	@bash tests/fresh/root.sh 'make demo WAIT=0' 'make test'
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
-	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze) > constraints.new && mv constraints.new constraints.txt
+	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
 	rm -rf .run build .venv .venv-cli .venv-cdtools
@@ -110,7 +111,8 @@ $(VENV):
 	$(need_python)
 	@echo "Installing into .venv (about a minute, once)"
 	$(call new_venv,.venv)
-	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt && touch $@
+	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt
+	@.venv/bin/pip install -q --no-deps -e . && touch $@
 
 $(CLIENT): $(VENV) include/dev/build_client.py $(wildcard include/beamline_client/*.py plugins/cosmic/*.py)
 	@$(RUN) -m dev.build_client && touch $@

@@ -43,7 +43,7 @@ from cosmic.plan import check_scan, choose_engines
 from cosmic.results import collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.sensors import SlurmJobSensor
+from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
 
 with DAG(
     dag_id=TRANSFER_AUTO_RECON,
@@ -89,12 +89,12 @@ with DAG(
                 script_copy_dir=plan["job_script_folder"],
                 pool="nersc",
             )
-            wait: Any = SlurmJobSensor(
+            wait: Any = ResubmittingSlurmJobSensor(
                 task_id="wait",
                 superfacility_conn_id=SUPERFACILITY_CONN_ID,
                 machine=plan["machine"],
                 job_id=submit.output,
-                poll_least=2.0,  # one request for all jobs, however many wait
+                min_poll_interval=2.0,  # one request for all jobs, however many wait
                 resubmit=3,
                 more_resources="{{ params.more_resources }}",
                 timeout=timedelta(days=7).total_seconds(),

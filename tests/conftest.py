@@ -136,9 +136,9 @@ def airflow_database() -> None:
     """The session's database, for tests that need connections, pools or `dag.test()` in this process."""
     import json
 
-    from dev.local_airflow.prepare import prepare
+    from deployment.database import prepare_database
 
-    prepare({"pools": json.loads((REPOSITORY / "include" / "pools.json").read_text())})
+    prepare_database({"pools": json.loads((REPOSITORY / "include" / "pools.json").read_text())})
 
 
 @pytest.fixture

@@ -88,12 +88,12 @@ def test_tasks_that_talk_to_a_facility_are_in_its_pool(dags: dict[str, Any]) -> 
             kind = type(task).__name__
             if kind.startswith("Globus"):
                 assert task.pool == "globus", f"{dag_id}.{task.task_id}"
-            if kind in ("SfapiSubmitJobOperator", "SlurmJobSensor"):
+            if kind in ("SfapiSubmitJobOperator", "ResubmittingSlurmJobSensor"):
                 assert task.pool == "nersc", f"{dag_id}.{task.task_id}"
 
 
 def test_nothing_waits_in_a_worker_or_without_an_end(dags: dict[str, Any]) -> None:
-    waiting = ("GlobusTransferOperator", "GlobusDeleteOperator", "SlurmJobSensor")
+    waiting = ("GlobusTransferOperator", "GlobusDeleteOperator", "ResubmittingSlurmJobSensor")
     for dag_id, dag in dags.items():
         for task in dag.tasks:
             if type(task).__name__ in waiting:
@@ -126,8 +126,8 @@ def test_every_task_that_owns_remote_work_is_known_to_the_orphan_clean_up(dags: 
     for dag_id, dag in dags.items():
         for task in dag.tasks:
             if type(task).__name__ in SUBMITTING:
-                waits = [t.task_id for t in task.downstream_list if type(t).__name__ == "SlurmJobSensor"]
-                expected.add((dag_id, task.task_id, *waits))
+                waits = (t for t in task.downstream_list if type(t).__name__ == "ResubmittingSlurmJobSensor")
+                expected.add((dag_id, task.task_id, *(wait.task_id for wait in waits)))
     assert groups == expected
 
 

@@ -50,5 +50,3 @@ From a Python program, with this file on PYTHONPATH:
     from beamline_client.config import load_settings
     Client(load_settings()).submit(["2023/02/..."], {"do_ptychocam": True})
 """
-
-__version__ = "0.1.0"

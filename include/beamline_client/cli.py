@@ -35,6 +35,7 @@ from beamline_client.parameters import (
     DAG_ID,
     ENGINES,
     PARAMETERS,
+    VERSION,
     describe_parameters,
     parameters_from_options,
 )
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=beamline_client.__version__)
+    parser.add_argument("--version", action="version", version=VERSION)
     commands = parser.add_subparsers(dest="command", required=True)
     common, run, wait = _common_options(), _run_options(), _wait_options()
 

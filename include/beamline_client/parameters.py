@@ -63,6 +63,7 @@ def _read_dag() -> Dict[str, Any]:
 
 _DAG = _read_dag()
 DAG_ID: str = _DAG["dag_id"]
+VERSION: str = _DAG["version"]
 PARAMETERS = {name: read_schema(schema) for name, schema in _DAG["parameters"].items()}
 FILE_PATH = PARAMETERS.pop("file_path")
 

@@ -15,7 +15,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from beamline_client import __version__
 from beamline_client.config import Settings, read_secret
 from beamline_client.errors import (
     ClientError,
@@ -28,7 +27,7 @@ from beamline_client.errors import (
     UnexpectedReplyError,
     UnreachableError,
 )
-from beamline_client.parameters import DAG_ID, Conf
+from beamline_client.parameters import DAG_ID, VERSION, Conf
 from beamline_client.waiting import Wait
 
 MAX_REPLY_BYTES = 20_000_000
@@ -173,7 +172,7 @@ class Airflow:
         return f"Renew {source} with whoever runs {self.settings.url}."
 
     def _send(self, method: str, address: str, body: Any, token: Optional[str], wait: Wait) -> Reply:
-        headers = {"Accept": "application/json", "User-Agent": f"cosmic-submit-scan/{__version__}"}
+        headers = {"Accept": "application/json", "User-Agent": f"cosmic-submit-scan/{VERSION}"}
         headers.update({"Authorization": f"Bearer {token}"} if token else {})
         headers.update({"Content-Type": "application/json"} if body is not None else {})
         data = None if body is None else json.dumps(body, allow_nan=False).encode()

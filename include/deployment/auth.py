@@ -1,6 +1,4 @@
-"""Airflow's FAB auth manager, with two things of its own.
-
-"May start runs of this DAG" is a permission.
+"""Extends Airflow's FAB auth manager: starting runs is a permission, and a lost database is a 503.
 
 FAB asks for "may edit the DAG" before somebody may start a run of it, and whoever may edit a DAG may also
 pause it. A beamline computer must not be able to stop the pipeline for everybody, so here "can_create" on
@@ -48,7 +46,7 @@ class BeamlineAuthManager(FabAuthManager):  # type: ignore[misc] # the provider 
         access_entity: DagAccessEntity | None = None,
         details: Any = None,
     ) -> bool:
-        """Tell whether a user may do something with a DAG or a part of it."""
+        """Whether a user may do something with a DAG or a part of it."""
         starts_run = method == "POST" and access_entity is DagAccessEntity.RUN and details and details.id
         if starts_run and ("can_create", f"DAG Run:{details.id}") in user.perms:
             method, access_entity = "GET", None

@@ -1,4 +1,6 @@
-"""Is this container's component alive? `python -m deployment.health scheduler|triggerer|dag-processor|worker`
+"""Checks that this container's component is alive: `python -m deployment.health scheduler|triggerer|...`
+
+The components are scheduler, triggerer, dag-processor and worker.
 
 Asks for the heartbeat that the component itself writes, as `airflow jobs check` does, without importing
 Airflow: that takes seconds of a core, and a health check runs every half minute in every container.
@@ -16,7 +18,7 @@ JOB_TYPES = {
     "triggerer": "TriggererJob",
     "dag-processor": "DagProcessorJob",
 }
-LONGEST_SILENCE = 60  # seconds; heartbeats come every 5
+MAX_HEARTBEAT_AGE = 60  # seconds; heartbeats come every 5
 
 _QUERY = """
 SELECT count(*) FROM job
@@ -26,21 +28,21 @@ WHERE job_type = %s AND hostname = %s AND state = 'running'
 
 
 def has_heartbeat(component: str) -> bool:
-    """Tell whether the component of this host has written a heartbeat lately."""
+    """Whether the component of this host has written a heartbeat lately."""
     import psycopg2  # type: ignore[import-untyped] # noqa: PLC0415 - in the image only
 
     address = read_key("sql_alchemy_conn").replace("postgresql+psycopg2:", "postgresql:")
     connection = psycopg2.connect(address, connect_timeout=5)
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_QUERY, (JOB_TYPES[component], socket.gethostname(), LONGEST_SILENCE))
+            cursor.execute(_QUERY, (JOB_TYPES[component], socket.gethostname(), MAX_HEARTBEAT_AGE))
             return bool(cursor.fetchone()[0])
     finally:
         connection.close()
 
 
 def worker_answers() -> bool:
-    """Tell whether the Celery worker of this host answers a ping."""
+    """Whether the Celery worker of this host answers a ping."""
     from celery import Celery  # type: ignore[import-not-found] # noqa: PLC0415 - in the image only
 
     name = f"celery@{socket.gethostname()}"
@@ -51,7 +53,7 @@ def main() -> None:
     """Exit code 0 when the component named on the command line is alive."""
     component = sys.argv[1]
     alive = worker_answers() if component == "worker" else has_heartbeat(component)
-    sys.exit(None if alive else f"no sign of life from the {component} of {socket.gethostname()}")
+    sys.exit(None if alive else f"no heartbeat of the {component} of {socket.gethostname()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make an installation's keys and passwords, once: `python -m deployment.keys`.
+"""Makes an installation's keys and passwords, once: `python -m deployment.keys`.
 
 They are files in a volume of their own, readable by the user and the group that the services run as. They are
 never in the image, the compose file, the environment or a log. What is there already is left alone: a Fernet

@@ -1,6 +1,6 @@
-"""The init step of docker-compose.yaml: `python -m deployment.prepare`.
+"""Prepares an installation, as docker-compose.yaml's service `init`: `python -m deployment.prepare`.
 
-Reads `.env`, writes `airflow.cfg` and `beamline.yaml`, makes or migrates the database, and lays down
+Reads `.env`, writes `airflow.cfg` and `beamline.yaml`, makes or migrates the database, and writes
 connections, pools, roles and users. Running it again changes nothing but what `.env` changes.
 """
 
@@ -15,44 +15,45 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from deployment.keys import USERS, read_key
-from deployment.settings import Deployment, SettingsError, read_deployment
-from deployment.site import (
+from deployment.airflow_settings import (
     MANAGED,
     connections,
-    pools,
     standin_connections,
     write_airflow_cfg,
     write_beamline,
 )
+from deployment.keys import USERS, read_key
+from deployment.settings import Settings, SettingsError, read_settings
+from deployment.standin_settings import pools
 
 STANDIN = Path("/standin/standin.json")
 STANDIN_HEALTH = "http://standin:8000/healthz"
-PATIENCE = 180.0  # seconds for the stand-in or Redis to answer
+MAX_WAIT = 180.0  # seconds for the stand-in or Redis to answer
 
 
 def main() -> None:
     """Prepare an installation; ends with a message on stderr when a setting is wrong."""
     try:
-        deployment, warnings = read_deployment()
-        facility = _wait_for_standin() if deployment.standin else None
-        if deployment.celery:
+        settings, warnings = read_settings()
+        facility = _wait_for_standin() if settings.standin else None
+        if settings.celery:
             _wait_for_port("redis", 6379)
     except SettingsError as error:
-        sys.exit(f"\n.env: {error}\n")
-    write_airflow_cfg(deployment)
-    write_beamline(deployment, facility)
+        lines = "\n".join(f".env: {line}" for line in str(error).splitlines())
+        sys.exit(f"\n{lines}\n")
+    write_airflow_cfg(settings)
+    write_beamline(settings, facility)
     _check_beamline()
-    _lay_down(standin_connections(facility) if facility else connections(deployment))
+    _write_database(standin_connections(facility) if facility else connections(settings))
     _make_users()
     for warning in warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
-    print(_summary(deployment), flush=True)
+    print(_summary(settings), flush=True)
 
 
 def _wait_for_standin() -> dict[str, Any]:
     """The stand-in's description of itself, once it answers."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_WAIT
     while True:
         try:
             with urllib.request.urlopen(STANDIN_HEALTH, timeout=5):
@@ -67,7 +68,7 @@ def _wait_for_standin() -> dict[str, Any]:
 
 
 def _wait_for_port(host: str, port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_WAIT
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
@@ -94,15 +95,15 @@ def _check_beamline() -> None:
         sys.exit(f"\nbeamline.yaml: {error}\n")
 
 
-def _lay_down(wanted: dict[str, dict[str, Any]]) -> None:
-    """Database, connections and pools; a connection that `.env` does not give stays as it was typed in."""
+def _write_database(wanted: dict[str, dict[str, Any]]) -> None:
+    """Write tables, connections and pools; what `.env` leaves open stays as it was typed in."""
     from airflow.models.connection import Connection  # noqa: PLC0415 - see above
     from airflow.utils.session import create_session  # noqa: PLC0415
     from sqlalchemy import select  # noqa: PLC0415
 
-    from dev.local_airflow.prepare import prepare  # noqa: PLC0415
+    from deployment.database import prepare_database  # noqa: PLC0415
 
-    prepare({"pools": pools()})
+    prepare_database({"pools": pools()})
     with create_session() as session:
         typed_in = set(
             session.scalars(
@@ -110,7 +111,7 @@ def _lay_down(wanted: dict[str, dict[str, Any]]) -> None:
             )
         )
     incomplete = {conn_id for conn_id, fields in wanted.items() if "login" in fields and not fields["login"]}
-    prepare({"connections": {c: f for c, f in wanted.items() if c not in incomplete & typed_in}})
+    prepare_database({"connections": {c: f for c, f in wanted.items() if c not in incomplete & typed_in}})
 
 
 def _make_users() -> None:
@@ -120,13 +121,11 @@ def _make_users() -> None:
         print(f"made user {user}; first password: docker-compose exec api-server cat /keys/{user}_password")
 
 
-def _summary(deployment: Deployment) -> str:
-    parts = [f"executor {deployment.executor}"]
-    parts.append("the stand-in facility" if deployment.standin else "the real Globus and NERSC")
-    parts.append(
-        f"metrics to {deployment.statsd[0]}:{deployment.statsd[1]}" if deployment.statsd else "no metrics"
-    )
-    parts.append(f"DAGs from {deployment.dags_git[0]}" if deployment.dags_git else "DAGs from ./dags")
+def _summary(settings: Settings) -> str:
+    parts = [f"executor {settings.executor}"]
+    parts.append("the stand-in" if settings.standin else "the real Globus and NERSC")
+    parts.append(f"metrics to {settings.statsd[0]}:{settings.statsd[1]}" if settings.statsd else "no metrics")
+    parts.append(f"DAGs from {settings.dags_git_url or './dags'}")
     return f"prepared: {', '.join(parts)}"
 
 

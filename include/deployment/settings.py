@@ -1,76 +1,154 @@
-"""An installation as `.env` describes it: read, checked, and nothing else.
-
-The names of the first group are those of the agent that this bundle replaces.
-"""
+"""Reads and checks the settings of an installation: `.env`, and what docker-compose.yaml passes on."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from dev.local_airflow.settings import read_env_file
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deployment.env_file import EnvFileError, read_env_file
 
 SETTINGS_FILE = Path("/run/secrets/settings")  # `.env`, as a Compose secret
-
-FACILITY_NAMES = (
-    "GLOBUS_CLIENT_ID",
-    "GLOBUS_CLIENT_SECRET",
-    "PATH_NERSC_ID",
-    "PATH_NERSC_PRI_KEY",
-    "PATH_JOB_SCRIPT",
-    "PATH_PTYCHOCAM_NERSC",
-    "PATH_CDTOOLS_NERSC",
-)
-# These reach the services through docker-compose.yaml too, so that a change of theirs restarts the services.
-SERVICE_NAMES = (
-    "COMPOSE_PROFILES",
-    "COMPOSE_PROJECT_NAME",
-    "AIRFLOW_UID",
-    "UI_ADDRESS",
-    "UI_PORT",
-    "UI_URL",
-    "STATSD",
-    "DAGS_GIT_URL",
-    "DAGS_GIT_REF",
-    "PARALLELISM",
-    "WORKER_CONCURRENCY",
-    "STANDIN_SLOTS",
-    "SETTINGS_FILE",
-)
 PROFILES = ("standin", "celery")
-JOB_SCRIPTS = "/tmp_job_scripts"  # noqa: S108 - the old agent's name for a folder that is mounted there
+JOB_SCRIPTS = Path("/tmp_job_scripts")  # noqa: S108 - the previous agent's name for the mounted folder
 
 
 class SettingsError(Exception):
-    """A setting in `.env` cannot be right; the message names it and says what to do."""
+    """Settings in `.env` are wrong; the message has a line for each, with its name and what to do."""
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """One installation. Paths are those inside the containers, or at NERSC.
+def _absolute_path(path: Path) -> Path:
+    text = str(path)
+    if not path.is_absolute() or ".." in path.parts or re.search(r"[\x00-\x1f]", text):
+        raise ValueError("it must be an absolute path without '..'")
+    return path
 
-    :param globus_client_id: None when `.env` gives no Globus client.
-    :param scripts: path at NERSC of an engine's reconstruction script, for the engines that `.env` names.
-    :param statsd: host and port that metrics are sent to; None: nowhere.
-    :param dags_git: URL and branch or tag that DAGs are taken from; None: from the mounted folder.
+
+def _whole_number(value: object) -> object:
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and int(value) >= 1):
+        raise ValueError("it must be a whole number, 1 or more")
+    return value
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ValueError(
+            "it must be a UUID; copy it from https://app.globus.org/settings/developers"
+        ) from None
+
+
+def _profiles(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = frozenset(name.strip() for name in value.split(",") if name.strip())
+    if not names <= set(PROFILES):
+        raise ValueError(f"it must be {' or '.join(PROFILES)}, or both with a comma between")
+    return names
+
+
+def _host_and_port(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parts = urlsplit(f"//{value.strip()}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None or parts.path:
+        raise ValueError("it must be HOST:PORT, such as statsd.example.org:8125")
+    return host, port
+
+
+def _without_password(url: str) -> str:
+    if urlsplit(url).password:
+        raise ValueError("the URL holds a password, which would show in logs; use a public address")
+    return url
+
+
+_AbsolutePath = Annotated[Path, AfterValidator(_absolute_path)]
+_WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+
+
+class Settings(BaseSettings):
+    """One installation. In `.env` the names are upper case. Paths are those in the containers, or at NERSC.
+
+    `Settings(statsd="statsd.example.org:8125").statsd` is `("statsd.example.org", 8125)`.
     """
 
-    standin: bool = False
-    celery: bool = False
-    globus_client_id: str | None = None
-    globus_client_secret: str | None = field(default=None, repr=False)
-    nersc_id_file: Path = Path("/nersc/clientid.txt")
-    nersc_key_file: Path = Path("/nersc/priv_key.pem")
-    job_script_folder: Path = Path(JOB_SCRIPTS)
-    scripts: Mapping[str, str] = field(default_factory=dict)
-    statsd: tuple[str, int] | None = None
-    dags_git: tuple[str, str] | None = None
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper,
+        case_sensitive=True,
+        extra="allow",  # a misspelt name is a warning, see `read_settings`
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    # The facilities. The names are those of the agent that this bundle replaces.
+    globus_client_id: Annotated[str, AfterValidator(_uuid)] | None = None
+    globus_client_secret: SecretStr | None = None
+    path_nersc_id: _AbsolutePath = Path("/nersc/clientid.txt")
+    path_nersc_pri_key: _AbsolutePath = Path("/nersc/priv_key.pem")
+    path_job_script: _AbsolutePath = JOB_SCRIPTS
+    path_ptychocam_nersc: _AbsolutePath | None = None
+    path_cdtools_nersc: _AbsolutePath | None = None
+
+    # The stack. docker-compose.yaml uses these too.
+    compose_profiles: Annotated[frozenset[str], NoDecode, BeforeValidator(_profiles)] = frozenset()
+    compose_project_name: str | None = None
+    airflow_uid: _WholeNumber = 50000
+    ui_address: str = "127.0.0.1"
+    ui_port: _WholeNumber = 8080
+    ui_url: str = "http://localhost:8080"
+    statsd: Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_host_and_port)] = None
+    dags_git_url: Annotated[str, AfterValidator(_without_password)] | None = None
+    dags_git_ref: str = "main"
+    parallelism: _WholeNumber = 16
+    worker_concurrency: _WholeNumber = 8
+    standin_slots: _WholeNumber = 2
+    settings_file: str | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings passes all by name
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, which is what Compose used, comes before the file."""
+        return env_settings, init_settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
+
+    @model_validator(mode="after")
+    def _client_and_secret(self) -> Settings:
+        if (self.globus_client_id is None) != (self.globus_client_secret is None):
+            raise ValueError("GLOBUS_CLIENT_ID and GLOBUS_CLIENT_SECRET go together: give both or neither")
+        return self
+
+    @property
+    def standin(self) -> bool:
+        """Whether the stand-in takes the place of Globus and NERSC."""
+        return "standin" in self.compose_profiles
+
+    @property
+    def celery(self) -> bool:
+        """Whether tasks run in Celery's workers."""
+        return "celery" in self.compose_profiles
 
     @property
     def executor(self) -> str:
@@ -81,127 +159,70 @@ class Deployment:
             else "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
         )
 
+    @property
+    def scripts(self) -> dict[str, Path]:
+        """Paths at NERSC of the reconstruction scripts that `.env` names, by engine."""
+        paths = {"ptychocam": self.path_ptychocam_nersc, "cdtools": self.path_cdtools_nersc}
+        return {engine: path for engine, path in paths.items() if path is not None}
 
-def read_deployment(
-    file: Path = SETTINGS_FILE, environment: Mapping[str, str] = os.environ
-) -> tuple[Deployment, list[str]]:
-    """Read the settings; returns them and what a person should be told about them.
 
-    :param environment: what docker-compose.yaml passes on: profiles, metrics, where DAGs come from.
-    :raises SettingsError: naming the setting that cannot be right.
+def read_settings(file: Path = SETTINGS_FILE) -> tuple[Settings, list[str]]:
+    """Read the settings of an installation; returns them and warnings for whoever wrote them.
+
+    :raises SettingsError: naming the settings that are wrong, and how they must be.
     """
     values = _read(file)
-    warnings = [f"{name} is not a setting of this installation; is it misspelt?" for name in _unknown(values)]
-    profiles = _profiles(environment.get("COMPOSE_PROFILES", ""))
-    client_id, client_secret = _globus_client(values)
-    if client_secret is not None and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_message(found) for found in error.errors())) from None
+    if settings.globus_client_secret is not None and _others_can_read(file):
         raise SettingsError(
             "the file holds a secret and can be read by others than its owner. Do: chmod 600 .env"
         )
-    deployment = Deployment(
-        standin="standin" in profiles,
-        celery="celery" in profiles,
-        globus_client_id=client_id,
-        globus_client_secret=client_secret,
-        nersc_id_file=_path(values, "PATH_NERSC_ID", "/nersc/clientid.txt"),
-        nersc_key_file=_path(values, "PATH_NERSC_PRI_KEY", "/nersc/priv_key.pem"),
-        job_script_folder=_path(values, "PATH_JOB_SCRIPT", JOB_SCRIPTS),
-        scripts={
-            engine: str(_path(values, f"PATH_{engine.upper()}_NERSC", ""))
-            for engine in ("ptychocam", "cdtools")
-            if values.get(f"PATH_{engine.upper()}_NERSC")
-        },
-        statsd=_statsd(environment.get("STATSD", "")),
-        dags_git=_dags_git(environment),
-    )
-    return deployment, warnings + ([] if deployment.standin else _check_credentials(deployment))
+    warnings = [
+        f"{name} is not a setting of this installation; is it misspelt?"
+        for name in sorted(settings.model_extra or {})
+    ]
+    return settings, warnings + ([] if settings.standin else _check_credentials(settings))
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        values = read_env_file(file)
+        return dict(read_env_file(file))
+    except EnvFileError as error:
+        raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(
             f".env cannot be read by user id {os.getuid()} ({error.strerror}). Copy .env.example to .env, "
             "and set AIRFLOW_UID to the id of the file's owner (id -u)."
         ) from error
-    return {name: _unquoted(value) for name, value in values.items()}
 
 
-def _unquoted(value: str) -> str:
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1]
-    return re.sub(r"\s+#.*$", "", value)
+def _message(error: Any) -> str:
+    """What is wrong with a setting; values that may hold a secret are not repeated."""
+    text = str(error["ctx"]["error"])
+    if not error["loc"]:
+        return f"{text}."
+    name = str(error["loc"][0]).upper()
+    shown = "" if name == "DAGS_GIT_URL" else f" is {error['input']!r}"
+    return f"{name}{shown}; {text}."
 
 
-def _unknown(values: Mapping[str, str]) -> list[str]:
-    return sorted(set(values) - {*FACILITY_NAMES, *SERVICE_NAMES})
+def _others_can_read(path: Path) -> bool:
+    return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
-def _profiles(text: str) -> set[str]:
-    profiles = {name.strip() for name in text.split(",") if name.strip()}
-    if wrong := sorted(profiles - set(PROFILES)):
-        raise SettingsError(
-            f"COMPOSE_PROFILES names {', '.join(wrong)}; there are {' and '.join(PROFILES)}, "
-            "with a comma between."
-        )
-    return profiles
-
-
-def _globus_client(values: Mapping[str, str]) -> tuple[str | None, str | None]:
-    client_id, secret = values.get("GLOBUS_CLIENT_ID") or None, values.get("GLOBUS_CLIENT_SECRET") or None
-    if (client_id is None) != (secret is None):
-        raise SettingsError("GLOBUS_CLIENT_ID and GLOBUS_CLIENT_SECRET go together: give both or neither.")
-    if client_id is not None:
-        try:
-            UUID(client_id)
-        except ValueError:
-            raise SettingsError(
-                f"GLOBUS_CLIENT_ID is {client_id!r}, which is not a UUID. Copy it from "
-                "https://app.globus.org/settings/developers."
-            ) from None
-    return client_id, secret
-
-
-def _path(values: Mapping[str, str], name: str, default: str) -> Path:
-    text = values.get(name) or default
-    if not text.startswith("/") or ".." in text.split("/") or re.search(r"[\x00-\x1f]", text):
-        raise SettingsError(f"{name} is {text!r}; it must be an absolute path without '..'.")
-    return Path(text)
-
-
-def _statsd(text: str) -> tuple[str, int] | None:
-    if not text.strip():
-        return None
-    try:
-        parts = urlsplit(f"//{text.strip()}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port is None or parts.path:
-        raise SettingsError(f"STATSD is {text!r}; it must be HOST:PORT, such as statsd.example.org:8125.")
-    return host, port
-
-
-def _dags_git(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    url = environment.get("DAGS_GIT_URL", "").strip()
-    if not url:
-        return None
-    if urlsplit(url).password:
-        raise SettingsError("DAGS_GIT_URL holds a password, which would show in logs. Use a public address.")
-    return url, environment.get("DAGS_GIT_REF", "").strip() or "main"
-
-
-def _check_credentials(deployment: Deployment) -> list[str]:
+def _check_credentials(settings: Settings) -> list[str]:
     """What is missing for the real facilities; a key that Airflow would refuse is an error."""
     missing = []
-    if deployment.globus_client_id is None:
+    if settings.globus_client_id is None:
         missing.append(
             "GLOBUS_CLIENT_ID and GLOBUS_CLIENT_SECRET are not set: no file can be copied until they are."
         )
     for name, path in (
-        ("PATH_NERSC_ID", deployment.nersc_id_file),
-        ("PATH_NERSC_PRI_KEY", deployment.nersc_key_file),
+        ("PATH_NERSC_ID", settings.path_nersc_id),
+        ("PATH_NERSC_PRI_KEY", settings.path_nersc_pri_key),
     ):
         if not path.exists():
             missing.append(f"{name}: there is no {path}, so no job can be submitted until there is.")
@@ -211,10 +232,10 @@ def _check_credentials(deployment: Deployment) -> list[str]:
                 f"{name}: {path} belongs to user id {owner} and cannot be read by {os.getuid()}, which "
                 f"Airflow runs as. Set AIRFLOW_UID={owner}, or give the file away: chown {os.getuid()}."
             )
-    key = deployment.nersc_key_file
-    if key.exists() and key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    key = settings.path_nersc_pri_key
+    if key.exists() and _others_can_read(key):
         raise SettingsError(
             f"PATH_NERSC_PRI_KEY: {key} can be read by others than its owner. Do: chmod 600 {key.name} "
-            "in the folder that is mounted as /nersc, and consider the key known."
+            "in the folder that is mounted as /nersc, and replace the key if others may have seen it."
         )
     return missing

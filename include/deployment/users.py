@@ -1,4 +1,4 @@
-"""The users and roles of an installation with Airflow's FAB auth manager.
+"""Makes the users and roles of an installation with Airflow's FAB auth manager.
 
 `admin` may do everything. `beamline` may start and read runs of the beamline's DAGs and nothing else.
 """
@@ -75,5 +75,5 @@ def _make_user(manager: Any, name: str, role: Any, password: str) -> bool:
         password=password,
     )
     if not made:
-        raise RuntimeError(f"The user {name} could not be made; the lines above say why.")
+        raise RuntimeError(f"The user {name} could not be made; the reason is in the lines above.")
     return True

@@ -1,1 +1,1 @@
-"""What developers run on their own machine: a local Airflow, the demo, chaos runs, the benchmark."""
+"""Developers' tools: a local Airflow, the demonstration, chaos runs, the benchmark."""

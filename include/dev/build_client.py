@@ -1,7 +1,8 @@
-"""`make client`: packs the beamline computer's client into one file, `build/submit_scan.py`.
+"""Packs the beamline computer's client into one file, `build/submit_scan.py`: `make client`.
 
 The file is a zip archive that Python runs (zipapp): the package `beamline_client`, and in it `dag.json` with
-the id and the parameters of the DAG, so that the client checks names and bounds that are the DAG's own.
+the version and the id and the parameters of the DAG, so that the client checks names and bounds that are the
+DAG's own.
 The same source gives the same bytes.
 """
 
@@ -13,6 +14,7 @@ import os
 import tempfile
 import zipapp
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def _archive() -> bytes:
 
 
 def describe_dag() -> dict[str, Any]:
-    """What the client must know of the DAG, as JSON: its id, and the JSON schema of each parameter."""
+    """The DAG's id, the bundle's version and the JSON schema of each parameter."""
     # Importing Airflow takes seconds and makes a folder: not for who only wants to know where the file is.
     from cosmic.dag_constants import TRANSFER_AUTO_RECON  # noqa: PLC0415
     from cosmic.parameters import RECONSTRUCTION, REQUIRED  # noqa: PLC0415
@@ -70,7 +72,11 @@ def describe_dag() -> dict[str, Any]:
         checked = {key: schema[key] for key in CHECKED if key in schema}
         default = {} if parameter.default is REQUIRED else {"default": parameter.default}
         parameters[name] = {**checked, **default, "description": parameter.description}
-    return {"dag_id": TRANSFER_AUTO_RECON, "parameters": parameters}
+    return {
+        "dag_id": TRANSFER_AUTO_RECON,
+        "version": version("cosmic-airflow-bundle"),
+        "parameters": parameters,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a stand-in facility: `python -m standin --root DIR`.
+"""Runs the stand-in: `python -m standin --root DIR`.
 
 Prints one line with the base URL when it answers. The rest is in DIR/standin.json.
 """
@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (0: any free one)")
     parser.add_argument("--public-url", help="base URL as clients see it (http://HOST:PORT)")
-    parser.add_argument("--control", action="store_true", help="serve /control: faults, books, switches")
+    parser.add_argument("--control", action="store_true", help="serve /control: faults, accounting, switches")
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="auto", help="(%(default)s)")
     parser.add_argument("--slots", type=int, default=4, help="jobs at once, built-in runner (%(default)s)")
     parser.add_argument("--bandwidth", type=float, help="bytes per second of all transfers together")

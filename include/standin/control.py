@@ -1,4 +1,4 @@
-"""The control route: faults, the log of requests, and each service's switches and books.
+"""Serves /control: faults, the log of requests, and each service's switches and accounting.
 
 Served only when asked for at start; it needs no login, so it belongs on a loopback address.
 """

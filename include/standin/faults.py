@@ -1,6 +1,6 @@
-"""Faults on request: delays, error statuses, dropped connections and cut bodies.
+"""Injects faults on request: delays, error statuses, dropped connections and cut bodies.
 
-A rule says which requests it is for (service, method, path, query) and how often (the next `times`, a
+A rule selects requests (service, method, path, query) and how often (the next `times`, a
 `fraction` of them drawn with a `seed`, or all). The first rule that matches and fires decides; a rule of
 kind "delay" lets the request go on to the next rules.
 """
@@ -84,10 +84,10 @@ class Fault:
             except re.error as error:
                 raise BadFaultError(f"{name} is not a regular expression: {error}.") from error
         bounds = {"fraction": (0, 1), "delay": (0, 3600), "status": (200, 599), "times": (1, 10**9)}
-        for name, (least, most) in bounds.items():
+        for name, (minimum, maximum) in bounds.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise BadFaultError(f"{name} is {value}; it must be from {least} to {most}.")
+            if value is not None and not minimum <= value <= maximum:
+                raise BadFaultError(f"{name} is {value}; it must be from {minimum} to {maximum}.")
         self._random.seed(self.seed)
 
     def matches(self, service: str, request: web.Request) -> bool:

@@ -1,4 +1,4 @@
-"""The log of requests that the facility's services received: the newest ones, and counts of all.
+"""Logs the requests that the stand-in's services receive: the newest ones, and counts of all.
 
 With a file it keeps them all, a line of JSON each, also over restarts.
 """

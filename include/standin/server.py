@@ -1,4 +1,4 @@
-"""The facility's HTTP server: Globus, NERSC, health and control on one port."""
+"""The stand-in's HTTP server: Globus, NERSC, health and control on one port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service of the stand-in facility must offer to be plugged into its server."""
+"""The interface of a service that is plugged into the stand-in's server."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ class Service(Protocol):
     def controls(self) -> dict[str, Control]:
         """Verbs of POST /control/{name}/{verb}; JSON object in, JSON object out.
 
-        The books are the verbs "transfers" (globus; answers {"transfers": [...]}) and "jobs" (nersc;
+        The accounting is the verbs "transfers" (globus; answers {"transfers": [...]}) and "jobs" (nersc;
         answers {"jobs": [...]}).
         """

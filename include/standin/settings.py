@@ -1,4 +1,4 @@
-"""What a stand-in facility is started with, and where its folders are."""
+"""Settings that the stand-in is started with, and the paths of its folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
     public_url: str | None = None  # base URL as clients see it, when it is not http://host:port
-    control: bool = False  # serve /control: faults, books, switches
+    control: bool = False  # serve /control: faults, accounting, switches
     scheduler: str = "auto"
     slots: int = 4  # jobs at once of the built-in runner
     bandwidth: float | None = None  # bytes per second of all transfers together; None: as fast as it goes
@@ -75,7 +75,7 @@ class Settings:
 
     @property
     def description(self) -> Path:
-        """The file that tells clients where everything is, written at start."""
+        """The file from which clients read where everything is, written at start."""
         return self.root / "standin.json"
 
     def make_folders(self) -> None:

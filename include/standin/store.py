@@ -1,4 +1,4 @@
-"""Files and databases that survive a kill at any moment."""
+"""Writes files and databases that survive a kill at any moment."""
 
 from __future__ import annotations
 

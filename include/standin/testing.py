@@ -1,4 +1,4 @@
-"""Stand-in facilities for tests and for the demonstration: in a thread, or as a process to be killed."""
+"""Runs the stand-in for tests and the demonstration: in a thread, or as a process to be killed."""
 
 from __future__ import annotations
 

@@ -105,4 +105,4 @@ def _timing(name: str, seconds: float | None) -> None:
         stats.timing(name, timedelta(seconds=seconds))
 
 
-_RESULTS = {"GlobusTransferOperator": _transfer, "SlurmJobSensor": _job}
+_RESULTS = {"GlobusTransferOperator": _transfer, "ResubmittingSlurmJobSensor": _job}

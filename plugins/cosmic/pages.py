@@ -80,7 +80,7 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
         with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
             content = hook.download(beamline().job.machine, result["preview"])
     except FacilityError as error:
-        raise HTTPException(502, f"The preview could not be read from NERSC: {error.what}.") from error
+        raise HTTPException(502, f"The preview could not be read from NERSC ({error.what}).") from error
     return Response(
         content, media_type="image/png", headers=_HEADERS | {"Cache-Control": "private, max-age=3600"}
     )

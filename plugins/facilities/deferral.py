@@ -125,9 +125,9 @@ class RemoteWorkOperator(BaseOperator):
     def run_try(self, context: Context, **kwargs: Any) -> Any:
         """Find or submit the work, and wait for it; called again, with what `hold` gives, after an outage."""
 
-    @abstractmethod
     def execute_complete(self, context: Context, event: object) -> Any:
-        """Go on when a `WaitTrigger` has ended its wait."""
+        """Go on when a `WaitTrigger` has ended its wait; of operators that call `wait_for`."""
+        raise NotImplementedError
 
     @abstractmethod
     def outage_trigger(
@@ -192,13 +192,14 @@ class RemoteWorkOperator(BaseOperator):
         now = time.time()
         hold_until = hold_until or now + self.longest_hold.total_seconds()
         if now >= hold_until:
-            raise self._outage_error(context, str(error)) from error
+            raise self.outage_error(context, str(error)) from error
         pause = max(min(self.first_pause * 2.0**holds, _MAX_FIRST_PAUSE), error.retry_after or 0.0)
         kwargs |= {"hold_until": hold_until, "holds": min(holds + 1, _MAX_HOLDS_COUNTED)}
         trigger = self.outage_trigger(context, str(error), hold_until, pause)
         self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)
 
-    def _outage_error(self, context: Context, details: str) -> TimeLimitError:
+    def outage_error(self, context: Context, details: str) -> TimeLimitError:
+        """The error when the service could not be used for too long; cancels what may have been submitted."""
         cancelled = self.cancel_unknown(context)
         return TimeLimitError(
             f"{self.service} could not be used within {self.longest_hold}, the limit of the wait",
@@ -223,7 +224,7 @@ class RemoteWorkOperator(BaseOperator):
         """Go on when an `OutageTrigger` has ended its wait."""
         self._ti = context["ti"]
         if not isinstance(event, Mapping) or event.get("outcome") != "answers":
-            raise self._outage_error(context, "")
+            raise self.outage_error(context, "")
         return self.run_try(context, **kwargs)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -235,10 +236,12 @@ class RemoteWorkOperator(BaseOperator):
                 error.__cause__, TaskDeferralTimeout
             ):
                 raise
+            cancelled = self.cancel_unknown(context)
             raise TimeLimitError(
                 f"The wait for {self.service} reached its limit while no triggerer looked at it",
+                remote_id=self.remote_id or None,
                 next_step="check that a triggerer runs, then clear the task.",
-                details=self.cancel_unknown(context),
+                details=cancelled,
             ) from error
 
     def on_kill(self) -> None:

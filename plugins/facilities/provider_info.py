@@ -1,23 +1,26 @@
 """Registers the connection types, so that Airflow's UI has forms for them.
 
-Airflow finds this through the entry point in `plugins/cosmic_airflow_bundle-0.1.0.dist-info`, which works
-where the plugins folder is on PYTHONPATH.
+Airflow finds this through the entry point in `pyproject.toml`, once the bundle's metadata is installed:
+`pip install --no-deps -e .`.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from facilities.globus.connection import CONNECTION_TYPE as GLOBUS
 from facilities.superfacility.connection import CONNECTION_TYPE as SUPERFACILITY
 
+NAME = "cosmic-airflow-bundle"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Describe this package in the form that Airflow's providers manager reads."""
     return {
-        "package-name": "cosmic-airflow-bundle",
+        "package-name": NAME,
         "name": "COSMIC facilities",
         "description": "Globus Transfer and NERSC's Superfacility API.",
-        "versions": ["0.1.0"],
+        "versions": [version(NAME)],
         "connection-types": [GLOBUS, SUPERFACILITY],
     }

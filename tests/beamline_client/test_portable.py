@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from beamline_client import __version__
 from beamline_client.naming import scan_run_id
 from dev.build_client import SOURCE, build
 from support.airflow_api import AirflowApi
@@ -100,11 +100,11 @@ def _no_new_typing_at_run_time(tree: ast.Module) -> None:
 OLDEST = pytest.param("3.8", marks=pytest.mark.needs("python3.8"))
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_version_is_the_bundles() -> None:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{__version__}\n"
+    assert done.stdout == f"{version('cosmic-airflow-bundle')}\n"
 
 
 def test_the_source_is_not_run_unbuilt() -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from cosmic import missed_scans
 from cosmic.dag_constants import GLOBUS_CONN_ID
-from dev.local_airflow.seed import standin_beamline
+from deployment.standin_settings import standin_beamline
 from standin.testing import Facility, running
 from support.globus import CONN_ID, use_connection
 

@@ -22,7 +22,7 @@ from airflow.sdk.observability.metrics import stats_utils
 
 from cosmic import metrics
 from cosmic.dag_constants import GLOBUS_CONN_ID, PROCESS_NEWFILE
-from dev.local_airflow.seed import standin_beamline, standin_seed
+from deployment.standin_settings import standin_beamline, standin_seed
 from facilities.errors import BY_CLASS, TimeLimitError
 from standin.testing import Facility
 
@@ -120,7 +120,7 @@ def test_a_failed_run_tells_the_class(dag: Any, heard: Heard) -> None:
 
 def test_a_jobs_figures(heard: Heard) -> None:
     result = {"queue_seconds": 12.0, "run_seconds": 90.5, "node_hours": 0.025}
-    end_of("SlurmJobSensor", result)
+    end_of("ResubmittingSlurmJobSensor", result)
     assert heard() == [
         "airflow.cosmic.job.queue_time:12000.000000|ms",
         "airflow.cosmic.job.run_time:90500.000000|ms",
@@ -129,8 +129,8 @@ def test_a_jobs_figures(heard: Heard) -> None:
 
 
 def test_what_is_not_known_is_not_sent(heard: Heard) -> None:
-    end_of("SlurmJobSensor", {"queue_seconds": None, "run_seconds": None, "node_hours": None})
-    end_of("SlurmJobSensor", None)
+    end_of("ResubmittingSlurmJobSensor", {"queue_seconds": None, "run_seconds": None, "node_hours": None})
+    end_of("ResubmittingSlurmJobSensor", None)
     end_of("_PythonDecoratedOperator", {"bytes": 1})
     already_there = {"bytes": 0, "files": 0, "seconds": None, "rate": 0.0}
     end_of("GlobusTransferOperator", already_there)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployment.settings import SERVICE_NAMES
-from dev.local_airflow.settings import REPOSITORY, read_env_file
+from deployment.env_file import read_env_file
+from deployment.settings import Settings
+from dev.local_airflow.settings import REPOSITORY
 
 DEPLOYMENT = REPOSITORY / "include" / "deployment"
 LIMITS = {"driver": "json-file", "options": {"max-size": "1m", "max-file": "3"}}
@@ -81,7 +82,7 @@ def test_no_secret_is_in_a_services_environment(services: dict[str, dict[str, An
 def test_every_variable_of_the_file_is_a_documented_setting() -> None:
     text = (REPOSITORY / "docker-compose.yaml").read_text()
     used = set(re.findall(r"\$\{(\w+)", text))
-    assert used <= set(SERVICE_NAMES)
+    assert used <= {name.upper() for name in Settings.model_fields}
     documented = set(read_env_file(REPOSITORY / ".env.example"))
     assert used - {"SETTINGS_FILE"} <= documented
 
@@ -105,12 +106,12 @@ def test_a_profile_on_the_command_line_only_is_refused(script: str) -> None:
 
 
 def test_requirements_are_pinned_around_what_the_image_has(tmp_path: Path) -> None:
-    """The install script, with a `pip` that writes down what it is told."""
+    """The install script, with a `pip` that records its arguments."""
     pip = tmp_path / "pip"
     pip.write_text(
         "#!/bin/bash\n"
         'case $1 in freeze) printf "Foo_Bar==1.0\\nshared==3\\nlocal @ file:///x\\n" ;;\n'
-        f'install) echo "$@" >{tmp_path}/said; cp "$6" {tmp_path}/constraints ;; esac\n'
+        f'install) echo "$@" >{tmp_path}/arguments; cp "$6" {tmp_path}/constraints ;; esac\n'
     )
     pip.chmod(0o755)
     (tmp_path / "constraints.in").write_text("# pins\nfoo-bar==2.0\nmine==5\nNew.Thing==7\nshared==4\n")
@@ -127,4 +128,4 @@ def test_requirements_are_pinned_around_what_the_image_has(tmp_path: Path) -> No
         "shared==3",
         "New.Thing==7",
     ]
-    assert (tmp_path / "said").read_text().split()[-1] == "-rwanted.txt"
+    assert (tmp_path / "arguments").read_text().split()[-1] == "-rwanted.txt"

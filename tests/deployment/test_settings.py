@@ -1,22 +1,18 @@
-"""`.env`: what is taken, what is refused, and what the person who wrote it is told."""
+"""`.env`: what is taken, what is refused, and the messages for the person who wrote it."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployment.settings import (
-    FACILITY_NAMES,
-    SERVICE_NAMES,
-    Deployment,
-    SettingsError,
-    read_deployment,
-)
-from dev.local_airflow.settings import REPOSITORY, read_env_file
+from deployment.env_file import read_env_file
+from deployment.settings import Settings, SettingsError, read_settings
+from dev.local_airflow.settings import REPOSITORY
 
 CLIENT_ID = "639c49be-604f-423c-9c5d-82a53afe1bf1"
 
@@ -41,24 +37,45 @@ def write(folder: Path, *lines: str, mode: int = 0o600) -> Path:
     return file
 
 
-def read(file: Path, **environment: str) -> Deployment:
+def read(file: Path, **environment: str) -> Settings:
     """The settings alone."""
-    return read_deployment(file, environment)[0]
+    return read_with_warnings(file, **environment)[0]
+
+
+def read_with_warnings(file: Path, **environment: str) -> tuple[Settings, list[str]]:
+    """Settings and warnings, with these variables from docker-compose.yaml."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return read_settings(file)
+
+
+def secret_of(settings: Settings) -> str | None:
+    """The Globus client's secret in the clear."""
+    secret = settings.globus_client_secret
+    return secret.get_secret_value() if secret is not None else None
 
 
 def test_the_example_names_every_setting_and_no_other() -> None:
     names = set(read_env_file(REPOSITORY / ".env.example"))
-    assert names == {*FACILITY_NAMES, *SERVICE_NAMES} - {"COMPOSE_PROJECT_NAME", "SETTINGS_FILE"}
+    known = {name.upper() for name in Settings.model_fields}
+    assert names == known - {"COMPOSE_PROJECT_NAME", "SETTINGS_FILE"}
+
+
+def test_the_example_has_the_defaults(tmp_path: Path) -> None:
+    text = (REPOSITORY / ".env.example").read_text()
+    named_for_nersc = re.sub("(?m)^PATH_PTYCHOCAM_NERSC=.*", "", text)
+    assert read(write(tmp_path, named_for_nersc)) == read(write(tmp_path))
 
 
 def test_the_example_is_an_installation_that_lacks_credentials_only(tmp_path: Path) -> None:
     missing = [f"PATH_NERSC_ID={tmp_path}/id", f"PATH_NERSC_PRI_KEY={tmp_path}/key"]
     text = (REPOSITORY / ".env.example").read_text()
-    deployment, warnings = read_deployment(write(tmp_path, text, *missing), {})
-    assert deployment.executor == "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
-    assert not deployment.standin
-    assert deployment.job_script_folder == Path("/tmp_job_scripts")
-    assert deployment.scripts["ptychocam"].endswith("/c_ptychocam/ptychocam_reconstruction.sh")
+    settings, warnings = read_settings(write(tmp_path, text, *missing))
+    assert settings.executor == "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
+    assert not settings.standin
+    assert settings.path_job_script == Path("/tmp_job_scripts")
+    assert settings.scripts["ptychocam"].name == "ptychocam_reconstruction.sh"
     assert len(warnings) == 3
     assert "no file can be copied" in warnings[0]
     assert "no job can be submitted" in warnings[2]
@@ -75,16 +92,16 @@ def test_the_old_agents_settings(tmp_path: Path, nersc: Path) -> None:
         "PATH_PTYCHOCAM_NERSC=/global/p.sh",
         "PATH_CDTOOLS_NERSC=",
     )
-    deployment, warnings = read_deployment(file, {"COMPOSE_PROFILES": "celery"})
+    settings, warnings = read_with_warnings(file, COMPOSE_PROFILES="celery")
     assert warnings == []
-    assert deployment.globus_client_id == CLIENT_ID
-    assert deployment.globus_client_secret == "s3cr#t = x"
-    assert deployment.nersc_id_file == nersc / "clientid.txt"
-    assert deployment.nersc_key_file == nersc / "priv_key.pem"
-    assert deployment.job_script_folder == Path("/scripts")
-    assert deployment.scripts == {"ptychocam": "/global/p.sh"}
-    assert deployment.executor == "CeleryExecutor"
-    assert "s3cr" not in repr(deployment)
+    assert settings.globus_client_id == CLIENT_ID
+    assert secret_of(settings) == "s3cr#t = x"
+    assert settings.path_nersc_id == nersc / "clientid.txt"
+    assert settings.path_nersc_pri_key == nersc / "priv_key.pem"
+    assert settings.path_job_script == Path("/scripts")
+    assert settings.scripts == {"ptychocam": Path("/global/p.sh")}
+    assert settings.executor == "CeleryExecutor"
+    assert "s3cr" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -92,27 +109,45 @@ def test_the_old_agents_settings(tmp_path: Path, nersc: Path) -> None:
     [
         (["GLOBUS_CLIENT_ID=" + CLIENT_ID], "go together: give both or neither"),
         (["GLOBUS_CLIENT_SECRET=x"], "go together: give both or neither"),
-        (["GLOBUS_CLIENT_ID=me", "GLOBUS_CLIENT_SECRET=x"], "'me', which is not a UUID"),
+        (["GLOBUS_CLIENT_ID=me", "GLOBUS_CLIENT_SECRET=x"], "GLOBUS_CLIENT_ID is 'me'; it must be a UUID"),
         (["PATH_PTYCHOCAM_NERSC=bin/p.sh"], "PATH_PTYCHOCAM_NERSC is 'bin/p.sh'; it must be an absolute"),
         (["PATH_JOB_SCRIPT=/a/../b"], "PATH_JOB_SCRIPT is '/a/../b'"),
         (["PATH_NERSC_ID=~/id"], "PATH_NERSC_ID is '~/id'"),
+        (["PARALLELISM=many"], "PARALLELISM is 'many'; it must be a whole number, 1 or more."),
+        (["AIRFLOW_UID=0"], "AIRFLOW_UID is '0'; it must be a whole number, 1 or more."),
+        (["# a comment", "PATH_NERSC_ID"], "line 2 cannot be read; it must be NAME=value"),
+        (
+            ["GLOBUS_CLIENT_SECRET='half"],
+            "line 1 cannot be read; it must be NAME=value, with quotes in pairs",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(SettingsError) as refused:
         read(write(tmp_path, *lines))
     assert message in str(refused.value)
+    assert "half" not in str(refused.value)
+
+
+def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read(write(tmp_path, "PATH_NERSC_ID=id", "GLOBUS_CLIENT_ID=me", "STATSD=here"))
+    assert [line.split()[0] for line in str(refused.value).splitlines()] == [
+        "GLOBUS_CLIENT_ID",
+        "PATH_NERSC_ID",
+        "STATSD",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("COMPOSE_PROFILES", "standin,cellery", "names cellery; there are standin and celery"),
+        ("COMPOSE_PROFILES", "standin,cellery", "it must be standin or celery, or both with a comma between"),
         ("STATSD", "statsd.example.org", "it must be HOST:PORT"),
         ("STATSD", "statsd:port", "it must be HOST:PORT"),
         ("STATSD", "statsd:8125/x", "it must be HOST:PORT"),
         ("STATSD", "[::1:8125", "it must be HOST:PORT"),
-        ("DAGS_GIT_URL", "https://me:pw@example.org/x.git", "holds a password"),
+        ("DAGS_GIT_URL", "https://me:pw@example.org/x.git", "DAGS_GIT_URL; the URL holds a password"),
     ],
 )
 def test_what_docker_compose_passes_on_is_checked_too(
@@ -125,16 +160,21 @@ def test_what_docker_compose_passes_on_is_checked_too(
 
 
 def test_profiles_metrics_and_git(tmp_path: Path) -> None:
-    deployment = read(
+    settings = read(
         write(tmp_path),
         COMPOSE_PROFILES=" standin, celery",
         STATSD="[::1]:8125",
         DAGS_GIT_URL="https://example.org/x.git",
         DAGS_GIT_REF="",
     )
-    assert (deployment.standin, deployment.celery) == (True, True)
-    assert deployment.statsd == ("::1", 8125)
-    assert deployment.dags_git == ("https://example.org/x.git", "main")
+    assert (settings.standin, settings.celery) == (True, True)
+    assert settings.statsd == ("::1", 8125)
+    assert (settings.dags_git_url, settings.dags_git_ref) == ("https://example.org/x.git", "main")
+
+
+def test_what_docker_compose_used_comes_before_the_file(tmp_path: Path) -> None:
+    """A profile taken back in the shell is empty here, and Compose has not started the stand-in."""
+    assert not read(write(tmp_path, "COMPOSE_PROFILES=standin"), COMPOSE_PROFILES="").standin
 
 
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -152,7 +192,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, nersc: Path) -> N
     assert read(file, COMPOSE_PROFILES="standin").standin  # which uses none of it
 
 
-def test_a_key_of_somebody_else_is_told_with_the_way_out(
+def test_the_message_for_a_key_of_somebody_else_says_what_to_do(
     tmp_path: Path, nersc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path, f"PATH_NERSC_ID={nersc}/clientid.txt", f"PATH_NERSC_PRI_KEY={nersc}/priv_key.pem")
@@ -163,13 +203,14 @@ def test_a_key_of_somebody_else_is_told_with_the_way_out(
         read(file)
 
 
-def test_a_missing_env_is_told_with_the_way_out(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_env_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"Copy \.env\.example to \.env"):
         read(tmp_path / "env")
 
 
-def test_misspelt_settings_are_told(tmp_path: Path) -> None:
-    _, warnings = read_deployment(write(tmp_path, "GLOBUS_CLIENT_SECRT=x"), {"COMPOSE_PROFILES": "standin"})
+def test_a_misspelt_setting_is_a_warning(tmp_path: Path) -> None:
+    file = write(tmp_path, "GLOBUS_CLIENT_SECRT=x")
+    _, warnings = read_with_warnings(file, COMPOSE_PROFILES="standin")
     assert warnings == ["GLOBUS_CLIENT_SECRT is not a setting of this installation; is it misspelt?"]
 
 
@@ -179,6 +220,8 @@ _printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_siz
 @given(secret=_printable.filter(lambda text: text[0] not in "'\"" and text[-1] not in "'\""))
 def test_any_secret_arrives_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, secret: str) -> None:
     folder = tmp_path_factory.mktemp("env")
-    for written in (secret, f'"{secret}"', f"'{secret}'"):
+    escaped = secret.replace("\\", r"\\")
+    double, single = escaped.replace('"', r"\""), escaped.replace("'", r"\'")
+    for written in (secret, f'"{double}"', f"'{single}'"):
         file = write(folder, f"GLOBUS_CLIENT_ID={CLIENT_ID}", f"GLOBUS_CLIENT_SECRET={written}")
-        assert read(file, COMPOSE_PROFILES="standin").globus_client_secret == secret
+        assert secret_of(read(file, COMPOSE_PROFILES="standin")) == secret

@@ -78,7 +78,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("facilities.superfacility.triggers.jittered_sleep", nap)
     monkeypatch.setattr("facilities.superfacility.session._FIRST_WAIT", 0.01)
-    monkeypatch.setattr(operators, "_LEAST_WAIT", 0.05)
+    monkeypatch.setattr(operators, "_MIN_WAIT", 0.05)
+    monkeypatch.setattr(operators.SfapiSubmitJobOperator, "first_pause", 0.05)
     monkeypatch.setattr(submission, "_SOON", 0.1)
 
 

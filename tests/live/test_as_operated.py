@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deployment.site import git_bundle
+from deployment.airflow_settings import git_bundle
 from dev.local_airflow.postgres import Postgres, programs, running_postgres
 from dev.local_airflow.settings import REPOSITORY, local_environment
 from support.live import DAG_ID, Pipeline, install_engines, start_live

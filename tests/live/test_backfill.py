@@ -110,6 +110,8 @@ def test_the_command_line_takes_dates_as_they_are_meant(pipeline: Pipeline) -> N
         pipeline.wait_for(lambda: len(finders(pipeline, days)) == 3, "three runs are there")
         for run in finders(pipeline, days):
             assert pipeline.rest.wait_for_run(FINDER, run["dag_run_id"], SLOW)["state"] == "success"
+        for created in pipeline.rest.call("GET", f"/api/v2/backfills?dag_id={FINDER}")["backfills"]:
+            finish_backfill(pipeline, days, created["id"])
     assert rows(pipeline, days) == [{"on_disk": 1, "missing": 1, "started": 1}] * 3
     assert [day.finish(day.path(1)) for day in days] == [["success"]] * 3
     assert all_runs(pipeline, outside[0].path(1)) == []

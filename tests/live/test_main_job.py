@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 
+from cosmic.dag_constants import FLIGHT_CHECK, PROCESS_NEWFILE
 from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
 from support.live import DAG_ID, Live, Pipeline
@@ -156,7 +157,7 @@ def test_a_scan_that_is_not_there_fails_with_its_path_and_moves_nothing(pipeline
 
 def test_a_folder_is_copied_by_the_transfer_dag(pipeline: Pipeline) -> None:
     scans = [pipeline.live.scan(f"2024/folder/{name}", b"x" * 1000) for name in ("a.cxi", "sub/b.txt")]
-    dag_id = "process_newfile_7012_ptycho4"
+    dag_id = PROCESS_NEWFILE
     run_id = pipeline.rest.trigger(dag_id, {"file_path": "2024/folder"})
     assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
     for scan in scans:
@@ -164,7 +165,7 @@ def test_a_folder_is_copied_by_the_transfer_dag(pipeline: Pipeline) -> None:
 
 
 def test_the_flight_check_copies_compares_and_tidies_up(pipeline: Pipeline) -> None:
-    dag_id = "test_cosmicDTN_transfers"
+    dag_id = FLIGHT_CHECK
     run_id = pipeline.rest.trigger(dag_id)
     assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
     folder = pipeline.facility.collection("nersc7012") / "datamovement_test"
@@ -201,4 +202,4 @@ def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(
     finally:
         pipeline.facility.clear_faults()
     assert outage.status_code == 502
-    assert "NERSC did not give the preview" in outage.text
+    assert "The preview could not be read from NERSC" in outage.text

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import pytest
 
-from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan
+from standin.synthetic_scan import Optics, SyntheticScan, make_scan
 from support.needs import CDTOOLS_PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[2]

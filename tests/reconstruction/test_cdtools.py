@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dev.demo.compare import compare_with_truth
-from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan
+from standin.synthetic_scan import Optics, SyntheticScan, make_scan
 from support.needs import CDTOOLS_PYTHON, REAL_SCAN
 
 REPOSITORY = Path(__file__).resolve().parents[2]

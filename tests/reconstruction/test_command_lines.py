@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dev.demo.compare import compare_with_truth
-from dev.demo.synthetic_scan import SyntheticScan
 from reconstruction import cdtools_engine, ptychocam
 from reconstruction.cdtools_engine import NAMES, Parameters
 from reconstruction.program import UsageError
 from reconstruction.solver import Options
+from standin.synthetic_scan import SyntheticScan
 from support.needs import REAL_SCAN
 
 TABLE = [  # the arguments after the file, in the order that the beamline's flow passes them

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dev.demo.synthetic_scan import SyntheticScan
 from reconstruction.geometry import (
     NEAR_FIELD_VARIABLE,
     far_field,
@@ -24,6 +23,7 @@ from reconstruction.geometry import (
     propagate,
 )
 from reconstruction.scan import Scan, read_scan
+from standin.synthetic_scan import SyntheticScan
 from support.needs import REAL_SCAN
 
 

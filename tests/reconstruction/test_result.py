@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dev.demo.synthetic_scan import SyntheticScan
 from reconstruction import result
 from reconstruction.preview import MAX_BYTES, render
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scan import SOURCE, Scan, read_scan
 from reconstruction.solver import Solution
+from standin.synthetic_scan import SyntheticScan
 
 
 @pytest.fixture

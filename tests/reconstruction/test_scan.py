@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dev.demo.synthetic_scan import SyntheticScan
 from reconstruction.scan import DATA, DETECTOR, GEOMETRY, SOURCE, ScanError, read_scan
+from standin.synthetic_scan import SyntheticScan
 
 Changed = Callable[[Callable[[h5py.File], Any]], Path]
 

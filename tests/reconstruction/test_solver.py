@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from dev.demo.compare import compare_with_truth
-from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan
 from reconstruction.arrays import Complex
 from reconstruction.illumination import first_probe, illumination_mask
 from reconstruction.program import Progress
 from reconstruction.result import Run, write_result
 from reconstruction.scan import Scan, read_scan
 from reconstruction.solver import Options, Solution, Solver
+from standin.synthetic_scan import Optics, SyntheticScan, make_scan
 
 
 def solve(scan: Scan, *, probe: Complex | None = None, **options: int) -> Solution:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from dev.demo.compare import Comparison, compare_with_truth
-from dev.demo.synthetic_scan import Optics, SyntheticScan, make_scan, scan_path
 from reconstruction.illumination import first_probe
 from reconstruction.result import Run, write_result
 from reconstruction.scan import DETECTOR, SOURCE, read_scan
 from reconstruction.solver import Solution
+from standin.synthetic_scan import Optics, SyntheticScan, make_scan, scan_path
 
 
 def test_a_scan_is_named_as_the_beamline_names_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 from facilities.errors import FacilityError, InfrastructureError, ResourcesError, UserError
 from support.nersc import Nersc, cancel, until
 from support.scheduling import fill, lost_node, preempted
-from support.superfacility import CONN_ID, STATUS_CONN_ID, Logged, Task, connection_to, use_connection
+from support.superfacility import CONN_ID, Logged, Task, connection_to, use_connection
 
 pytestmark = pytest.mark.slurm
 
@@ -26,7 +26,6 @@ EATER = "import time; x = bytearray(300 << 20); x[::4096] = b'x' * len(x[::4096]
 def task(nersc: Nersc, monkeypatch: pytest.MonkeyPatch) -> Task:
     """A task instance of its own."""
     use_connection(monkeypatch, CONN_ID, connection_to(nersc.facility))
-    use_connection(monkeypatch, STATUS_CONN_ID, {"conn_type": "http", "host": nersc.described["api_url"]})
     return Task(nersc.facility)
 
 
@@ -52,7 +51,9 @@ def running(nersc: Nersc, task: Task, **resources: Any) -> str:
 
 def waiting(task: Task, aside: ThreadPoolExecutor, job_id: str) -> Future[Any]:
     """The sensor, waiting for the job."""
-    sensor = task.wait(job_id, poll_least=0.3, poll_most=0.5, confirm=10.0, grace=30.0, timeout=200.0)
+    sensor = task.wait(
+        job_id, min_poll_interval=0.3, max_poll_interval=0.5, confirm=10.0, grace=30.0, timeout=200.0
+    )
     return aside.submit(task.finish, sensor)
 
 

@@ -103,5 +103,5 @@ def test_a_runner_that_another_standin_of_the_process_has_waited_for_is_forgotte
     pid = os.posix_spawn("/bin/true", ["true"], {})
     runs._children.add(pid)
     os.waitpid(pid, 0)
-    runs.reap()
+    runs.collect_exited()
     assert pid not in runs._children

@@ -233,7 +233,7 @@ def test_books_count_the_runs(cluster: Cluster) -> None:
     run(cluster.scheduler.cancel("30"))
     cluster.command("squeue", errors="slurm_load_jobs error: Invalid job id specified\n", code=1)
     run(cluster.scheduler.cancel("30"))
-    job, unaccounted = run(cluster.scheduler.books())
+    job, unaccounted = run(cluster.scheduler.all_jobs())
     assert cluster.calls("sacct")[0][-1] == "--jobs=30,31"
     assert (unaccounted["job_id"], unaccounted["active"], unaccounted["runs"]) == ("31", True, 0)
     assert (job["runs"], job["restarts"], job["state"], job["cancelled_by"]) == (1, 1, "CANCELLED", 0)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deployment.env_file import read_env_file
 from dev.build_client import build
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.settings import read_env_file
 from dev.local_airflow.stack import free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,15 +11,15 @@ from typing import Any
 
 from PIL import Image
 
+from cosmic.dag_constants import CANCEL_ABANDONED_WORK as CLEAN_UP
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.stack import LocalAirflow, running, wait_until
 from standin.testing import SpawnedFacility, spawn
 
 ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
-DAG_ID = "transfer_auto_recon"
-CLEAN_UP = "cancel_abandoned_work"
 SLOW = 300.0  # seconds that anything here may take on a busy machine
 FINISHED_JOBS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
 
@@ -132,5 +132,5 @@ def start_live(
         airflow = LocalAirflow(folder / "airflow", extra=settings | (extra or {}))
         with running(airflow, standin_seed(standin.description)):
             rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
-            rest.wait_for_dag("transfer_auto_recon")
+            rest.wait_for_dag(DAG_ID)
             yield Live(airflow, standin, rest)

@@ -95,7 +95,9 @@ NEEDS = {
     "control groups": Need(
         "Slurm's limits", control_groups, otherwise="a kernel with version 1 of them in /sys/fs/cgroup"
     ),
-    "root": Need("make fresh", lambda: os.getuid() == 0, otherwise="run the tests as root"),
+    "root": Need(
+        "make fresh, and making devices", lambda: os.getuid() == 0, otherwise="run the tests as root"
+    ),
 }
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from facilities.superfacility.identity import JobIdentity
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
+from facilities.superfacility.submission import JobIdentity
 from standin.testing import Facility
 from support.globus import Run
 
 CONN_ID = "nersc_test"
-STATUS_CONN_ID = "nersc_status_test"
 
 RESOURCES: dict[str, Any] = {
     "account": "als_g",
@@ -82,7 +81,7 @@ class Task(Run):
 
     @property
     def identity(self) -> JobIdentity:
-        return JobIdentity.of(self.context(), base="job")
+        return JobIdentity.of_task(self.context())
 
     def submit(
         self, script: str = "echo reconstructed", **changes: Any
@@ -101,8 +100,8 @@ class Task(Run):
             "task_id": "wait",
             "job_id": job_id,
             "superfacility_conn_id": CONN_ID,
-            "poll_least": 0.05,
-            "poll_most": 0.2,
+            "min_poll_interval": 0.05,
+            "max_poll_interval": 0.2,
             "confirm": 0.3,
             "grace": 0.5,
             "stdout": str(self.log),

@@ -1,1 +1,1 @@
-"""What the orchestration itself costs: time, requests, imports. `make bench`."""
+"""Measures what the orchestration itself costs: time, requests, imports. `make bench`."""

@@ -1,4 +1,4 @@
-"""`make bench`: prints, from one run, ratios that can be compared between machines."""
+"""Prints, from one run, ratios that can be compared between machines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark.imports import measure_imports
 from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
 from dev.benchmark.posts import THREADS, Burst, measure_posts
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import spawn

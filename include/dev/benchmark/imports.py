@@ -1,4 +1,4 @@
-"""Time and memory that the DAG files take to import, over a bare `import airflow.sdk`."""
+"""Measures the time and memory that importing the DAG files takes over a bare `import airflow.sdk`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scan costs on top of its transfer and its job: seconds, and requests to each facility."""
+"""Measures what a scan costs besides its transfer and its job: seconds, and requests to each facility."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def measure_scan(rest: Rest, facility: SpawnedFacility, number: int) -> Scan:
 
 
 def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | None = None) -> float:
-    """Seconds from the post to the end of a run, as Airflow's records say.
+    """Seconds from the post to the end of a run, by Airflow's records.
 
     :raises RuntimeError: the run did not succeed.
     """

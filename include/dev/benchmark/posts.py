@@ -1,4 +1,4 @@
-"""How fast a burst of posts is accepted, and whether each becomes exactly one run."""
+"""Measures how fast a burst of posts is accepted, and checks that each becomes exactly one run."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.postgres import programs, running_postgres
 from dev.local_airflow.rest import Rest, RestError
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import SpawnedFacility, spawn
 

@@ -1,1 +1,1 @@
-"""The demonstration: a scan whose answer is known, and the comparison with it."""
+"""Demonstrates the pipeline with a scan whose answer is known, and compares the result with it."""

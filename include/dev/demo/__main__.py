@@ -1,7 +1,7 @@
-"""`make demo`: one scan from a beamline to a reconstruction, all on this machine.
+"""Takes one scan from a beamline to a reconstruction, all on this machine: `make demo`.
 
 Starts the stand-in for Globus and NERSC and a whole Airflow, makes a scan (or takes yours), sends it with the
-beamline's own client, follows the run and says what came out.
+beamline's own client, follows the run and prints the result.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deployment.standin_settings import standin_beamline, standin_seed
 from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
 from dev.demo.report import Row, print_table, rows_of_run
-from dev.demo.synthetic_scan import make_scan, scan_path
 from dev.local_airflow.rest import Rest, RestError
-from dev.local_airflow.seed import standin_beamline, standin_seed
 from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, LocalAirflowError, running
+from standin.synthetic_scan import make_scan, scan_path
 from standin.testing import SpawnedFacility, spawn
 
 DAG_ID = "transfer_auto_recon"
@@ -191,7 +191,7 @@ def _send(options: Options, airflow: LocalAirflow, file_path: str) -> str:
     for param in options.params:
         command += ["--param", param]
     print(f"\n$ submit_scan.py submit {' '.join(command[3:4] + command[6:])}", flush=True)
-    subprocess.run(command, check=False)  # noqa: S603 - our own client; the table tells how the run ended
+    subprocess.run(command, check=False)  # noqa: S603 - our own client; the table shows how the run ended
     runs = Rest(airflow.url, "admin", airflow.passwords["admin"]).call(
         "GET", f"/api/v2/dags/{DAG_ID}/dagRuns?order_by=-run_after&limit=20"
     )["dag_runs"]

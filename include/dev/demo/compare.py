@@ -1,4 +1,4 @@
-"""How well a reconstruction matches the truth of a synthetic scan."""
+"""Compares a reconstruction with the truth of a synthetic scan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table at the end of the demonstration."""
+"""Prints the table at the end of the demonstration."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A complete Airflow on this machine, a process per component: for `make demo`, tests and benchmarks."""
+"""Runs a complete Airflow on this machine, a process per component: for `make demo`, tests and benchmarks."""

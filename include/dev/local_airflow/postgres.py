@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, where one is installed: loopback, a password, a folder that is removed."""
+"""Runs a temporary PostgreSQL server where one is installed: loopback, a password, a folder of its own."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Postgres:
     def query(self, statement: str, *, database: str = "airflow") -> list[str]:
         """The rows of a statement's result, a line each, columns parted by `|`.
 
-        :raises RuntimeError: it failed, with what the server said.
+        :raises RuntimeError: it failed, with the server's output.
         """
         return self._client("psql", "-Atq", "-d", database, "-c", statement).splitlines()
 

@@ -1,4 +1,4 @@
-"""Airflow's REST API, as the demonstration, the tests and the benchmark use it (standard library only)."""
+"""Calls Airflow's REST API, for the demonstration, the tests and the benchmark (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISHED = ("success", "failed")
 
 
 class RestError(RuntimeError):
-    """The API refused a request: `status` and `detail` as it said."""
+    """The API refused a request: with its `status` and `detail`."""
 
     def __init__(self, method: str, path: str, status: int, detail: str) -> None:
         self.status = status

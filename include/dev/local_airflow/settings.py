@@ -1,4 +1,4 @@
-"""The environment of a local Airflow: the bundle's own settings plus what differs from place to place."""
+"""Makes the environment of a local Airflow: the bundle's settings plus what differs from place to place."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import os
 import secrets
 from pathlib import Path
 
+from deployment.env_file import read_env_file
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS_FILE = REPOSITORY / "include" / "airflow.env"
+SQLITE_PLUGIN = Path(__file__).with_name("sqlite_plugin.py")
 
 # What a local Airflow inherits from the shell; another Airflow's settings and credentials stay out.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV")
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """Read `KEY=value` lines; `#` starts a comment line."""
-    lines = (line.strip() for line in path.read_text().splitlines())
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def local_environment(home: Path, port: int, extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -52,7 +48,20 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
         environment.setdefault(
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS_ASYNC", f"{module}.ASYNC_CONNECT_ARGS"
         )
+        environment["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(_sqlite_plugins(home))
     return environment
+
+
+def _sqlite_plugins(home: Path) -> Path:
+    """A folder of the bundle's plugins and the one that SQLite needs: Airflow takes one folder only."""
+    folder = home / "plugins"
+    folder.mkdir(exist_ok=True)
+    for name, target in (("bundle", REPOSITORY / "plugins"), (SQLITE_PLUGIN.name, SQLITE_PLUGIN)):
+        link = folder / name
+        if not (link.is_symlink() and link.readlink() == target):
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    return folder
 
 
 def passwords(home: Path) -> dict[str, str]:

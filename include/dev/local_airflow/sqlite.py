@@ -1,8 +1,8 @@
-"""Makes SQLite bear a whole Airflow: five processes that write, where it has one writer at a time.
+"""Lets several Airflow processes share one SQLite file; PostgreSQL needs nothing of this.
 
-With Python's own settings a busy machine answers posts with "500 Database error", creating a backfill fails
-with "database is locked", and a run that a person marks as failed may end as a success. Named in
-`dev.local_airflow.settings`; PostgreSQL needs nothing of this.
+`dev.local_airflow.settings` names it as `[database] sql_alchemy_connect_args`. There are three overrides, two
+here and one in `sqlite_plugin`, each with the source of Airflow 3.3.2 that it works around.
+`tests/dev/local_airflow/test_sqlite_overrides.py` fails for one that the installed Airflow no longer needs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sqlite3
 import sys
 from typing import Any
 
-# The scheduler reads a run "FOR UPDATE" before it decides on it, which SQLite leaves out: a person may end
-# the run before the scheduler writes. So a run that has ended stays as it is. Only the scheduler is held to
-# that: others clear a run or mark it anew. A lock would make everybody wait for the scheduler, all the time.
+# A lost update: `DagRun.get_running_dag_runs_to_examine` (airflow/models/dagrun.py) reads runs "FOR UPDATE",
+# which SQLite leaves out. A person may end the run before the scheduler writes its decision over that. So a
+# run that has ended keeps its state. This holds for the scheduler alone, since others clear a run or mark it
+# again; a lock would make everybody wait for the scheduler, all the time.
 _KEEP_ENDED = """
 CREATE TEMP TRIGGER IF NOT EXISTS keep_ended AFTER UPDATE OF state ON main.dag_run
 WHEN OLD.state IN ('success', 'failed') AND NEW.state <> OLD.state
@@ -25,8 +26,10 @@ END
 
 class _Cursor(sqlite3.Cursor):
     def execute(self, sql: str, parameters: Any = (), /) -> _Cursor:
-        # A savepoint that opens a transaction opens one that reads. When it comes to write and somebody
-        # else has written since, SQLite fails at once, however long the timeout. So it queues up first.
+        # "database is locked" at once, whatever the timeout: a savepoint that opens a transaction opens one
+        # that reads, and SQLite refuses its first write when another process has written since. Airflow does
+        # this in `_create_backfill_dag_run_non_partitioned` (airflow/models/backfill.py; apache/airflow
+        # issues 66726 and 68699). Here such a savepoint waits until it may write, and reads then.
         if sql.startswith("SAVEPOINT") and not self.connection.in_transaction:
             super().execute("BEGIN IMMEDIATE")
         return super().execute(sql, parameters)
@@ -38,7 +41,7 @@ class _Connection(sqlite3.Connection):
 
 
 class SchedulerConnection(_Connection):
-    """Does not change how a run has ended."""
+    """The scheduler's connection: it does not change the state of a run that has ended."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

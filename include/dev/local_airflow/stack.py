@@ -1,4 +1,4 @@
-"""Start, stop, kill and restart the components of a local Airflow."""
+"""Starts, stops, kills and restart the components of a local Airflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dev.local_airflow.settings import REPOSITORY, local_environment, passwords
 _PORTS = range(20_000, 32_000)
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 # Seconds. Airflow 3.3.2's triggerer ends 10 s after its last trigger; what waits is in the database.
-_PATIENCE = {"triggerer": 2.0}
+_MAX_STOP_SECONDS = {"triggerer": 2.0}
 
 
 class LocalAirflowError(RuntimeError):
@@ -73,7 +73,7 @@ class LocalAirflow:
         log = self.home / "prepare.log"
         with log.open("wb") as output:
             done = subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "dev.local_airflow.prepare", str(seed_file)],
+                [sys.executable, "-m", "deployment.database", str(seed_file)],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -99,7 +99,7 @@ class LocalAirflow:
                 )
 
     def wait_ready(self, timeout: float = 120.0) -> None:
-        """Wait until every started component is healthy, and says so itself since it was started.
+        """Wait until every started component has a healthy heartbeat of after its start.
 
         Airflow calls a component healthy for half a minute after its last heartbeat, killed or not.
 
@@ -116,7 +116,7 @@ class LocalAirflow:
             )
 
     def is_ready(self) -> bool:
-        """Whether every started component is healthy, and has said so since it was started."""
+        """Whether every started component has a healthy heartbeat of after its start."""
         report = self._health()
         return _is_healthy(report, "metadatabase") and all(
             _is_healthy(report, name.replace("-", "_"), since=self._started[name])
@@ -145,7 +145,7 @@ class LocalAirflow:
         process.wait()
 
     def stop(self, *components: str, timeout: float = 20.0) -> None:
-        """End the named components (all by default) in good order, or by force after `timeout` seconds.
+        """End the named components (all by default) gracefully, or by force after `timeout` seconds.
 
         Tasks that run end first. They need the API server for that: it is the last to go.
         """
@@ -158,7 +158,7 @@ class LocalAirflow:
             for name, process in stopping.items():
                 left = deadline - time.monotonic()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(min(left, _PATIENCE.get(name, left)), 0.1))
+                    process.wait(max(min(left, _MAX_STOP_SECONDS.get(name, left)), 0.1))
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
 
@@ -194,7 +194,7 @@ def wait_until(condition: Callable[[], object], timeout: float, every: float = 0
 
 
 def tail(path: Path, lines: int = 30) -> str:
-    """The last lines of a text file; says so when there is none."""
+    """The last lines of a text file, or a note that there is none."""
     if not path.exists():
         return f"(no {path.name})"
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

@@ -1,4 +1,4 @@
-"""Globus Auth: client credentials, tokens, and what a token allows."""
+"""Serves Globus Auth: client credentials, tokens, and what a token allows."""
 
 from __future__ import annotations
 

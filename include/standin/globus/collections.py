@@ -17,7 +17,7 @@ NERSC7012 = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
 Condition = Literal["up", "connect_failed", "gc_not_connected", "endpoint_error", "deleted"]
 Refusal = Literal["no_account", "session", "policy"]
 PAUSABLE = ("ls", "mkdir", "rename", "task_delete", "task_transfer_read", "task_transfer_write")
-_LONGEST_PATH = 4096
+_MAX_PATH_LENGTH = 4096
 _UNSET = (  # of the endpoint document
     "gcp_connected",
     "gcp_paused",
@@ -50,8 +50,8 @@ def normalise(path: object) -> str:
         raise BadPathError(f"Path must be a string that is not empty, not {path!r}")
     if "\r\n" in path:
         raise BadPathError(f"Path {path!r} contains a carriage return and line feed, which is not allowed")
-    if "\0" in path or len(path.encode("utf-8", "surrogatepass")) > _LONGEST_PATH:
-        raise BadPathError(f"Path has a NUL character or more than {_LONGEST_PATH} bytes")
+    if "\0" in path or len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH_LENGTH:
+        raise BadPathError(f"Path has a NUL character or more than {_MAX_PATH_LENGTH} bytes")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if parts and parts[0] == "~" and path.startswith(("~", "/~")):
         parts = parts[1:]

@@ -1,4 +1,4 @@
-"""Copying one file: sync levels, checksums, bandwidth."""
+"""Copies one file: sync levels, checksums, bandwidth."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ class Means:
 
 
 def copy(order: Order, means: Means) -> Result:
-    """Copy one file to its part file, unless the sync level says that the target is good already.
+    """Copy one file to its part file, unless the target is good already by the sync level.
 
     The part file is complete and checked; the caller puts it into place.
 
     :raises TaskFaultError: VERIFY_CHECKSUM, EXTERNAL_CHECKSUM_MISMATCH, FILE_SIZE_CHANGED, IS_A_DIRECTORY
         and others of the kind.
-    :raises OSError: as the file system says.
+    :raises OSError: as the file system raises it.
     :raises StoppedError: when the guard stops the task.
     """
     before = order.source.stat()

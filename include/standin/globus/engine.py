@@ -1,7 +1,7 @@
-"""Carries tasks out in the background: who runs, who waits, who is tried again, and who is over.
+"""Runs Transfer tasks in the background: which run, wait, are tried again, or are over.
 
 Lives in the server's event loop; only copying and looking at files happens in threads. Every change
-that a client may rely on is in the database before it is told.
+that a client may rely on is in the database before any reply shows it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 0.5  # seconds; doubled with each attempt that went wrong
 LAST_RETRY = 10.0
 PAUSED_DEADLINE = 90 * DAY
-_CANCEL_PATIENCE = 5.0
+_CANCEL_TIMEOUT = 5.0
 
 CancelCode = Literal["Canceled", "CancelAccepted", "TaskComplete"]
 
@@ -104,7 +104,7 @@ class Engine:
         if running is None:
             self._end(task, "FAILED", "CANCELED", "canceled")
         else:
-            await asyncio.wait([running], timeout=_CANCEL_PATIENCE)
+            await asyncio.wait([running], timeout=_CANCEL_TIMEOUT)
         return _cancel_code(task)
 
     async def pause(self, task: Task, message: str) -> None:
@@ -180,7 +180,7 @@ class Engine:
     async def _interrupted(self, task: Task) -> None:
         running = self._interrupt(task)
         if running is not None:
-            await asyncio.wait([running], timeout=_CANCEL_PATIENCE)
+            await asyncio.wait([running], timeout=_CANCEL_TIMEOUT)
 
     async def _loop(self) -> None:
         while not self._stopping:

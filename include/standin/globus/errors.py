@@ -1,4 +1,4 @@
-"""The error dialects of Globus Transfer and Globus Auth, and the faults of a running task."""
+"""Makes errors in the dialects of Globus Transfer and Globus Auth, and the faults of a running task."""
 
 from __future__ import annotations
 

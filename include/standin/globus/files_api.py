@@ -1,4 +1,4 @@
-"""Transfer's endpoint document and file operations: ls, stat, mkdir, rename."""
+"""Serves Transfer's endpoint document and file operations: ls, stat, mkdir, rename."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from standin.globus.errors import TransferError, bad_request
 from standin.globus.listing import file_document, is_part, list_folder
 from standin.globus.transport import PREFIX, handler, read_document, result
 
-MOST_ENTRIES = 100_000
+MAX_ENTRIES = 100_000
 _SORT_KEYS = ("name", "type", "size", "last_modified", "user", "group", "permissions")
 _FILTERS: dict[str, filters.ClauseMaker] = {
     "name": filters.text_test,
@@ -58,7 +58,7 @@ class FilesApi:
     async def _ls(self, request: web.Request, owner: str) -> dict[str, Any]:
         collection = self._usable(request, owner, "ls")
         path = _path(request.query.get("path", "/"))
-        limit, offset = filters.page_bounds(request.query, default=MOST_ENTRIES, most=MOST_ENTRIES)
+        limit, offset = filters.page_bounds(request.query, default=MAX_ENTRIES, maximum=MAX_ENTRIES)
         wanted = [filters.parse_filter(text, _FILTERS) for text in request.query.getall("filter", [])]
         show_hidden = request.query.get("show_hidden", "1").lower() not in ("0", "false")
 

@@ -1,4 +1,4 @@
-"""Transfer's filter, orderby, limit and offset parameters.
+"""Reads Transfer's filter, orderby, limit and offset parameters.
 
 A filter is a list of clauses `key:value,value` with slashes between them; all clauses must hold. Where
 several filter parameters are given, one of them must hold.
@@ -137,21 +137,21 @@ def order(documents: list[dict[str, Any]], orderby: str | None, keys: Sequence[s
     return ordered
 
 
-def page_bounds(query: Mapping[str, str], *, default: int, most: int) -> tuple[int, int]:
+def page_bounds(query: Mapping[str, str], *, default: int, maximum: int) -> tuple[int, int]:
     """The limit and offset of a request.
 
     :raises TransferError: 400 when they are not numbers or out of bounds.
     """
-    return _bounded(query, "limit", default, most), _bounded(query, "offset", 0, 10**9)
+    return _bounded(query, "limit", default, maximum), _bounded(query, "offset", 0, 10**9)
 
 
-def _bounded(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+def _bounded(query: Mapping[str, str], name: str, default: int, maximum: int) -> int:
     text = query.get(name)
     if text is None:
         return default
-    error: TransferError = bad_request(f"'{name}' must be a number from 0 to {most}, not {text!r}")
+    error: TransferError = bad_request(f"'{name}' must be a number from 0 to {maximum}, not {text!r}")
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise error
-    if int(text) > most:
+    if int(text) > maximum:
         raise error
     return int(text)

@@ -1,4 +1,4 @@
-"""Directory listings and file documents."""
+"""Makes directory listings and file documents."""
 
 from __future__ import annotations
 

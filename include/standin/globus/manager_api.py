@@ -1,4 +1,4 @@
-"""What the manager of a collection may do to tasks: pause and resume them.
+"""Serves what the manager of a collection may do to tasks: pause and resume them.
 
 The facility's one client manages both collections, so that the SDK's own calls can be used.
 """

@@ -117,7 +117,7 @@ class Task:
         return cls(**values)
 
     def to_book(self) -> dict[str, Any]:
-        """The line of this task in the books: what it was for and what it really did."""
+        """This task in the accounting: what it was for and what it really did."""
         items = self.document["DATA"]
         return {
             "task_id": self.task_id,

@@ -1,4 +1,4 @@
-"""What a transfer has to do: the folders to make, the files to copy, and what cannot be found."""
+"""Works out what a transfer has to do: folders to make, files to copy, and what cannot be found."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Planner:
                     and self._included(entry.name, "dir")
                 )
             except OSError:
-                continue  # told by _folder
+                continue  # reported by _folder
             waiting.extend(
                 (folder / name, _join(at_source, name), _join(at_target, name)) for name in reversed(names)
             )
@@ -175,7 +175,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file name can be told to a client."""
+    """Whether a file name can be sent to a client."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""One attempt at a transfer: look up the items, copy what is left to do, and say how it went."""
+"""Makes one attempt at a transfer: looks up the items, copies what is left, reports the outcome."""
 
 from __future__ import annotations
 

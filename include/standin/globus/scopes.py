@@ -1,4 +1,4 @@
-"""Scope strings: `a b[c *d]`, where brackets hold dependent scopes and a star makes one optional."""
+"""Parses scope strings: `a b[c *d]`, where brackets hold dependent scopes and a star makes one optional."""
 
 from __future__ import annotations
 

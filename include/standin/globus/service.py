@@ -1,4 +1,4 @@
-"""Globus, plugged into the facility's server."""
+"""Plugs Globus into the stand-in's server."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class GlobusService:
         }
 
     def controls(self) -> dict[str, Control]:
-        """Switches and books."""
+        """Switches and the accounting."""
         return self._switches.controls()
 
 

@@ -1,4 +1,4 @@
-"""What Globus keeps over a restart: tasks, what each moved, their events, tokens and consents."""
+"""Stores what Globus keeps over a restart: tasks, what each moved, their events, tokens and consents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading transfer and delete documents: what is accepted becomes a task, what is not is refused."""
+"""Reads transfer and delete documents: what is accepted becomes a task, what is not is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from standin.globus.copying import ALGORITHMS
 from standin.globus.errors import TransferError, bad_request
 from standin.globus.model import DAY, Kind, Task
 
-_LONGEST_LABEL = 128
+_MAX_LABEL_LENGTH = 128
 _SYNC_LEVELS = (None, 0, 1, 2, 3)
 _HEX_LENGTH = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 _FLAGS = (
@@ -67,8 +67,8 @@ def read_label(label: Any) -> str | None:
     """
     if label is None or label == "":
         return None
-    if not isinstance(label, str) or len(label) > _LONGEST_LABEL:
-        raise bad_request(f"Label must be a string of at most {_LONGEST_LABEL} characters")
+    if not isinstance(label, str) or len(label) > _MAX_LABEL_LENGTH:
+        raise bad_request(f"Label must be a string of at most {_MAX_LABEL_LENGTH} characters")
     if "\n" in label or "\r" in label or label != label.strip():
         raise bad_request("Label must not contain line breaks, nor begin or end with blanks")
     return label

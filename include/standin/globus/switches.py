@@ -1,4 +1,4 @@
-"""What tests may switch on Globus: POST /control/globus/{verb}.
+"""Serves what tests may change on Globus: POST /control/globus/{verb}.
 
 Switches are kept in the database: a server that is started again carries on with them.
 """
@@ -85,7 +85,7 @@ class Switches:
         }
 
     async def transfers(self, _body: dict[str, Any]) -> dict[str, Any]:
-        """The books: every task ever, with what it moved."""
+        """The accounting: every task ever, with what it moved."""
         return {"transfers": [task.to_book() for task in self._engine.tasks.values()]}
 
     async def pause(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Transfer's task submission and task management."""
+"""Serves Transfer's task submission and task management."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from standin.globus.submission import read_deadline, read_label, read_submission
 from standin.globus.transport import PREFIX, handler, read_document, result
 from standin.service import ABOUT
 
-MOST_TASKS = 1000
+MAX_TASKS = 1000
 FILES_A_PAGE = 100
 
 
@@ -136,7 +136,7 @@ class TasksApi:
         }
 
     async def _task_list(self, request: web.Request, owner: str) -> dict[str, Any]:
-        limit, offset = filters.page_bounds(request.query, default=10, most=MOST_TASKS)
+        limit, offset = filters.page_bounds(request.query, default=10, maximum=MAX_TASKS)
         clauses = filters.parse_filter(request.query.get("filter", ""), _TASK_FILTERS)
         clauses.setdefault("type", filters.text_test("type", ["TRANSFER"]))
         quick = [clauses.pop(key) for key in _QUICK_KEYS if key in clauses]
@@ -182,7 +182,7 @@ class TasksApi:
 
     async def _events(self, request: web.Request, owner: str) -> dict[str, Any]:
         task = self._task(request, owner)
-        limit, offset = filters.page_bounds(request.query, default=10, most=MOST_TASKS)
+        limit, offset = filters.page_bounds(request.query, default=10, maximum=MAX_TASKS)
         clauses = filters.parse_filter(request.query.get("filter", ""), _EVENT_FILTERS)
         events = [e for e in self._store.events(task.task_id) if all(test(e) for test in clauses.values())]
         page = events[offset : offset + limit]

@@ -1,4 +1,4 @@
-"""Times as Transfer writes and reads them."""
+"""Reads and writes times as Transfer does."""
 
 from __future__ import annotations
 

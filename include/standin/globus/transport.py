@@ -1,4 +1,4 @@
-"""What all Transfer routes share: who asks, reading JSON, and errors in Transfer's dialect."""
+"""Shared by all Transfer routes: authentication, reading JSON, and errors in Transfer's dialect."""
 
 from __future__ import annotations
 

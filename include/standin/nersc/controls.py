@@ -1,4 +1,4 @@
-"""Control verbs of the NERSC half: switches of the site and the API.
+"""Serves the control verbs of the NERSC half: switches of the site and the API.
 
 Those that act on jobs are the scheduler's own.
 """
@@ -44,8 +44,8 @@ class SiteControls:
         return self._options.change(**body)
 
     async def jobs(self, _body: Body) -> Body:
-        """The books: every job ever."""
-        return {"jobs": await self._scheduler.books()}
+        """The accounting: every job ever."""
+        return {"jobs": await self._scheduler.all_jobs()}
 
     async def maintenance(self, body: Body) -> Body:
         """An outage of `resource` (perlmutter) that begins `start_in` seconds from now and takes `seconds`.

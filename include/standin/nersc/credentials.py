@@ -1,4 +1,4 @@
-"""The stand-in's one Superfacility API client: its id and RSA key, made at the first start."""
+"""Makes the stand-in's one Superfacility API client, id and RSA key, at the first start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NERSC's token endpoint: client_credentials with private_key_jwt (RFC 7523), RS256."""
+"""Serves NERSC's token endpoint: client_credentials with private_key_jwt (RFC 7523), RS256."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Clients:
         return row is not None and row["expires"] > now and self.expires > now
 
     def check_assertion(self, assertion: str, audiences: list[str]) -> None:
-        """Check who a client says it is.
+        """Check a client's proof of who it is.
 
         :raises OAuthError: when it does not prove it.
         """

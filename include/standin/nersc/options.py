@@ -1,4 +1,4 @@
-"""What can be changed while the stand-in runs. Kept in the database: a restart carries on with it.
+"""Options that can be changed while the stand-in runs. Kept in the database: a restart carries on with it.
 
 Durations are in Slurm's seconds where the comment says "scaled": they last `time_scale` real seconds
 each, so that a test with a scale of 0.01 sees a one-minute time limit pass in 0.6 s. Elapsed times in

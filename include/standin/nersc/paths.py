@@ -1,4 +1,4 @@
-"""Paths of NERSC's file system. Nothing outside the stand-in's folder exists."""
+"""Resolves paths of NERSC's file system. Nothing outside the stand-in's folder exists."""
 
 from __future__ import annotations
 

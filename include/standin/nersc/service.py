@@ -1,4 +1,4 @@
-"""The NERSC half of the stand-in: token endpoint, Superfacility API and scheduler, plugged together."""
+"""Plugs the NERSC half together: token endpoint, Superfacility API and scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is up at NERSC and what is not: resources, outages, the API itself."""
+"""Keeps what is up at NERSC and what is not: resources, outages, the API itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SFAPI's tasks: work that a request starts and whose result is asked for later."""
+"""Runs SFAPI's tasks: work that a request starts and whose result is asked for later."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tasks:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def register(self, kind: str, worker: Worker, *, repeatable: bool) -> None:
-        """Say who does tasks of a kind.
+        """Register the worker for tasks of a kind.
 
         :param repeatable: doing the same task again after a crash does nothing twice.
         """

@@ -1,1 +1,1 @@
-"""NERSC's Superfacility API: submit Slurm jobs exactly once, wait for them, judge them."""
+"""NERSC's Superfacility API: submits Slurm jobs exactly once, waits for them, reports their ends."""

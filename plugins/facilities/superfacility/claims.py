@@ -1,8 +1,8 @@
 """The last line of exactly-once: a job claims its task's work on NERSC's file system before it does anything.
 
-A submit that is held up on its way may arrive after everybody has given it up; no waiting time tells it from
-one that was lost, so there may be two jobs for one task. Each begins with `Claim.preamble`: it makes a
-symbolic link whose target is its own job id, which the file system lets only one of them do. The other one
+A submit that is held up on its way may arrive after everybody has given it up; no waiting time distinguishes
+it from one that was lost, so there may be two jobs for one task. Each begins with `Claim.preamble`: it makes
+a symbolic link whose target is its own job id, which the file system lets only one of them do. The other one
 ends at once, with `EXIT_CODE` and a line that names the owner; what waits for it waits for the owner instead.
 
 The links of a task are `~/.job_claims/<hash of the task>/0`, `1`, ...; the highest names the owner. A job
@@ -13,7 +13,6 @@ Links that are older than 90 days are removed by later jobs.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from facilities.superfacility.hook import SuperfacilityHook
 
 EXIT_CODE = 93
-"""Exit code of a job that finds its task's work claimed. A program's own 93 is told from it by the claim."""
+"""Exit code of a job that finds its task's work claimed. A program's own 93 differs from it in the claim."""
 
 _PREAMBLE = """\
 # One job does this task's work: the one that owns the newest link. See facilities/superfacility/claims.py.
@@ -54,7 +53,7 @@ unset claims failed number owner link
 
 @dataclass(frozen=True)
 class Claim:
-    """What a job script says about whose work it does.
+    """Whose work a job script does.
 
     :param task: hash of the task instance, lower-case hexadecimal.
     :param failed: ids of the task's jobs that have ended without success, whose claim this job may take over.
@@ -73,11 +72,6 @@ class Claim:
     def preamble(self) -> str:
         """Commands for sh that come before the job's own."""
         return _PREAMBLE.format(task=self.task, failed=" ".join(self.failed), exit_code=EXIT_CODE)
-
-
-def with_failed(script: str, failed: Collection[str]) -> str:
-    """The script for another job of the same task, which may take over from these jobs."""
-    return re.sub(r"(?m)^failed=' .* '$", f"failed=' {' '.join(failed)} '", script, count=1)
 
 
 def owner(hook: SuperfacilityHook, machine: str, task: str) -> str | None:

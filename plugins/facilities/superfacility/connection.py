@@ -1,14 +1,33 @@
-"""The connection type `superfacility`: fields of its form, and what a connection means."""
+"""Reads a connection of type `superfacility`: its form, its client id and key, and the API's tokens.
+
+NERSC hands keys out as PEM and as JSON Web Key; both are taken, in the connection or in a file, and so are
+files as sfapi_client reads them (client id on the first line of a PEM, or `{"client_id", "secret"}`). Tokens
+come from sfapi_client and are shared by all sessions of a process: to make one takes a tenth of a second of
+computing, and a triggerer that cancels 200 jobs needs one, not 200.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import stat
+import threading
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from facilities.errors import CredentialsError, UserError
+import httpx
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from facilities.errors import CredentialsError, FacilityError, TransientError, UserError
+from facilities.superfacility.errors import RENEW, failure_of_status
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -124,3 +143,202 @@ def _zone(name: str, conn_id: str) -> ZoneInfo:
             f"Connection {conn_id} names an unknown time zone: {name!r}",
             next_step="use a name such as America/Los_Angeles in its extra.",
         ) from error
+
+
+# Client id and key
+
+_PRIVATE_JWK = ("n", "e", "d")
+_BEGIN = "-----BEGIN"
+
+
+@dataclass(frozen=True)
+class ClientKey:
+    """A client and its key; `secret` is what sfapi_client takes: PEM text or a JWK as a dictionary."""
+
+    client_id: str
+    secret: str | dict[str, Any] = field(repr=False)
+
+
+def read_client_key(config: SuperfacilityConfig, password: str | None) -> ClientKey:
+    """Find the client id and the key that a connection gives or points to.
+
+    :raises CredentialsError: missing, unreadable, readable by others, or not an RSA private key.
+    """
+    if config.key_file:
+        text, where = _read_private_file(Path(config.key_file), config), f"key file {config.key_file}"
+    elif password:
+        text, where = password, f"password of connection {config.conn_id}"
+    else:
+        _refuse(config, "There is no private key", "give its text as password, or its file as key_file.")
+    secret, id_with_key = _parse(text.strip(), where, config)
+    client_id = config.client_id or _id_from_file(config) or id_with_key
+    if not client_id:
+        _refuse(config, "There is no client id", "give it as login, or its file as client_id_file.")
+    if not client_id.isascii() or not client_id.isalnum():
+        _refuse(config, f"The client id {client_id!r} is not letters and digits", "copy it from Iris again.")
+    return ClientKey(client_id, secret)
+
+
+def _read_private_file(path: Path, config: SuperfacilityConfig) -> str:
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            _refuse(config, f"Key file {path} is not a file", "name the PEM or JWK file itself.")
+        if mode & 0o077:
+            _refuse(
+                config,
+                f"Key file {path} can be read by others than its owner (mode {stat.S_IMODE(mode):04o})",
+                f"chmod 600 {path}, and consider the key known: make a new client in Iris.",
+            )
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        _refuse(config, f"Key file {path} does not exist", "check key_file, and what is mounted there.")
+    except UnicodeDecodeError:
+        _refuse(config, f"Key file {path} is not text", "use the PEM or JWK text from Iris.")
+    except OSError as error:
+        _refuse(config, f"Key file {path} cannot be read ({error.strerror})", "let Airflow's user read it.")
+
+
+def _id_from_file(config: SuperfacilityConfig) -> str | None:
+    if not config.client_id_file:
+        return None
+    path = Path(config.client_id_file)
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        _refuse(config, f"Client id file {path} cannot be read ({reason})", "check client_id_file.")
+
+
+def _parse(text: str, where: str, config: SuperfacilityConfig) -> tuple[str | dict[str, Any], str | None]:
+    if text.startswith("{"):
+        return _parse_json(text, where, config)
+    first, _, rest = text.partition(_BEGIN)
+    pem = (_BEGIN + rest).strip() + "\n"
+    if not rest or not _is_rsa_key(pem):
+        _refuse(config, f"The {where} is neither a PEM nor a JWK with an RSA private key", "copy it again.")
+    return pem, first.strip() or None
+
+
+@lru_cache(maxsize=8)  # the check of the primes takes a while
+def _is_rsa_key(pem: str) -> bool:
+    try:
+        return isinstance(load_pem_private_key(pem.encode(), password=None), RSAPrivateKey)
+    except (ValueError, TypeError):  # its text could hold a part of the key: not shown
+        return False
+
+
+def _parse_json(
+    text: str, where: str, config: SuperfacilityConfig
+) -> tuple[str | dict[str, Any], str | None]:
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = {}
+    if "secret" in parsed and "client_id" in parsed:
+        inner = parsed["secret"]
+        secret, _ = _parse(
+            json.dumps(inner) if isinstance(inner, dict) else str(inner).strip(), where, config
+        )
+        return secret, str(parsed["client_id"]).strip()
+    if parsed.get("kty") != "RSA" or not all(isinstance(parsed.get(part), str) for part in _PRIVATE_JWK):
+        _refuse(config, f"The {where} is not a JWK with an RSA private key", "copy it from Iris again.")
+    return parsed, None
+
+
+def _refuse(config: SuperfacilityConfig, what: str, next_step: str) -> NoReturn:
+    raise CredentialsError(
+        f"{what} (connection {config.conn_id})", remote_id=config.client_id, next_step=next_step
+    ) from None
+
+
+# Tokens
+
+_REFUSED_CLIENT = frozenset(
+    {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied", "invalid_request"}
+)
+
+
+class Tokens:
+    """The bearer token of one client, renewed shortly before it expires. May be used by threads."""
+
+    def __init__(self, key: ClientKey, config: SuperfacilityConfig) -> None:
+        self._key = key
+        self._config = config
+        self._oauth: Any = None
+        self._last = ""
+        self._lock = threading.Lock()
+
+    def get(self) -> str:
+        """The token.
+
+        :raises CredentialsError: NERSC refuses the client.
+        :raises TransientError: NERSC gives none at the moment.
+        """
+        with self._lock:
+            if self._oauth is None:
+                self._oauth = _oauth_client(self._key, self._config)
+            try:
+                self._last = str(self._oauth.token)
+            except Exception as error:
+                self._drop()
+                raise self._failure(error) from error
+            return self._last
+
+    def forget(self, refused: str | None = None) -> None:
+        """Get a new token next time, unless another thread has replaced the `refused` one already."""
+        with self._lock:
+            if refused is None or refused == self._last:
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._oauth is not None:
+            self._oauth.close()
+            self._oauth = None
+
+    def _failure(self, error: Exception) -> FacilityError:
+        conn_id = self._config.conn_id
+        what = f"NERSC gives no token to the client of connection {conn_id}"
+        refusal = str(getattr(error, "error", ""))  # of authlib's OAuthError
+        if refusal in _REFUSED_CLIENT:
+            return CredentialsError(
+                what,
+                remote_id=self._key.client_id,
+                state=refusal,
+                next_step="the client has expired, or the key is not its own: "
+                + RENEW.format(conn_id=conn_id),
+                details=str(getattr(error, "description", None) or ""),
+            )
+        if isinstance(error, httpx.HTTPStatusError):
+            return failure_of_status(error.response, what, client_id=self._key.client_id, conn_id=conn_id)
+        details = f"{type(error).__name__}: {error}"
+        return TransientError(what, next_step="wait; it is tried again.", details=details)
+
+
+_shared: dict[tuple[object, ...], Tokens] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_tokens(key: ClientKey, config: SuperfacilityConfig) -> Tokens:
+    """The tokens of this process for a client; a renewed key has tokens of its own, and so has a fork."""
+    fingerprint = hashlib.sha256(json.dumps(key.secret).encode()).digest()
+    identity = (os.getpid(), config.conn_id, config.api_url, config.token_url, key.client_id, fingerprint)
+    with _shared_lock:
+        return _shared.setdefault(identity, Tokens(key, config))
+
+
+def _oauth_client(key: ClientKey, config: SuperfacilityConfig) -> Any:
+    """A client of sfapi_client, for its tokens."""
+    import authlib.deprecate  # type: ignore[import-untyped]  # noqa: F401, PLC0415 - sets a filter of its own
+
+    with warnings.catch_warnings():
+        # Authlib would rather have httpx2, which sfapi_client does not know.
+        warnings.filterwarnings("ignore", message="The httpx module is deprecated")
+        from sfapi_client import Client  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to import
+
+    return Client(
+        client_id=key.client_id,
+        secret=key.secret,
+        api_base_url=config.api_url,
+        token_url=config.token_url,
+    )

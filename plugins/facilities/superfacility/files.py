@@ -5,28 +5,31 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import shlex
-import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+import tenacity
+
 from facilities.errors import LostReplyError, NotFoundError, TransientError, UserError
-from facilities.superfacility.replies import expect_ok, failure_of_text
+from facilities.superfacility.errors import expect_ok, failure_of_text
 from facilities.superfacility.session import SfapiSession
 
 SIZE_LIMIT = 5_242_880
 """Bytes that the API uploads or downloads at most."""
 
-_TASK_LOOKS = (0.2, 0.5, 1.0, 2.0)  # seconds between looks at an asynchronous task; the last repeats
+_TASK_POLLS = tenacity.wait_chain(*(tenacity.wait_fixed(pause) for pause in (0.2, 0.5, 1.0, 2.0)))
+_MACHINE = re.compile(r"[a-z0-9_-]{1,40}")
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A line of a folder's listing; `size` in bytes."""
+    """A file or folder at the facility; `size` in bytes."""
 
     name: str
     size: int
@@ -42,14 +45,6 @@ class CommandResult:
     exit_code: int
 
 
-@dataclass(frozen=True)
-class TaskReply:
-    """How an asynchronous task of the API stands; `result` is there when it is done."""
-
-    done: bool
-    result: Mapping[str, Any]
-
-
 class FileCalls:
     """Files and commands on a machine of the facility. Paths are absolute."""
 
@@ -58,57 +53,24 @@ class FileCalls:
     def session(self) -> SfapiSession:
         """The HTTP session that the calls go through."""
 
-    def task(self, task_id: str, what: str) -> TaskReply:
-        """State of an asynchronous task of the API.
-
-        :param what: what the task does, for errors.
-        :raises NotFoundError: results are kept for ten minutes.
-        :raises LostReplyError: it ended without a result that can be read.
-        """
-        reply = self.session.get(f"tasks/{quote(task_id, safe='')}", what)
-        status = str(reply.get("status") or "").lower() if isinstance(reply, Mapping) else ""
-        if status in ("failed", "cancelled", "canceled"):
-            raise LostReplyError(
-                f"{what}: the API's task {status}", remote_id=task_id, details=str(reply.get("result"))[:500]
-            )
-        if status != "completed":
-            return TaskReply(done=False, result={})
-        result = reply.get("result")
-        try:
-            parsed = json.loads(result) if isinstance(result, str) else result
-        except ValueError:
-            parsed = None
-        if not isinstance(parsed, Mapping):
-            raise LostReplyError(
-                f"{what}: the result cannot be read", remote_id=task_id, details=str(result)[:500]
-            )
-        return TaskReply(done=True, result=parsed)
-
-    def ls(self, machine: str, path: str) -> list[FileEntry]:
-        """List a folder; of a file, the file itself.
-
-        :raises NotFoundError: there is nothing at that path.
-        """
-        return [entry for entry in self._entries(machine, path) if entry.name not in (".", "..")]
-
     def stat(self, machine: str, path: str) -> FileEntry:
         """Look at one file or folder.
 
         :raises NotFoundError: there is nothing at that path.
         """
-        entries = self._entries(machine, path)
-        name = PurePosixPath(path).name
-        itself = next((entry for entry in entries if entry.name == "."), None)
-        if itself is not None:
-            return FileEntry(name, itself.size, folder=True)
-        if len(entries) != 1:
-            raise NotFoundError("There is no such file", remote_id=path, next_step="check the path.")
-        return FileEntry(name, entries[0].size, entries[0].folder)
-
-    def _entries(self, machine: str, path: str) -> list[FileEntry]:
         what = f"Listing {path}"
-        reply = expect_ok(self.session.get(_url("ls", machine, path), what), what, remote_id=path)
-        return [_entry(row) for row in reply.get("entries") or ()]
+        reply = expect_ok(self.session.get(_file_url("ls", machine, path), what), what, remote_id=path)
+        rows = [row for row in reply.get("entries") or () if isinstance(row, Mapping)]
+        name = PurePosixPath(path).name
+        if any(row.get("name") == "." for row in rows):
+            return FileEntry(name, 0, folder=True)
+        if len(rows) != 1:
+            raise NotFoundError("There is no such file", remote_id=path, next_step="check the path.")
+        try:
+            size = int(float(rows[0].get("size") or 0))
+        except ValueError:
+            size = 0
+        return FileEntry(name, size, folder=str(rows[0].get("perms") or "").startswith("d"))
 
     def download(self, machine: str, path: str) -> bytes:
         """Read a file of at most 5,242,880 bytes.
@@ -117,8 +79,7 @@ class FileCalls:
         :raises UserError: it is too large for the API, or a folder.
         """
         what = f"Reading {path}"
-        url = _url("download", machine, path)
-        reply = self.session.get(url, what, params={"binary": "true"})
+        reply = self.session.get(_file_url("download", machine, path), what, params={"binary": "true"})
         file = expect_ok(reply, what, remote_id=path).get("file")
         if not isinstance(file, str):
             raise TransientError(f"{what}: the reply holds no file", details=str(reply)[:300])
@@ -142,33 +103,11 @@ class FileCalls:
                 next_step="use Globus for files of more than 5 MB.",
             )
         files = {"file": (PurePosixPath(path).name, content)}
-        reply = self.session.send_once("PUT", _url("upload", machine, path), what, files=files)
+        reply = self.session.send_once("PUT", _file_url("upload", machine, path), what, files=files)
         expect_ok(reply, what, remote_id=path, sent=True)
 
-    def command(self, machine: str, arguments: Sequence[str], *, within: float = 60.0) -> CommandResult:
-        """Run a command, without a shell; needs a client of level red.
-
-        :param within: seconds to wait for its end.
-        :raises LostReplyError: no result within that time.
-        """
-        what = f"Running {arguments[0]} on {machine}"
-        executable = shlex.join(arguments)
-        reply = self.session.send_once(
-            "POST", f"utilities/command/{quote(machine, safe='')}", what, data={"executable": executable}
-        )
-        task_id = str(expect_ok(reply, what, sent=True).get("task_id") or "")
-        deadline = time.monotonic() + within
-        for pause in looks():
-            answer = self.task(task_id, what)
-            if answer.done:
-                return _command_result(answer.result)
-            if time.monotonic() + pause > deadline:
-                raise LostReplyError(f"{what}: no result within {within:.0f} s", remote_id=task_id)
-            time.sleep(pause)
-        raise AssertionError("unreachable: looks() does not end")
-
     def tail(self, machine: str, path: str, *, lines: int = 30, size: int = 20_000) -> str:
-        """Give the last lines of a text file, at most `size` characters of them.
+        """Last lines of a text file, at most `size` characters of them.
 
         :raises NotFoundError: there is no such file.
         """
@@ -181,36 +120,66 @@ class FileCalls:
             text = result.output
         return "\n".join(text.splitlines()[-lines:])[-size:]
 
+    def command(self, machine: str, arguments: Sequence[str], *, within: float = 60.0) -> CommandResult:
+        """Run a command, without a shell; needs a client of level red.
 
-def looks() -> Iterator[float]:
-    """Seconds between looks at an asynchronous task of the API, without end."""
-    yield from _TASK_LOOKS
-    while True:
-        yield _TASK_LOOKS[-1]
+        :param within: seconds to wait for its end.
+        :raises LostReplyError: no result within that time.
+        """
+        what = f"Running {arguments[0]} on {machine}"
+        path = f"utilities/command/{check_machine(machine)}"
+        reply = self.session.send_once("POST", path, what, data={"executable": shlex.join(arguments)})
+        task_id = str(expect_ok(reply, what, sent=True).get("task_id") or "")
+        result = self.task_result(task_id, what, within)
+        if result is None:
+            raise LostReplyError(f"{what}: no result within {within:.0f} s", remote_id=task_id)
+        code = result.get("exit_code")
+        if code is None:
+            code = 1 if str(result.get("status") or "").lower() == "error" else 0
+        return CommandResult(str(result.get("output") or ""), str(result.get("error") or ""), int(code))
+
+    def task_result(self, task_id: str, what: str, within: float) -> Mapping[str, Any] | None:
+        """Result of an asynchronous task of the API; None when there is none `within` that many seconds."""
+        polling = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda result: result is None),
+            stop=tenacity.stop_after_delay(within),
+            wait=_TASK_POLLS,
+            retry_error_callback=lambda _: None,
+        )
+        result: Mapping[str, Any] | None = polling(self._read_task, task_id, what)
+        return result
+
+    def _read_task(self, task_id: str, what: str) -> Mapping[str, Any] | None:
+        reply = self.session.get(f"tasks/{quote(task_id, safe='')}", what)
+        status = str(reply.get("status") or "").lower() if isinstance(reply, Mapping) else ""
+        if status in ("failed", "cancelled", "canceled"):
+            raise LostReplyError(
+                f"{what}: the API's task {status}", remote_id=task_id, details=str(reply.get("result"))[:500]
+            )
+        if status != "completed":
+            return None
+        result = reply.get("result")
+        try:
+            parsed = json.loads(result) if isinstance(result, str) else result
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, Mapping):
+            raise LostReplyError(
+                f"{what}: the result cannot be read", remote_id=task_id, details=str(result)[:500]
+            )
+        return parsed
 
 
-def _url(call: str, machine: str, path: str) -> str:
+def check_machine(name: str) -> str:
+    if not _MACHINE.fullmatch(name):
+        raise UserError(f"Not a machine's name: {name!r}", next_step="use perlmutter.")
+    return name
+
+
+def _file_url(call: str, machine: str, path: str) -> str:
     """The address of a file call; the path keeps its own slash: `ls/perlmutter//global/...`."""
-    parts = PurePosixPath(path).parts
-    if not path.startswith("/") or ".." in parts or any(ord(char) < 32 for char in path):
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts or any(ord(char) < 32 for char in path):
         raise UserError(
             "Not an absolute path in normal form", remote_id=repr(path), next_step="give /folder/.../file."
         )
-    return f"utilities/{call}/{quote(machine, safe='')}/{quote(path, safe='/')}"
-
-
-def _entry(row: Any) -> FileEntry:
-    values = row if isinstance(row, Mapping) else {}
-    name = PurePosixPath(str(values.get("name") or "")).name or str(values.get("name") or "")
-    try:
-        size = int(float(values.get("size") or 0))
-    except ValueError:
-        size = 0
-    return FileEntry(name, size, str(values.get("perms") or "").startswith("d"))
-
-
-def _command_result(result: Mapping[str, Any]) -> CommandResult:
-    code = result.get("exit_code")
-    if code is None:
-        code = 1 if str(result.get("status") or "").lower() == "error" else 0
-    return CommandResult(str(result.get("output") or ""), str(result.get("error") or ""), int(code))
+    return f"utilities/{call}/{check_machine(machine)}/{quote(path, safe='/')}"

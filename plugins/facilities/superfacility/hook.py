@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
 from typing import Any
@@ -14,70 +16,76 @@ from urllib.parse import quote
 
 from airflow.sdk import BaseHook
 
-from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError, UserError
-from facilities.superfacility.connection import SuperfacilityConfig
-from facilities.superfacility.credentials import read_client_key
-from facilities.superfacility.files import FileCalls
-from facilities.superfacility.job import JobSnapshot, Origin, by_id, read_rows
-from facilities.superfacility.replies import expect_ok
+from facilities.errors import (
+    CredentialsError,
+    FacilityError,
+    LostReplyError,
+    NotFoundError,
+    TransientError,
+    UserError,
+)
+from facilities.superfacility.connection import SuperfacilityConfig, read_client_key
+from facilities.superfacility.errors import expect_ok
+from facilities.superfacility.files import FileCalls, check_machine
 from facilities.superfacility.session import SfapiSession
+from facilities.superfacility.slurm import Origin, SlurmJob, SlurmState, by_id, combine, read_rows
 
 log = logging.getLogger(__name__)
 
-OUTAGE_PAGES = ("status/outages", "status/outages/planned")
-"""Where outages are listed: those that have begun, and those to come."""
+EMERGENCY_TIMEOUT = 7.0
+"""Seconds for a request of `on_kill`, which has 30 s in the triggerer and 5 s in the worker."""
 
-_IDS_A_REQUEST = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
-_MACHINE = re.compile(r"[a-z0-9_-]{1,40}")
+_QUEUE_INTERVAL = 120.0  # seconds
+_STATUS_INTERVAL = 300.0  # seconds
+_MAX_IDS = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
 class MachineStatus:
-    """What the public status page says: `status` is active, degraded, unavailable or other."""
+    """State of a machine, from NERSC's public page: `status` is active, degraded, unavailable or other.
+
+    :param outage: of a machine that is not up, its present outage, else the next one, in words.
+    """
 
     name: str
     status: str
-    description: str
-    notes: tuple[str, ...]
-    updated_at: str
+    reason: str
+    outage: str = ""
 
     @property
     def up(self) -> bool:
         """Whether jobs can be submitted."""
         return self.status in ("active", "degraded")
 
-    @classmethod
-    def read(cls, reply: Any, machine: str) -> MachineStatus:
-        """Read the status page's reply.
+    def require_up(self) -> None:
+        """Make sure that jobs can be submitted.
 
-        :raises TransientError: it says no status.
+        :raises TransientError: they cannot.
         """
-        if not isinstance(reply, Mapping) or not reply.get("status"):
-            raise TransientError(f"The status page says nothing about {machine}", details=str(reply)[:300])
-        return cls(
-            name=str(reply.get("name") or machine),
-            status=str(reply["status"]).lower(),
-            description=str(reply.get("description") or ""),
-            notes=tuple(str(note) for note in reply.get("notes") or ()),
-            updated_at=str(reply.get("updated_at") or ""),
-        )
+        if not self.up:
+            raise TransientError(
+                f"{self.name} is not up",
+                state=self.status,
+                next_step="wait; it is tried again.",
+                details=str(self),
+            )
 
-
-@dataclass(frozen=True)
-class Outage:
-    """A planned outage; times are ISO 8601 with an offset."""
-
-    start_at: str
-    end_at: str
-    description: str
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"The status page has {self.name} as {self.status}{reason}. {self.outage}".strip()
 
 
 class SuperfacilityHook(FileCalls, BaseHook):
     """Talks to the Superfacility API with the credentials of a connection of type `superfacility`.
 
-    All methods block; in a trigger, call them in a thread.
+    All methods block; in a trigger, call them in a thread. Example::
+
+        with closing(SuperfacilityHook("superfacility_default")) as hook:
+            if hook.status("perlmutter").up:
+                task_id = hook.submit(script, machine="perlmutter")
+                job_id = hook.submitted_job(task_id, within=30)
 
     :param superfacility_conn_id: the connection.
     :param attempts: how often a read is sent at most when the service does not answer; actions are sent once.
@@ -104,6 +112,14 @@ class SuperfacilityHook(FileCalls, BaseHook):
         self._timeout = timeout
         self._own_tokens = own_tokens
 
+    @classmethod
+    def for_emergency(cls, superfacility_conn_id: str, *, own_tokens: bool = True) -> SuperfacilityHook:
+        """An impatient hook for `on_kill`.
+
+        :param own_tokens: in a signal handler, since the interrupted code may hold the shared ones' lock.
+        """
+        return cls(superfacility_conn_id, attempts=2, timeout=EMERGENCY_TIMEOUT, own_tokens=own_tokens)
+
     @cached_property
     def _connection(self) -> Any:
         return self.get_connection(self.superfacility_conn_id)
@@ -125,10 +141,16 @@ class SuperfacilityHook(FileCalls, BaseHook):
         )
 
     def close(self) -> None:
-        """Release the connections."""
+        """Release the network connections; the next call opens new ones."""
         if "session" in self.__dict__:
             self.session.close()
             del self.__dict__["session"]
+
+    def forget(self) -> None:
+        """Read the connection anew at the next call: somebody may have renewed a key."""
+        self.close()
+        for name in ("config", "_connection", "account"):
+            self.__dict__.pop(name, None)
 
     # Jobs
 
@@ -140,26 +162,26 @@ class SuperfacilityHook(FileCalls, BaseHook):
         :raises UserError: NERSC refuses it.
         """
         what = f"Submitting the job to {machine}"
-        path = f"compute/jobs/{_machine(machine)}"
+        path = f"compute/jobs/{check_machine(machine)}"
         reply = self.session.send_once("POST", path, what, data={"job": script, "isPath": "false"})
         task_id = expect_ok(reply, what, sent=True).get("task_id")
         if not task_id:
             raise LostReplyError(f"{what}: the reply names no task", details=json.dumps(reply)[:500])
         return str(task_id)
 
-    def submitted_job(self, task_id: str) -> str | None:
+    def submitted_job(self, task_id: str, *, within: float = 0.0) -> str | None:
         """Job id that a submit led to; None while the API works on it.
 
+        :param within: seconds to wait for it.
         :raises NotFoundError: the task is unknown: results are kept for ten minutes.
         :raises LostReplyError: the task ended without saying what became of the job.
         :raises UserError: sbatch refused the job.
         """
         what = "Submitting the job"
-        reply = self.task(task_id, what)
-        if not reply.done:
+        result = self.task_result(task_id, what, within)
+        if result is None:
             return None
-        result = expect_ok(reply.result, f"{what}: Slurm refuses it", sent=True)
-        job_id = str(result.get("jobid") or "").strip()
+        job_id = str(expect_ok(result, f"{what}: Slurm refuses it", sent=True).get("jobid") or "").strip()
         if not _JOB_ID.fullmatch(job_id):
             raise LostReplyError(
                 f"{what}: the result holds no job id",
@@ -168,13 +190,13 @@ class SuperfacilityHook(FileCalls, BaseHook):
             )
         return job_id
 
-    def jobs(self, machine: str, job_ids: Iterable[str], origin: Origin) -> dict[str, JobSnapshot]:
+    def jobs(self, machine: str, job_ids: Iterable[str], origin: Origin) -> dict[str, SlurmJob]:
         """Look jobs up by id; those that Slurm does not list are left out.
 
         :param origin: "sacct" (every job, some seconds late) or "squeue" (those that wait or run).
         :raises TransientError: no answer, or an error that is not about the jobs.
         """
-        found: dict[str, JobSnapshot] = {}
+        found: dict[str, SlurmJob] = {}
         for chunk in _lists_of_ids({_job_id(job_id) for job_id in job_ids}):
             try:
                 rows = self._job_rows(machine, f"jobid={','.join(chunk)}", origin)
@@ -187,14 +209,14 @@ class SuperfacilityHook(FileCalls, BaseHook):
             found.update(by_id(rows, chunk))
         return found
 
-    def jobs_of_user(self, machine: str, origin: Origin) -> list[JobSnapshot]:
+    def jobs_of_user(self, machine: str, origin: Origin) -> list[SlurmJob]:
         """All jobs of the client's user: squeue's, or those that sacct has of today."""
         return self._job_rows(machine, f"user={self.user}", origin)
 
-    def _job_rows(self, machine: str, selection: str, origin: Origin) -> list[JobSnapshot]:
+    def _job_rows(self, machine: str, selection: str, origin: Origin) -> list[SlurmJob]:
         what = f"Looking up jobs on {machine} ({origin})"
         params = {"sacct": str(origin == "sacct").lower(), "cached": "false", "kwargs": selection}
-        reply = self.session.get(f"compute/jobs/{_machine(machine)}", what, params=params)
+        reply = self.session.get(f"compute/jobs/{check_machine(machine)}", what, params=params)
         output = expect_ok(reply, what, otherwise=TransientError).get("output")
         if not isinstance(output, list):
             raise TransientError(f"{what}: the reply holds no list of jobs", details=str(reply)[:300])
@@ -206,11 +228,26 @@ class SuperfacilityHook(FileCalls, BaseHook):
         :raises FacilityError: it could not be cancelled.
         """
         what = f"Cancelling the job on {machine}"
-        path = f"compute/jobs/{_machine(machine)}/{_job_id(job_id)}"
+        path = f"compute/jobs/{check_machine(machine)}/{_job_id(job_id)}"
         try:
             expect_ok(self.session.delete(path, what), what, remote_id=job_id, otherwise=TransientError)
         except NotFoundError:
             log.info("Slurm does not know job %s any more: nothing to cancel.", job_id)
+
+    def job_url(self, machine: str, job_id: str) -> str:
+        """Address of a job's page, from the connection's `job_url`; empty when it cannot be made.
+
+        By default the jobs page of the user in Iris: NERSC publishes no address of a single job.
+        """
+        template = self.config.job_url
+        values = {"job_id": quote(job_id, safe=""), "machine": quote(machine, safe="")}
+        try:
+            if "{uid}" in template:
+                values["uid"] = quote(str(self.account["uid"]), safe="")
+            return template.format_map(values)
+        except (FacilityError, AttributeError, LookupError, ValueError) as error:
+            log.warning("There is no link to the job's page: job_url of the connection: %r", error)
+            return ""
 
     # The client and the machine
 
@@ -232,7 +269,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
         return name
 
     def days_left(self) -> float | None:
-        """Days until the client expires; None when the API does not tell."""
+        """Days until the client expires; None when the API does not say."""
         reply = self.session.get("account/clients", "Looking up when the client expires")
         for client in reply if isinstance(reply, list) else ():
             if client.get("clientId") == self.session.client_id and client.get("expiresAt"):
@@ -241,19 +278,45 @@ class SuperfacilityHook(FileCalls, BaseHook):
         return None
 
     def status(self, machine: str) -> MachineStatus:
-        """State of a machine, from the public page; needs no credentials."""
-        what = f"Looking up the status of {machine}"
-        reply = self.session.get(f"status/{_machine(machine)}", what, public=True)
-        return MachineStatus.read(reply, machine)
+        """State of a machine, from the public pages; needs no credentials.
 
-    def outages(self, machine: str) -> list[Outage]:
-        """Outages that go on, or else those to come, soonest first; needs no credentials."""
-        what = f"Looking up outages of {machine}"
-        for page in OUTAGE_PAGES:
-            reply = self.session.get(f"{page}/{_machine(machine)}", what, public=True)
-            if found := read_outages(reply, self.config.zone):
-                return found
-        return []
+        :raises TransientError: no answer, or one that says nothing about the machine.
+        """
+        path = f"status/{check_machine(machine)}"
+        try:
+            reply = self.session.get(path, f"Looking up the status of {machine}", public=True)
+        except FacilityError as error:  # a refusal, too, says nothing about the machine
+            raise TransientError(
+                "The status page does not answer", state=error.state, details=error.what
+            ) from error
+        if not isinstance(reply, Mapping) or not reply.get("status"):
+            raise TransientError(f"The status page says nothing about {machine}", details=str(reply)[:300])
+        reasons = [str(part) for part in (reply.get("description") or "", *(reply.get("notes") or ()))]
+        found = MachineStatus(
+            name=str(reply.get("name") or machine),
+            status=str(reply["status"]).lower(),
+            reason="; ".join(reasons).strip("; "),
+        )
+        return found if found.up else replace(found, outage=self._outage(machine))
+
+    def describe_status(self, machine: str) -> str:
+        """The same in words, for a log or an error; also that the pages do not answer."""
+        try:
+            return str(self.status(machine))
+        except FacilityError:
+            return "Its status page does not answer either."
+
+    def _outage(self, machine: str) -> str:
+        """The present outage, or else the next one, in words; empty when none is known."""
+        for page in ("status/outages", "status/outages/planned"):
+            try:
+                reply = self.session.get(f"{page}/{machine}", f"Looking up outages of {machine}", public=True)
+            except FacilityError as error:
+                log.info("%s", error)
+                continue
+            if outages := _read_outages(reply, self.config.zone):
+                return outages[0]
+        return ""
 
     def test_connection(self) -> tuple[bool, str]:
         """Get a token, ask who the client is and when it expires; for the button in the connection's form."""
@@ -269,44 +332,90 @@ class SuperfacilityHook(FileCalls, BaseHook):
         return True, f"Client {self.config.client_id or 'from file'} acts for {name}; {expiry}."
 
 
-def read_outages(reply: Any, zone: tzinfo) -> list[Outage]:
-    """Read a reply about planned outages; what has ended or was called off is left out."""
+class SlurmJobSource:
+    """What the shared poller of jobs asks: all jobs of a connection that are waited for on a machine.
+
+    Requests: one to sacct an interval, for as many jobs as a URL holds (more than 350). squeue is asked too,
+    for all jobs that wait, every two minutes (only it has reasons and start estimates), and at once for jobs
+    that sacct does not know yet or shows in a state that a requeue may undo.
+    """
+
+    def __init__(self, superfacility_conn_id: str, machine: str) -> None:
+        self._machine = machine
+        self._hook = SuperfacilityHook(superfacility_conn_id, attempts=1)  # the poller asks again by itself
+        self._queued: dict[str, SlurmJob] = {}  # of jobs that wait
+        self._queue_asked_at = float("-inf")
+        self._status = ""
+        self._status_asked_at = float("-inf")
+
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
+        """Look at all jobs, in a thread."""
+        return await asyncio.to_thread(self._look, ids)
+
+    async def aclose(self) -> None:
+        """Release the network connections."""
+        await asyncio.to_thread(self._hook.close)
+
+    def _look(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
+        try:
+            accounted = self._hook.jobs(self._machine, ids, "sacct")
+        except CredentialsError:
+            self._hook.forget()
+            raise
+        except TransientError as error:
+            error.add_details(self._machine_status())
+            raise
+        queued = self._look_into_queue(ids, accounted)
+        found = {job_id: combine(accounted.get(job_id), queued.get(job_id)) for job_id in ids}
+        return {job_id: job for job_id, job in found.items() if job is not None}
+
+    def _look_into_queue(
+        self, ids: frozenset[str], accounted: Mapping[str, SlurmJob]
+    ) -> Mapping[str, SlurmJob]:
+        doubtful = {i for i in ids if i not in accounted or accounted[i].lost}
+        waiting = {i for i in ids if i in accounted and accounted[i].state is SlurmState.PENDING}
+        now = time.monotonic()
+        due = now - self._queue_asked_at >= _QUEUE_INTERVAL or not waiting <= self._queued.keys()
+        self._queued = {i: job for i, job in self._queued.items() if i in waiting}
+        if not doubtful and not (waiting and due):
+            return self._queued
+        try:
+            queued = self._hook.jobs(self._machine, doubtful | waiting, "squeue")
+        except FacilityError as error:
+            log.info("squeue is left out this time: %s", error)
+            return self._queued
+        self._queue_asked_at = now
+        self._queued = {i: job for i, job in queued.items() if i in waiting}
+        return queued
+
+    def _machine_status(self) -> str:
+        """What the status page says of an outage, asked every five minutes."""
+        now = time.monotonic()
+        if now - self._status_asked_at >= _STATUS_INTERVAL:
+            self._status_asked_at = now
+            self._status = self._hook.describe_status(self._machine)
+        return self._status
+
+
+def _read_outages(reply: Any, zone: tzinfo) -> list[str]:
+    """Outages in a reply, in words, soonest first, without those that have ended or were called off."""
     now = datetime.now(UTC)
     outages = []
     for entry in reply if isinstance(reply, list) else ():
         try:
             start, end = (_moment(str(entry[key]), zone) for key in ("start_at", "end_at"))
         except (KeyError, TypeError, ValueError):
-            log.warning("Skipping a planned outage that cannot be read: %.200r", entry)
+            log.warning("Skipping an outage that cannot be read: %.200r", entry)
             continue
         if end > now and str(entry.get("status") or "").lower() not in ("cancelled", "completed"):
-            outages.append(Outage(start.isoformat(), end.isoformat(), str(entry.get("description") or "")))
-    return sorted(outages, key=lambda outage: outage.start_at)
+            why = f" ({entry['description']})" if entry.get("description") else ""
+            outages.append((start, f"Outage{why}: from {start.isoformat()} until {end.isoformat()}."))
+    return [text for _, text in sorted(outages)]
 
 
 def _moment(text: str, zone: tzinfo) -> datetime:
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=zone)
-
-
-def _machine(name: str) -> str:
-    if not _MACHINE.fullmatch(name):
-        raise UserError(f"Not a machine's name: {name!r}", next_step="use perlmutter.")
-    return name
-
-
-def _lists_of_ids(job_ids: Iterable[str]) -> list[list[str]]:
-    """Ids in order, in as few lists as URLs of their length need: more than 350 of eight digits in one."""
-    lists: list[list[str]] = []
-    room = 0
-    for job_id in sorted(job_ids):
-        length = len(quote(f",{job_id}", safe=""))
-        if length > room:
-            lists.append([])
-            room = _IDS_A_REQUEST
-        lists[-1].append(job_id)
-        room -= length
-    return lists
 
 
 def _job_id(job_id: str) -> str:
@@ -315,3 +424,17 @@ def _job_id(job_id: str) -> str:
             f"Not a Slurm job id: {job_id[:80]!r}", next_step="give the number that sbatch printed."
         )
     return job_id
+
+
+def _lists_of_ids(job_ids: Iterable[str]) -> list[list[str]]:
+    """Ids in order, in as few lists as URLs of their length need: more than 350 of eight digits in one."""
+    lists: list[list[str]] = []
+    left = 0
+    for job_id in sorted(job_ids):
+        length = len(quote(f",{job_id}", safe=""))
+        if length > left:
+            lists.append([])
+            left = _MAX_IDS
+        lists[-1].append(job_id)
+        left -= length
+    return lists

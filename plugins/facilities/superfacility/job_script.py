@@ -1,4 +1,4 @@
-"""Slurm job scripts: typed resources to #SBATCH lines, a template to the body, every value quoted.
+"""Builds Slurm job scripts: typed resources to #SBATCH lines, a template to the body, every value quoted.
 
 A body template is Jinja in which everything that `{{ ... }}` prints is quoted for bash, so that an
 argument arrives at the program unchanged whatever is in it; `| quote` says so explicitly and changes
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ import jinja2
 from facilities.errors import UserError
 from facilities.ownership import Owner
 from facilities.superfacility.claims import Claim, require_sh
+from facilities.superfacility.slurm import SlurmState, seconds
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.&|,()\[\]*-]{0,127}")
@@ -28,10 +29,21 @@ _MEMORY = re.compile(r"\d{1,6}[KMGT]?")
 JOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 """Names that Slurm's own look-up finds again; others break `sacct -P` or `--name`."""
 
+# Perlmutter's limits of a job's time by qos, in seconds; two days for the others.
+_MAX_SECONDS = {"debug": 1800, "interactive": 4 * 3600}
+_MAX_SECONDS_OTHERWISE = 2 * 86_400
+_MAX_GPUS = 4  # of a node; with them comes its memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmResources:
     """What a job asks Slurm for; each field is one #SBATCH directive.
+
+    Example::
+
+        SlurmResources(
+            account="als_g", qos="regular", constraint="gpu", time_limit="01:00:00", gpus=1, requeue=True
+        )
 
     :param account: project that is charged, such as als_g.
     :param constraint: gpu or cpu; Perlmutter refuses jobs without one.
@@ -40,7 +52,8 @@ class SlurmResources:
     :param output: absolute path of the log; %j is the job id, %x the job name. Its folder must exist.
     :param error: the same for stderr; left out, stderr goes to `output`.
     :param chdir: working directory of the job.
-    :param requeue: whether Slurm may start the job again after a node failure; None leaves it to the site.
+    :param requeue: whether Slurm may start the job again after a node failure or preemption; None leaves it
+        to the site.
     :raises UserError: a value that cannot be right; its text never reaches a script.
     """
 
@@ -79,6 +92,24 @@ class SlurmResources:
         if missing := [name for name in ("account", "qos", "constraint", "time_limit") if name not in given]:
             _refuse(f"Missing Slurm resources: {', '.join(missing)}", "set them in resources.")
         return cls(**given)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values that `from_mapping` reads."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def with_more(self, state: SlurmState) -> SlurmResources | None:
+        """Twice the time (after TIMEOUT) or memory, up to the queue's limit; None when that is reached."""
+        if state is SlurmState.TIMEOUT:
+            now = seconds(self.time_limit) or 0
+            more = min(2 * now, _MAX_SECONDS.get(self.qos, _MAX_SECONDS_OTHERWISE))
+            limit = f"{more // 3600:02}:{more % 3600 // 60:02}:{more % 60:02}"
+            return replace(self, time_limit=limit) if more > now else None
+        if self.memory is not None:
+            twice = re.sub(r"\d+", lambda size: str(2 * int(size[0])), self.memory)
+            return replace(self, memory=twice) if _MEMORY.fullmatch(twice) else None
+        if self.gpus is None or self.gpus >= _MAX_GPUS:
+            return None
+        return replace(self, gpus=min(2 * self.gpus, _MAX_GPUS))
 
     def directives(self, job_name: str) -> list[str]:
         """The #SBATCH lines.
@@ -225,7 +256,7 @@ def job_script(
     owner: Owner | None = None,
     claim: Claim | None = None,
 ) -> str:
-    """Put directives and body together.
+    """Put directives and body together; the only place where a job script is built.
 
     Directives come first: sbatch reads none after the first command. The body's own shebang is kept.
 
@@ -233,6 +264,21 @@ def job_script(
     :param claim: whose work it is: of several such jobs only one does anything, and none beside another of
         its name.
     :raises UserError: the body is empty, brings directives of its own, has DOS line ends, or is not for sh.
+    """
+    shebang, commands = check_body(body)
+    directives = resources.directives(job_name)
+    if owner:
+        directives.append(f"#SBATCH --comment={owner.mark}")
+    if claim:
+        directives.append("#SBATCH --dependency=singleton")
+        commands = f"{claim.preamble}\n{commands.strip(chr(10))}"
+    return "\n".join([shebang, *directives, "", commands.strip("\n"), ""])
+
+
+def check_body(body: str) -> tuple[str, str]:
+    """The shebang and the commands of a body.
+
+    :raises UserError: it is empty, brings directives of its own, has DOS line ends, or is not for sh.
     """
     first, _, rest = body.lstrip("\n").partition("\n")
     shebang, commands = (first, rest) if first.startswith("#!") else ("#!/bin/bash", body)
@@ -242,14 +288,8 @@ def job_script(
         _refuse("The job script brings #SBATCH lines of its own", "give them as resources.")
     if "\r\n" in body:
         _refuse("The job script has DOS line ends", "save it with Unix line ends.")
-    directives = resources.directives(job_name)
-    if owner:
-        directives.append(f"#SBATCH --comment={owner.mark}")
-    if claim:
-        require_sh(shebang)
-        directives.append("#SBATCH --dependency=singleton")
-        commands = f"{claim.preamble}\n{commands.strip(chr(10))}"
-    return "\n".join([shebang, *directives, "", commands.strip("\n"), ""])
+    require_sh(shebang)
+    return shebang, commands
 
 
 def _refuse(what: str, next_step: str) -> NoReturn:

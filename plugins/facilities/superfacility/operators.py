@@ -5,36 +5,145 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import TaskDeferralTimeout
-
-from facilities.cancellation import task_is_over, timed_out
-from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
-from facilities.superfacility.claims import Claim
-from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook
+from facilities.cancellation import Cancellation, task_is_over, timed_out
+from facilities.deferral import RemoteWorkOperator
+from facilities.errors import InfrastructureError, TransientError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.identity import JobIdentity, NotYet, Submitted
-from facilities.superfacility.job import JobSnapshot
-from facilities.superfacility.job_script import SlurmResources, job_script, render_file
-from facilities.superfacility.judging import LogFiles
-from facilities.superfacility.links import SlurmJobLink, job_url
-from facilities.superfacility.outages import describe
-from facilities.superfacility.states import SlurmState
-from facilities.superfacility.submission import Submission
-from facilities.superfacility.triggers import SubmitHoldTrigger
+from facilities.superfacility.job_script import SlurmResources, check_body, render_file
+from facilities.superfacility.links import SlurmJobLink
+from facilities.superfacility.slurm import LogFiles, SlurmJob, SlurmState
+from facilities.superfacility.submission import JobIdentity, NotYet, Submission, Submitted
+from facilities.superfacility.triggers import (
+    SubmitTrigger,
+    cancel_job,
+    cancel_jobs_of,
+)
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, XComArg
+    from airflow.sdk import BaseOperatorLink, Context, XComArg
 
-_DEFER_GRACE = timedelta(minutes=5)
-_LEAST_WAIT = 3.0  # a trigger that fires while the worker is still leaving can get the task failed
+_MIN_WAIT = 3.0  # seconds; a trigger that fires while the worker is still leaving can get the task failed
+
+
+class SlurmOperator(RemoteWorkOperator):
+    """Base of operators that submit a Slurm job or wait for one.
+
+    :param superfacility_conn_id: connection of type `superfacility`.
+    :param machine: such as perlmutter.
+    :param hold: longest wait for NERSC to answer.
+    :param deferrable: wait in the triggerer; otherwise a worker slot is held.
+    """
+
+    service = SubmitTrigger.service
+    status_page = "https://www.nersc.gov/live-status/motd"
+    template_fields: Sequence[str] = ("superfacility_conn_id", "machine")
+    operator_extra_links: Collection[BaseOperatorLink] = (SlurmJobLink(),)
+
+    def __init__(
+        self,
+        *,
+        superfacility_conn_id: str = SuperfacilityHook.default_conn_name,
+        machine: str = "perlmutter",
+        hold: timedelta = timedelta(days=7),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(hold=hold, **kwargs)
+        self.superfacility_conn_id = superfacility_conn_id
+        self.machine = machine
+        self._submitting: JobIdentity | None = None
+
+    @cached_property
+    def hook(self) -> SuperfacilityHook:
+        """The way to NERSC."""
+        return SuperfacilityHook(self.superfacility_conn_id)
+
+    def identity(self, context: Context) -> JobIdentity:
+        """Whose job it is."""
+        return JobIdentity.of_task(context)
+
+    def find_or_submit(
+        self,
+        context: Context,
+        submission: Submission,
+        *,
+        hold_until: float | None = None,
+        holds: int = 0,
+        **kwargs: Any,
+    ) -> Submitted:
+        """The job of a submission; until there is one the task is deferred, and goes on in `run_try`.
+
+        :param hold_until: see `hold`.
+        :param holds: see `hold`.
+        :param kwargs: handed to `run_try`.
+        """
+        self._submitting = submission.identity
+        while True:
+            try:
+                with closing(self.hook):
+                    step = submission.step()
+            except TransientError as error:
+                if self.deferrable:
+                    kwargs["doubtful_since"] = submission.doubtful_since
+                    self.hold(context, error, hold_until=hold_until, holds=holds, **kwargs)
+                step = NotYet(max(self.first_pause, error.retry_after or 0.0), str(error))
+            if isinstance(step, Submitted):
+                self.announce(context, step.job_id)
+                self._submitting = None
+                return step
+            hold_until = hold_until or time.time() + self.longest_hold.total_seconds()
+            if not self.deferrable:
+                if time.time() + step.seconds > hold_until:
+                    raise self.outage_error(context, step.why)
+                self.log.info("Waiting for %.0f s: %s.", step.seconds, step.why)
+                time.sleep(step.seconds)
+                continue
+            kwargs |= {"doubtful_since": submission.doubtful_since, "hold_until": hold_until, "holds": holds}
+            trigger = self.outage_trigger(context, step.why, hold_until, _MIN_WAIT)
+            trigger.delay = max(step.seconds, _MIN_WAIT)
+            self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)
+
+    def outage_trigger(
+        self, context: Context, reason: str, deadline: float, first_pause: float
+    ) -> SubmitTrigger:
+        """What waits until NERSC answers and the machine is up."""
+        return SubmitTrigger(
+            superfacility_conn_id=self.superfacility_conn_id,
+            machine=self.machine,
+            identity=asdict(self.identity(context)),
+            reason=reason,
+            deadline=deadline,
+            first_pause=first_pause,
+        )
+
+    def cancel_known(self, *, urgent: bool) -> Cancellation:
+        """Cancel the job."""
+        with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=urgent)) as hook:
+            return cancel_job(hook, self.machine, self.remote_id)
+
+    def cancel_unknown(self, context: Context) -> str:
+        """Cancel the jobs that have the task's name."""
+        return self._cancel_by_name(self.identity(context)).note
+
+    def _cancel_by_name(self, identity: JobIdentity) -> Cancellation:
+        with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id)) as hook:
+            return cancel_jobs_of(hook, self.machine, identity)
+
+    def on_kill(self) -> None:
+        """Cancel what was submitted when this task was ended, or has run out of its execution_timeout.
+
+        While a submit is on its way, the job is looked for by its name, too.
+        """
+        super().on_kill()
+        if self._submitting is not None and (timed_out() or task_is_over(self._ti)):
+            self.log.info("The task was ended. %s", self._cancel_by_name(self._submitting).note)
 
 
 class SubmittedJob(TypedDict):
@@ -48,12 +157,22 @@ class SubmittedJob(TypedDict):
     stderr: str | None
     url: str
     script_copy: str | None
-    script: str  # as submitted, for a job that takes this one's place
-    claim: str  # hash of the task, under which the job claims its work (`facilities.superfacility.claims`)
+    resources: dict[str, Any]  # these two for a job that takes this one's place
+    body: str
 
 
-class SfapiSubmitJobOperator(BaseOperator):
+class SfapiSubmitJobOperator(SlurmOperator):
     """Submits one Slurm job through NERSC's Superfacility API, exactly once; returns the job id.
+
+    Example::
+
+        job = SfapiSubmitJobOperator(
+            task_id="submit",
+            resources=SlurmResources(account="als_g", qos="regular", constraint="gpu", time_limit="01:00:00"),
+            template="reconstruct.sh.j2",
+            template_context={"scan": "/global/cfs/scan.cxi"},
+        )
+        wait = SlurmJobSensor(task_id="wait", job_id=job.output)
 
     A try that comes after another takes up the task's living job, returns a completed one, and submits a
     new one only after a failed one (`facilities.superfacility.submission`). When NERSC does not answer,
@@ -66,29 +185,25 @@ class SfapiSubmitJobOperator(BaseOperator):
         in the DAG's `template_searchpath` and folder. Either this or `script`.
     :param template_context: values of the template's names.
     :param job_name: readable beginning of the job's name; a hash of the task instance and a number follow.
-    :param superfacility_conn_id: connection of type `superfacility`.
-    :param machine: such as perlmutter.
     :param script_copy_dir: local folder that keeps a copy of each script, readable by its owner only.
     :param settle: seconds in which a job that was submitted shows in Slurm's lists, at the latest.
     :param confirm: seconds for which a node failure or preemption must stay, to be believed.
-    :param hold: longest wait for NERSC to answer.
-    :param deferrable: wait for NERSC in the triggerer; otherwise a worker slot is held.
     :raises UserError: the job is refused, or cannot be what was meant.
     :raises CredentialsError: NERSC refuses the client.
     :raises TimeLimitError: NERSC could not be used within `hold`.
+
+    The others are those of `SlurmOperator`.
     """
 
     template_fields: Sequence[str] = (
+        *SlurmOperator.template_fields,
         "slurm_resources",
         "script",
         "template_context",
         "job_name",
-        "superfacility_conn_id",
-        "machine",
         "script_copy_dir",
     )
     template_fields_renderers = {"script": "bash", "slurm_resources": "json", "template_context": "json"}
-    operator_extra_links = (SlurmJobLink(),)
     ui_color = "#cfe3ef"
 
     def __init__(
@@ -99,13 +214,9 @@ class SfapiSubmitJobOperator(BaseOperator):
         template: str | None = None,
         template_context: Mapping[str, Any] | XComArg | None = None,
         job_name: str = "job",
-        superfacility_conn_id: str = SuperfacilityHook.default_conn_name,
-        machine: str = "perlmutter",
         script_copy_dir: str | None = None,
         settle: float = 60.0,
         confirm: float = 30.0,
-        hold: timedelta = timedelta(days=7),
-        deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,142 +227,43 @@ class SfapiSubmitJobOperator(BaseOperator):
         self.template = template
         self.template_context = template_context
         self.job_name = job_name
-        self.superfacility_conn_id = superfacility_conn_id
-        self.machine = machine
         self.script_copy_dir = script_copy_dir
         self.settle = settle
         self.confirm = confirm
-        self.hold = hold
-        self.deferrable = deferrable
-        self._ti: Any = None
-        self._identity: JobIdentity
-        self._job_id = ""
-        self._stop_asked = False
         self._script_copy: str | None = None
 
-    @cached_property
-    def hook(self) -> SuperfacilityHook:
-        """The way to NERSC."""
-        return SuperfacilityHook(self.superfacility_conn_id)
+    def identity(self, context: Context) -> JobIdentity:
+        """Whose job it is."""
+        return JobIdentity.of_task(context, base=self.job_name)
 
-    def execute(self, context: Context) -> str:
+    def run_try(self, context: Context, **kwargs: Any) -> str:
         """Find or submit the job; returns its id."""
-        earlier = context["ti"].try_number > 1
-        # What an earlier try did is in the store. Without one, it may have submitted just now.
-        kept = context.get("task_state_store") is not None
-        doubtful_since = None if not earlier else 0.0 if kept else time.time()
-        return self._go(context, doubtful_since, time.time() + self.hold.total_seconds(), 0)
-
-    def resume(
-        self, context: Context, event: object, doubtful_since: float | None, hold_until: float, holds: int
-    ) -> str:
-        """Go on after a wait."""
-        self._begin(context)
-        if not isinstance(event, Mapping) or event.get("outcome") != "again":
-            self._give_up(str(event))
-        return self._go(context, doubtful_since, hold_until, holds)
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Cancel what may have been submitted when Airflow itself has ended the wait."""
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
-            self._begin(context)
-            self._give_up("No triggerer looked at the task.")
-
-    def on_kill(self) -> None:
-        """Cancel what was submitted when this task was ended, or has run out of its execution_timeout.
-
-        Runs inside a signal handler or an exception's. While the submit is on its way nothing is known
-        yet: the interrupted code sees the flag and cancels as soon as it has the job id.
-        """
-        self._stop_asked = True
-        if self._ti is None:
-            return
-        if timed_out() and not self._job_id:
-            cancel_by_name(emergency_hook(self.superfacility_conn_id), self.machine, self._identity)
-        elif self._job_id and (timed_out() or task_is_over(self._ti)):
-            note = cancel_and_say(emergency_hook(self.superfacility_conn_id), self.machine, self._job_id)
-            self.log.info("The task was ended. %s", note)
-
-    # The way through
-
-    def _begin(self, context: Context) -> None:
-        self._identity = JobIdentity.of(context, base=self.job_name)
-        self._ti = context["ti"]
-
-    def _go(self, context: Context, doubtful_since: float | None, hold_until: float, holds: int) -> str:
-        self._begin(context)
-        try:
-            return self._bring_to_job(context, doubtful_since, hold_until, holds)
-        finally:
-            self.hook.close()
-
-    def _bring_to_job(
-        self, context: Context, doubtful_since: float | None, hold_until: float, holds: int
-    ) -> str:
-        submission = self._submission(context, doubtful_since)
-        while True:
-            try:
-                step = submission.step()
-            except TransientError as error:
-                wait = max(min(10.0 * 2.0**holds, 300.0), error.retry_after or 0.0)
-                why, until_up = str(error), True
-            else:
-                if isinstance(step, Submitted):
-                    return self._announce(context, step)
-                wait, why, until_up = step.seconds, step.why, False
-            holds += until_up
-            if time.time() + wait > hold_until:
-                self._give_up(why)
-            if not self.deferrable:
-                self.log.info("Waiting for %.0f s. %s", wait, why)
-                time.sleep(wait)
-                continue
-            self._defer(submission, NotYet(wait, why), until_up, hold_until, holds)
-
-    def _defer(
-        self, submission: Submission, wait: NotYet, until_up: bool, hold_until: float, holds: int
-    ) -> None:
-        self.defer(
-            trigger=SubmitHoldTrigger(
-                superfacility_conn_id=self.superfacility_conn_id,
-                machine=self.machine,
-                identity=asdict(submission.identity),
-                reason=wait.why,
-                wait=max(wait.seconds, _LEAST_WAIT),
-                until_up=until_up,
-                deadline=hold_until,
-            ),
-            method_name="resume",
-            kwargs={
-                "doubtful_since": submission.doubtful_since,
-                "hold_until": hold_until,
-                "holds": min(holds, 10),
-            },
-            timeout=timedelta(seconds=max(hold_until - time.time(), 0.0)) + _DEFER_GRACE,
-        )
-
-    def _submission(self, context: Context, doubtful_since: float | None) -> Submission:
-        body = self._body()
-        self._script(self._identity.name(0), body, [])  # raises what is wrong with it before any request
+        resources, body = self._checked_resources(), self._body()
+        check_body(body)  # before any request
         store = context.get("task_state_store")
         if store is None:
             self.log.warning(
                 "Airflow has no task state store: earlier tries are found by the job's name only."
             )
-        return Submission(
+        if "doubtful_since" not in kwargs:
+            # What an earlier try did is in the store. Without one, it may have submitted just now.
+            doubtful = 0.0 if store is not None else time.time()
+            kwargs["doubtful_since"] = doubtful if context["ti"].try_number > 1 else None
+        submission = Submission(
             self.hook,
-            self._identity,
+            self.identity(context),
             machine=self.machine,
-            script_for=lambda name, failed: self._keep_copy(name, self._script(name, body, failed)),
+            resources=resources,
+            body=body,
             store=store,
-            doubtful_since=doubtful_since,
+            doubtful_since=kwargs["doubtful_since"],
             cleared=self._cleared(context),
             settle=self.settle,
             confirm=self.confirm,
-            proceed=self._proceed,
+            before_submit=self._before_submit,
         )
+        job = self.find_or_submit(context, submission, **kwargs)
+        return self._announce(context, job, resources, body)
 
     def _cleared(self, context: Context) -> bool:
         """Whether somebody has cleared the task since its last try; that gives it all its tries anew."""
@@ -259,36 +271,28 @@ class SfapiSubmitJobOperator(BaseOperator):
         first_try = ti.max_tries - (self.retries or 0) + 1
         return 1 < ti.try_number <= first_try
 
-    def _proceed(self) -> None:
-        """Last look around before the submit is sent."""
-        if self._stop_asked and task_is_over(self._ti):
+    def _before_submit(self, name: str, script: str) -> None:
+        """Keep the script, and look whether the task and the machine are still there."""
+        if self.script_copy_dir:
+            try:
+                self._script_copy = str(write_private(Path(self.script_copy_dir), f"{name}.sh", script))
+            except OSError as error:  # a full disk does not keep the job from being submitted
+                self.log.warning("No copy of the job script was kept: %s", error)
+        if self._kill_requested and task_is_over(self._ti):
             raise InfrastructureError("The task was ended before its job was submitted")
         try:
             status = self.hook.status(self.machine)
         except TransientError as error:
             self.log.info("The status page does not answer, which need not mean anything: %s", error)
-            return
-        if not status.up:
-            outages = self.hook.outages(self.machine)
-            raise TransientError(
-                f"{self.machine} is not up, so nothing was submitted",
-                state=status.status,
-                next_step="wait; it is tried again.",
-                details=describe(status, outages[0] if outages else None),
-            )
+        else:
+            status.require_up()
 
-    def _announce(self, context: Context, job: Submitted) -> str:
+    def _announce(self, context: Context, job: Submitted, resources: SlurmResources, body: str) -> str:
         """Leave the job where people, the next tasks and `on_kill` find it."""
-        self._job_id = job.job_id
-        if self._stop_asked and task_is_over(self._ti):
-            note = cancel_and_say(self.hook, self.machine, job.job_id)
-            raise InfrastructureError(
-                "The task was ended during its submit", remote_id=job.job_id, details=note
-            )
-        resources = self._checked_resources()
-        shown = JobSnapshot(job.job_id, "squeue", "", SlurmState.PENDING, name=job.name)
+        shown = SlurmJob(job.job_id, "squeue", "", SlurmState.PENDING, name=job.name)
         files = LogFiles(resources.output, resources.error).of(shown)
-        url = job_url(self.hook, self.machine, job.job_id)
+        with closing(self.hook):
+            url = self.hook.job_url(self.machine, job.job_id)
         values = SubmittedJob(
             job_id=job.job_id,
             name=job.name,
@@ -298,31 +302,14 @@ class SfapiSubmitJobOperator(BaseOperator):
             stderr=files.stderr,
             url=url,
             script_copy=self._script_copy,
-            script=self._script(job.name, self._body(), []),
-            claim=self._identity.digest,
+            resources=resources.to_mapping(),
+            body=body,
         )
         context["ti"].xcom_push(key="job", value=dict(values))
-        url = job_url(self.hook, self.machine, job.job_id)
         SlurmJobLink().persist(context, url)
         how = "submitted" if job.new else "taken up, as it was there already"
         self.log.info("Slurm job %s (%s) on %s: %s. %s", job.job_id, job.name, self.machine, how, url)
         return job.job_id
-
-    def _give_up(self, why: str) -> NoReturn:
-        cancelled = cancel_by_name(emergency_hook(self.superfacility_conn_id), self.machine, self._identity)
-        raise TimeLimitError(
-            f"The job could not be submitted within {self.hold}, the limit of the wait",
-            remote_id=self._identity.name(0),
-            next_step="look at https://www.nersc.gov/live-status/motd; clear the task when NERSC answers.",
-            details=f"{why}\n{f'Cancelled: {cancelled}.' if cancelled else ''}".strip(),
-        )
-
-    # The script
-
-    def _script(self, name: str, body: str, failed: Sequence[str]) -> str:
-        identity = self._identity
-        claim = Claim(identity.digest, tuple(failed))
-        return job_script(self._checked_resources(), name, body, owner=identity.owner, claim=claim)
 
     def _checked_resources(self) -> SlurmResources:
         resources = self.slurm_resources
@@ -361,15 +348,6 @@ class SfapiSubmitJobOperator(BaseOperator):
                 next_step=f"put it into one of {', '.join(folders)}.",
             )
         return found
-
-    def _keep_copy(self, name: str, script: str) -> str:
-        """Write the script's copy; a full disk does not keep the job from being submitted."""
-        if self.script_copy_dir:
-            try:
-                self._script_copy = str(write_private(Path(self.script_copy_dir), f"{name}.sh", script))
-            except OSError as error:
-                self.log.warning("No copy of the job script was kept: %s", error)
-        return script
 
 
 def write_private(folder: Path, name: str, text: str) -> Path:

@@ -8,7 +8,7 @@ from facilities import orphans
 from facilities.orphans import LivingWork
 from facilities.ownership import Owner
 from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.states import SlurmState
+from facilities.superfacility.slurm import SlurmState
 
 
 class SlurmJobFinder:

@@ -1,141 +1,129 @@
-"""The successor of a job that the facility lost, or that ran out of time: same script, next generation.
+"""The sensor that submits a job again which the facility lost, or which ran out of time or memory.
 
-The sensor that waits for a job submits the successor, under the identity of the task that submitted the
-first one, with the same care (`facilities.superfacility.submission`). So clearing either task finds it.
+Slurm itself starts a lost job again when its resources say `requeue`; what it does not start again is
+submitted here, under the identity of the task that submitted the first one and with the same care
+(`facilities.superfacility.submission`). So clearing either task finds the new job.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from facilities.superfacility import claims
-from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.identity import JobIdentity, NotYet, Store, Submitted
-from facilities.superfacility.job import JobSnapshot
-from facilities.superfacility.states import CONFIRM, OUT_OF_RESOURCES, SlurmState
-from facilities.superfacility.submission import JOB_KEY, Submission
+from facilities.superfacility.job_script import SlurmResources
+from facilities.superfacility.sensors import SlurmJobSensor
+from facilities.superfacility.slurm import OUT_OF_RESOURCES, SlurmJob
+from facilities.superfacility.submission import JOB_KEY, JobIdentity, Submission
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 ORIGIN_KEY = "slurm_origin"
 
-_DAY = 86_400
-# Perlmutter's limits of a job's time by qos, in seconds; two days for the others.
-_LONGEST = {"debug": 1800, "interactive": 4 * 3600}
-_LONGEST_OTHERWISE = 2 * _DAY
-_MOST_GPUS = 4  # of a node; with them comes its memory
 
+class ResubmittingSlurmJobSensor(SlurmJobSensor):
+    """Waits for the job of a submit operator, and for those that take its place.
 
-class Successors:
-    """The jobs that one submit task has led to, as its sensor keeps them.
+    Example::
 
-    :param told: what the submit task left under its XCom key "job".
-    :param store: the sensor's task state store; without one, names alone tell.
-    :param settle: see `Submission`.
+        ResubmittingSlurmJobSensor(task_id="wait", job_id=job.output, resubmit=3)
+
+    :param job_id: a submit operator's `output`.
+    :param resubmit: how often a job that the facility lost (NODE_FAIL, BOOT_FAIL, PREEMPTED) is submitted
+        again.
+    :param more_resources: whether a job that ended with TIMEOUT or OUT_OF_MEMORY is submitted once more with
+        twice the time or memory, up to the queue's limit. Templated: true or false.
+    :param settle: seconds in which a job that was submitted shows in Slurm's lists, at the latest.
+
+    The others are those of `SlurmJobSensor`.
     """
+
+    template_fields: Sequence[str] = (*SlurmJobSensor.template_fields, "more_resources")
 
     def __init__(
         self,
-        hook: SuperfacilityHook,
-        told: Mapping[str, Any],
-        identity: JobIdentity,
         *,
-        machine: str,
-        store: Store | None,
-        settle: float,
+        resubmit: int = 3,
+        more_resources: bool | str = False,
+        settle: float = 60.0,
+        **kwargs: Any,
     ) -> None:
-        self.identity = identity
-        self._settle = settle
-        self._hook = hook
-        self._told = told
-        self._machine = machine
-        self._store = store
-        self._origin = str(told["job_id"])
+        super().__init__(**kwargs)
+        self.resubmit = resubmit
+        self.more_resources = more_resources
+        self.settle = settle
 
-    @property
-    def current(self) -> str:
-        """Id of the job to wait for: the newest that followed the submit task's."""
-        kept = self._kept()
-        return str(kept["job_id"]) if kept else self._origin
+    def identity(self, context: Context) -> JobIdentity:
+        """Whose job it is: the submit task's."""
+        base = re.sub(r"-[0-9a-f]{16}-g\d+$", "", str(self.submitted(context).get("name") or "job"))
+        return JobIdentity.of_task(context, base=base, task_id=self._submit_task or "")
 
-    @property
-    def count(self) -> int:
-        """How many successors there were."""
-        kept = self._kept()
-        first = self.identity.generation_of(str(self._told.get("name"))) or 0
-        return int(kept["generation"]) - first if kept else 0
-
-    def script_after(self, job: JobSnapshot, *, more: bool) -> str | None:
-        """The script for the successor of a failed job; None when it would fail in the same way.
-
-        :param more: whether a job that ran out of time or memory may have more of it.
-        """
-        script = str(self._told.get("script") or "")
-        if not script:
-            return None
-        if job.state in CONFIRM:
-            return script
-        if more and job.state in OUT_OF_RESOURCES and self.count == 0:
-            return script_with_more(script, job.state)
-        return None
-
-    def step(self, script: str) -> Submitted | NotYet:
-        """Find the successor, or submit it; see `Submission.step`."""
-        if self._store is not None and self._kept() is None:
-            first = self.identity.generation_of(str(self._told.get("name"))) or 0
-            name = str(self._told.get("name") or self.identity.name(first))
-            self._store.set(
-                JOB_KEY,
-                {"job_id": self._origin, "name": name, "generation": first, "submitted_at": time.time()},
-            )
-            self._store.set(ORIGIN_KEY, self._origin)
+    def run_try(self, context: Context, resources: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        """Wait for the newest job; or submit another one, with these `resources`, and wait for it."""
+        newest = self._kept(context) or self._first(context)
+        if resources is None:
+            return self.wait_for_job(context, str(newest["job_id"]))
+        self.remote_id = ""
+        store = context.get("task_state_store")
+        if store is not None and self._kept(context) is None:
+            store.set(JOB_KEY, {**newest, "submitted_at": time.time()})
+            store.set(ORIGIN_KEY, newest["job_id"])
+        kwargs.setdefault("doubtful_since", None if store is not None else time.time())
         submission = Submission(
-            self._hook,
-            self.identity,
-            machine=self._machine,
-            script_for=lambda name, failed: claims.with_failed(renamed(script, name), failed),
-            store=self._store,
-            doubtful_since=None if self._store is not None else time.time(),
-            settle=self._settle,
+            self.hook,
+            self.identity(context),
+            machine=self.machine,
+            resources=SlurmResources.from_mapping(resources),
+            body=str(self.submitted(context)["body"]),
+            store=store,
+            doubtful_since=kwargs["doubtful_since"],
+            settle=self.settle,
             confirm=0.0,  # the wait for the lost job has seen to that
         )
-        return submission.step()
+        job = self.find_or_submit(context, submission, resources=dict(resources), **kwargs)
+        return self.wait_for_job(context, job.job_id)
 
-    def _kept(self) -> Mapping[str, Any] | None:
-        """What the store knows of this submit task's jobs; nothing when another one was submitted since."""
-        if self._store is None or self._store.get(ORIGIN_KEY) != self._origin:
+    def handle_failure(self, context: Context, job: SlurmJob) -> Any:
+        """Submit the job again if that may help, and wait for it."""
+        resources = self._resources_after(context, job)
+        if resources is None:
+            return super().handle_failure(context, job)
+        self.log.warning("Job %s ended as %s: it is submitted again.", job.job_id, job.state_text)
+        return self.run_try(context, resources=resources.to_mapping())
+
+    def cancel_unknown(self, context: Context) -> str:
+        """Cancel the job that was waited for, and any other of its name."""
+        by_name = self._cancel_by_name(self.identity(context)).note
+        return "\n".join(note for note in (by_name, super().cancel_unknown(context)) if note)
+
+    def _resources_after(self, context: Context, job: SlurmJob) -> SlurmResources | None:
+        """Resources of the job that takes a failed one's place; None when it would fail in the same way."""
+        submitted = self.submitted(context)
+        if not submitted.get("body"):
             return None
-        kept = self._store.get(JOB_KEY)
+        resources = SlurmResources.from_mapping(submitted["resources"])
+        first = self._first(context)
+        count = int((self._kept(context) or first)["generation"]) - int(first["generation"])
+        if job.lost and count < self.resubmit:
+            return resources
+        more = str(self.more_resources).strip().lower() == "true"
+        if more and job.state in OUT_OF_RESOURCES and job.state is not None and count == 0:
+            return resources.with_more(job.state)
+        return None
+
+    def _first(self, context: Context) -> dict[str, Any]:
+        """Id, name and generation of the submit task's job."""
+        identity = self.identity(context)
+        name = str(self.submitted(context).get("name") or identity.name(0))
+        generation = identity.generation_of(name) or 0
+        return {"job_id": self.checked_job_id(), "name": name, "generation": generation}
+
+    def _kept(self, context: Context) -> Mapping[str, Any] | None:
+        """The same of the newest job that followed it; None when there is none, or it followed another."""
+        store = context.get("task_state_store")
+        if store is None or store.get(ORIGIN_KEY) != self.checked_job_id():
+            return None
+        kept: Any = store.get(JOB_KEY)
         return kept if isinstance(kept, Mapping) and kept.get("job_id") else None
-
-
-def renamed(script: str, name: str) -> str:
-    """The script under another job name."""
-    return re.sub(r"(?m)^#SBATCH --job-name=.*$", f"#SBATCH --job-name={name}", script, count=1)
-
-
-def script_with_more(script: str, state: SlurmState) -> str | None:
-    """The script with twice the time or memory, up to the queue's limit; None when it is there already."""
-    if state is SlurmState.TIMEOUT:
-        return _with_more_time(script)
-    if found := re.search(r"(?m)^#SBATCH --mem=(\d+)(.*)$", script):
-        return script.replace(found[0], f"#SBATCH --mem={2 * int(found[1])}{found[2]}")
-    found = re.search(r"(?m)^#SBATCH --gpus=(\d+)$", script)
-    if found is None or int(found[1]) >= _MOST_GPUS:
-        return None
-    return script.replace(found[0], f"#SBATCH --gpus={min(2 * int(found[1]), _MOST_GPUS)}")
-
-
-def _with_more_time(script: str) -> str | None:
-    found = re.search(r"(?m)^#SBATCH --time=(?:(\d+)-)?(\d+):(\d+):(\d+)$", script)
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    now = days * _DAY + hours * 3600 + minutes * 60 + seconds
-    qos = re.search(r"(?m)^#SBATCH --qos=(\S+)$", script)
-    more = min(2 * now, _LONGEST.get(qos[1] if qos else "", _LONGEST_OTHERWISE))
-    if more <= now:
-        return None
-    limit = f"{more // 3600:02}:{more % 3600 // 60:02}:{more % 60:02}"
-    return script.replace(found[0], f"#SBATCH --time={limit}")

@@ -1,4 +1,4 @@
-"""HTTP with the Superfacility API: a token from sfapi_client, requests by httpx.
+"""Sends HTTP requests to the Superfacility API: a token from sfapi_client, requests by httpx.
 
 sfapi_client 0.6.0 gets the token, and nothing else: each of its verbs, POST too, is sent again on a
 timeout or a 502, so that one submit can become two jobs; its job monitor hangs for ever after one
@@ -8,21 +8,17 @@ failed fetch; its check for status "ERROR" is never true.
 from __future__ import annotations
 
 import logging
-import random
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from types import TracebackType
 from typing import Any
 
 import httpx
+import tenacity
 
 from facilities.errors import FacilityError, LostReplyError, TransientError
-from facilities.superfacility.connection import SuperfacilityConfig
-from facilities.superfacility.credentials import ClientKey
-from facilities.superfacility.replies import failure_of_network, failure_of_status, read_object
-from facilities.superfacility.tokens import Tokens, shared_tokens
+from facilities.superfacility.connection import ClientKey, SuperfacilityConfig, Tokens, shared_tokens
+from facilities.superfacility.errors import failure_of_network, failure_of_status, read_object
 
 log = logging.getLogger(__name__)
 
@@ -46,25 +42,15 @@ class SfapiSession:
         attempts: int = 4,
         timeout: float = 20.0,
         own_tokens: bool = False,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.config = config
         self.attempts = attempts
         self._load_key = load_key
         self._key: ClientKey | None = None
         self._own_tokens = own_tokens
-        self._sleep = sleep
         self._http = httpx.Client(
             timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
         )
-
-    def __enter__(self) -> SfapiSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the connections."""
@@ -98,20 +84,18 @@ class SfapiSession:
         return self._repeat("DELETE", path, what)
 
     def _repeat(self, method: str, path: str, what: str, **content: Any) -> Any:
-        wait = _FIRST_WAIT
-        attempt = 1
-        while True:
-            try:
-                response = self._request(method, path, what, **content)
-                return read_object(response, what, sent=method != "GET")
-            except TransientError as error:
-                pause = max(wait * random.uniform(0.8, 1.2), error.retry_after or 0.0)  # noqa: S311 - no secret
-                if attempt >= self.attempts or pause > _LONGEST_WAIT:
-                    raise
-                log.info("%s. Trying again in %.1f s.", error.what, pause)
-                self._sleep(pause)
-                wait *= 2
-                attempt += 1
+        repeating = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass_soon),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=_wait,
+            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
+            reraise=True,
+        )
+
+        def send() -> Any:
+            return read_object(self._request(method, path, what, **content), what, sent=method != "GET")
+
+        return repeating(send)
 
     def send_once(self, method: str, path: str, what: str, **content: Any) -> Any:
         """Ask for an action; sent once. (Again only if the token was refused: then nothing was done.)
@@ -161,6 +145,18 @@ class SfapiSession:
     def _tokens(self) -> Tokens:
         key = self._client_key()
         return Tokens(key, self.config) if self._own_tokens else shared_tokens(key, self.config)
+
+
+def _may_pass_soon(error: BaseException) -> bool:
+    return isinstance(error, TransientError) and (error.retry_after or 0.0) <= _LONGEST_WAIT
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds until a request is sent again: doubled each time, and at least what the service asks for."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, TransientError) else None
+    doubled = tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
+    return max(doubled(state) + tenacity.wait_random(0, _FIRST_WAIT / 2)(state), asked or 0.0)
 
 
 @cache

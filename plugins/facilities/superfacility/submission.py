@@ -1,11 +1,12 @@
-"""One task, one job: submit exactly once, in every window in which something can break.
+"""Submits exactly one job for one task, in every window in which something can break.
 
 A job's name is the task instance's own: readable part, hash of the task instance, generation. What is
 about to be sent is written down before (the intent), the job id after. Whoever comes next (a retry, a
 cleared task, another worker) takes up what is written down; on any doubt it looks the name up, squeue
 first, then sacct, twice and far enough apart that a job on its way would have been seen, before it
 submits again. Without a store the names alone do. A new generation begins only after a failed job whose
-failure was told: one that failed before its id was known is taken up, and whoever waits for it tells it.
+failure was reported: one that failed before its id was known is taken up, and whoever waits for it
+reports it.
 
 A submit may still arrive after all this. Then two jobs have the name, and the first one that claims the work
 does it (`facilities.superfacility.claims`); a job that found it claimed counts as the one that has the claim.
@@ -14,20 +15,20 @@ does it (`facilities.superfacility.claims`); a job that found it claimed counts 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
+from facilities.deferral import StateStore
 from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
+from facilities.ownership import Owner
 from facilities.superfacility import claims
-from facilities.superfacility.files import looks
 from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.identity import Intent, JobIdentity, NotYet, Store, Submitted
-from facilities.superfacility.job import JobSnapshot
-from facilities.superfacility.lookup import CLOCK_SKEW, OwnJobs
-from facilities.superfacility.states import CONFIRM, FAILED, SlurmState
+from facilities.superfacility.job_script import SlurmResources, job_script
+from facilities.superfacility.slurm import FAILED, RUNNING, SUCCEEDED, SlurmJob, SlurmState, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +40,216 @@ FAILED_KEY = "slurm_failed"
 _REPLY_WAIT = 30.0  # seconds in the worker for the API to run sbatch; longer waits are deferred
 _SOON = 10.0  # seconds until the next step when a reply was lost
 _FORGOTTEN_AFTER = 86_400.0  # seconds after which a job that nothing lists is not looked for any more
+_CLOCK_SKEW = 120.0  # seconds by which the facility's clock may differ from ours
+_NAMELESS_FOR = 600.0  # seconds; Slurm needs four to give a job its name
+_COLUMNS = ("JobID", "State", "Submit", "Start", "End", "ElapsedRaw", "ExitCode", "NodeList", "JobName")
+_GENERATIONS = 10  # that a look at earlier days asks for
+_FURTHEST = timedelta(days=30)  # sacct refuses ranges of more than about 60 days
+
+
+# Names, and what a task keeps
+
+
+@dataclass(frozen=True)
+class JobIdentity(Owner):
+    """The task instance that a job belongs to, and the names that its jobs have.
+
+    Example::
+
+        identity = JobIdentity.of_task(context, base="ptychocam")
+        identity.name(0)  # ptychocam-0123456789abcdef-g0
+
+    :param base: readable beginning of the name; may change between tries.
+    """
+
+    base: str = "job"
+
+    @classmethod
+    def of_task(cls, context: Mapping[str, Any], *, base: str = "job", task_id: str = "") -> JobIdentity:
+        """The identity of the task that runs, or of another one of its run with the same map index."""
+        fields = asdict(Owner.of(context["ti"]))
+        run_after = context["dag_run"].run_after.isoformat()
+        return cls(
+            **{**fields, "task_id": task_id or fields["task_id"], "run_after": run_after, "base": base}
+        )
+
+    def name(self, generation: int) -> str:
+        """Job name of a generation, in characters that Slurm's look-up survives."""
+        base = re.sub(r"[^A-Za-z0-9._-]+", "_", self.base).strip("_.-")[:60] or "job"
+        return f"{base}-{self.digest}-g{generation}"
+
+    def generation_of(self, name: str | None) -> int | None:
+        """Generation that a job's name has, if the job is of this task instance."""
+        match = re.fullmatch(rf".*-{self.digest}-g(\d+)", name or "", re.IGNORECASE)
+        return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A submit that was about to be sent.
+
+    :param attempted_at: seconds since the epoch, by our clock.
+    :param task_id: the API's task, once it is known.
+    :param missed_at: when the job was first looked for and not found, in the same seconds.
+    """
+
+    generation: int
+    name: str
+    attempted_at: float
+    task_id: str | None = None
+    missed_at: float | None = None
+
+    @classmethod
+    def load(cls, kept: Any) -> Intent | None:
+        """Read what a store kept; None when it is not an intent."""
+        try:
+            missed_at = kept.get("missed_at")
+            return cls(
+                int(kept["generation"]),
+                str(kept["name"]),
+                float(kept["attempted_at"]),
+                kept.get("task_id"),
+                None if missed_at is None else float(missed_at),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The task's job.
+
+    :param new: whether this step has submitted it; otherwise it was there already.
+    """
+
+    job_id: str
+    name: str
+    generation: int
+    new: bool
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """Nothing can be said or done for some seconds."""
+
+    seconds: float
+    why: str
+
+
+# Looking jobs up
+
+
+class OwnJobs:
+    """Looks for the jobs of a task instance on a machine, by their name.
+
+    Uses what the Superfacility API surely offers: the user's jobs from squeue (held and waiting ones are
+    only there), and those of today from sacct. A submit of an earlier day is looked for with the sacct
+    command, because the API's list begins at midnight.
+    """
+
+    def __init__(self, hook: SuperfacilityHook, identity: JobIdentity, machine: str) -> None:
+        self._hook = hook
+        self._identity = identity
+        self._machine = machine
+        self._rows: list[SlurmJob] = []
+
+    def living(self) -> tuple[int, SlurmJob] | None:
+        """The waiting or running job, with its generation; of several the one that runs."""
+        return self._newest(self.all_living())
+
+    def all_living(self) -> list[SlurmJob]:
+        """All jobs that wait or run; one more than wanted when a submit has arrived late."""
+        jobs = self._hook.jobs_of_user(self._machine, "squeue")
+        return [job for job in jobs if not job.final and self._identity.generation_of(job.name) is not None]
+
+    def failed(self) -> list[str]:
+        """Ids of those that `ended` met and that have ended without success."""
+        own = [job for job in self._rows if self._identity.generation_of(job.name) is not None]
+        return [job.job_id for job in own if job.state in FAILED and not job.refused]
+
+    def ended(self, since: float | None, now: float) -> tuple[int, SlurmJob] | None:
+        """The newest job in accounting, which may also be one that still runs, with its generation.
+
+        :param since: when the first submit in question was sent, in seconds since the epoch.
+        """
+        self._rows = self._hook.jobs_of_user(self._machine, "sacct")
+        if since and self._newest(self._rows) is None:
+            zone = self._hook.config.zone
+            first = datetime.fromtimestamp(max(since - _CLOCK_SKEW, now - _FURTHEST.total_seconds()), zone)
+            if first.date() < datetime.fromtimestamp(now, zone).date():
+                self._rows += self._of_earlier_days(first)
+        return self._newest(self._rows)
+
+    def nameless(self, since: float, now: float) -> list[str]:
+        """Ids of jobs that `ended` met and that accounting has no name for yet."""
+        after = max(since, now - _NAMELESS_FOR) - _CLOCK_SKEW
+        return [job.job_id for job in self._rows if job.name is None and _submitted_after(job, after)]
+
+    def _newest(self, jobs: Iterable[SlurmJob]) -> tuple[int, SlurmJob] | None:
+        """The own job of the highest generation; one that runs or succeeded before the others."""
+        numbered = ((self._identity.generation_of(job.name), job) for job in jobs)
+        own = [(generation, job) for generation, job in numbered if generation is not None]
+        return max(own, key=lambda pair: (pair[0], _rank(pair[1])), default=None)
+
+    def _of_earlier_days(self, first: datetime) -> list[SlurmJob]:
+        command = ["sacct", "-X", "-n", "-P", "--delimiter=|", f"--user={self._hook.user}"]
+        command += [f"--name={','.join(self._identity.name(number) for number in range(_GENERATIONS))}"]
+        command += [f"--starttime={first:%Y-%m-%dT%H:%M:%S}", f"--format={','.join(_COLUMNS)}"]
+        result = self._hook.command(self._machine, command)
+        if result.exit_code == 127 or "No such file" in result.error:
+            log.warning("No sacct command on %s: jobs of before midnight are not seen.", self._machine)
+            return []
+        if result.exit_code:
+            raise TransientError(
+                "Looking up the jobs of earlier days",
+                next_step="wait; it is tried again.",
+                details=result.error,
+            )
+        keys = [column.lower() for column in _COLUMNS]
+        rows = [line.split("|", len(keys) - 1) for line in result.output.splitlines() if line.strip()]
+        return read_rows(
+            [dict(zip(keys, row, strict=False)) for row in rows], "sacct", self._hook.config.zone
+        )
+
+
+def _rank(job: SlurmJob) -> int:
+    """Which of several jobs of one generation counts: the highest."""
+    if job.refused:
+        return 0
+    if job.state in FAILED:
+        return 1
+    return 3 if job.state in RUNNING or job.state in SUCCEEDED else 2
+
+
+def _submitted_after(job: SlurmJob, moment: float) -> bool:
+    if job.submitted is None:
+        return True
+    return datetime.fromisoformat(job.submitted).timestamp() > moment
+
+
+# Submitting
 
 
 class Submission:
-    """Brings a task instance to its job, step by step; a step never waits long.
+    """Finds or submits the job of a task instance, step by step; a step never waits long.
 
-    :param script_for: makes the script of the job of that name, which may take over from the failed jobs of
-        those ids; called right before the submit.
+    Example::
+
+        submission = Submission(
+            hook, identity, machine="perlmutter", resources=resources, body="echo hello", store=store
+        )
+        step = submission.step()  # again after `step.seconds` if it is `NotYet`
+
+    :param resources: what the job asks for.
+    :param body: its commands.
     :param store: None when there is no task state store.
     :param doubtful_since: when an earlier try may have submitted something that is not written down
         (seconds since the epoch; 0 for long ago); None when there was no earlier try.
     :param cleared: somebody has cleared the task since its last try: a failed job calls for a new one.
     :param settle: seconds between two looks that do not find a job, for it not to be there.
     :param confirm: seconds between two looks that see a node failure or a preemption, to believe it.
-    :param proceed: called right before the submit; raises when the task was killed meanwhile.
+    :param before_submit: called with the job's name and script right before the submit; raises when nothing
+        must be submitted now.
     """
 
     def __init__(
@@ -61,15 +258,15 @@ class Submission:
         identity: JobIdentity,
         *,
         machine: str,
-        script_for: Callable[[str, list[str]], str],
-        store: Store | None,
+        resources: SlurmResources,
+        body: str,
+        store: StateStore | None,
         doubtful_since: float | None = None,
         cleared: bool = True,
         settle: float = 60.0,
         confirm: float = 30.0,
-        proceed: Callable[[], None] = lambda: None,
+        before_submit: Callable[[str, str], None] = lambda _name, _script: None,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.hook = hook
         self.identity = identity
@@ -80,11 +277,11 @@ class Submission:
         self.cleared = cleared
         self._known_since: float | None = None
         self._own = OwnJobs(hook, identity, machine)
-        self._script_for = script_for
+        self._resources = resources
+        self._body = body
         self._store = store
-        self._proceed = proceed
+        self._before_submit = before_submit
         self._clock = clock
-        self._sleep = sleep
         self._failed = {str(job_id) for job_id in self._get(FAILED_KEY) or ()}
 
     def step(self) -> Submitted | NotYet:
@@ -96,10 +293,10 @@ class Submission:
         generation = 0
         known = self._known_job()
         if known is not None:
-            verdict = self._judge_known(known)
-            if not isinstance(verdict, int):
-                return verdict
-            generation = verdict
+            outcome = self._check_known(known)
+            if not isinstance(outcome, int):
+                return outcome
+            generation = outcome
         return self._search(generation)
 
     # A job that is written down
@@ -111,7 +308,7 @@ class Submission:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def _judge_known(self, known: Submitted) -> Submitted | NotYet | int:
+    def _check_known(self, known: Submitted) -> Submitted | NotYet | int:
         """The job, if it lives or has succeeded; otherwise the generation to submit next."""
         ids = [known.job_id]
         queued = self.hook.jobs(self.machine, ids, "squeue").get(known.job_id)
@@ -119,10 +316,10 @@ class Submission:
             return known
         accounted = self.hook.jobs(self.machine, ids, "sacct").get(known.job_id)
         if accounted is None:
-            return self._judge_missing(known)
+            return self._check_missing(known)
         if accounted.refused and (owner := self._owner_instead_of(accounted)):
-            return self._judge_owner(owner, known)
-        if accounted.state in CONFIRM and (wait := self._unconfirmed(accounted)):
+            return self._take_owner(owner, known)
+        if accounted.lost and (wait := self._unconfirmed(accounted)):
             return wait
         if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
             return known
@@ -132,18 +329,18 @@ class Submission:
 
     # A job that was refused, as another has the claim
 
-    def _owner_instead_of(self, job: JobSnapshot) -> str | None:
+    def _owner_instead_of(self, job: SlurmJob) -> str | None:
         """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""
         owner = claims.owner(self.hook, self.machine, self.identity.digest)
         return owner if owner != job.job_id else None
 
-    def _judge_owner(self, owner: str, refused: Submitted) -> Submitted | NotYet | int:
+    def _take_owner(self, owner: str, refused: Submitted) -> Submitted | NotYet | int:
         log.warning("Job %s did nothing, as job %s does this task's work.", refused.job_id, owner)
         known = Submitted(owner, refused.name, refused.generation, new=False)
         self._write_down(known)
-        return self._judge_known(known)
+        return self._check_known(known)
 
-    def _judge_missing(self, known: Submitted) -> Submitted | int:
+    def _check_missing(self, known: Submitted) -> Submitted | int:
         age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
         if age < _FORGOTTEN_AFTER:
             return known  # whoever waits for it gives it time to appear
@@ -153,7 +350,7 @@ class Submission:
 
     def _sent_after(self, known: Submitted) -> bool:
         """Whether a successor of a job that is written down was to be sent."""
-        intent = Intent.read(self._get(INTENT_KEY))
+        intent = Intent.load(self._get(INTENT_KEY))
         return intent is not None and intent.generation > known.generation
 
     def _after(self, known: Submitted) -> int:
@@ -161,13 +358,13 @@ class Submission:
         self._known_since = float(self._get(JOB_KEY).get("submitted_at") or 0)
         return known.generation + 1
 
-    def _unconfirmed(self, job: JobSnapshot) -> NotYet | None:
+    def _unconfirmed(self, job: SlurmJob) -> NotYet | None:
         """Wait until a state that a requeue may undo was seen twice, far enough apart."""
         now = self._clock()
         kept = self._get(CONFIRM_KEY)
         if self._store is None:  # then the end by Slurm's clock has to do
             ended = datetime.fromisoformat(job.ended).timestamp() if job.ended else 0.0
-            left = ended + CLOCK_SKEW + self.confirm - now
+            left = ended + _CLOCK_SKEW + self.confirm - now
         elif isinstance(kept, dict) and kept.get("job_id") == job.job_id:
             left = float(kept["since"]) + self.confirm - now
         else:
@@ -180,7 +377,7 @@ class Submission:
     # A job that may be there
 
     def _search(self, generation: int) -> Submitted | NotYet:
-        intent = Intent.read(self._get(INTENT_KEY))
+        intent = Intent.load(self._get(INTENT_KEY))
         if intent is not None and intent.generation < generation:
             intent = None
         if intent is not None and intent.task_id and (answer := self._from_task(intent, intent.task_id)):
@@ -197,7 +394,7 @@ class Submission:
         ended = self._own.ended(since or self._known_since, self._clock())
         if ended is not None and ended[0] >= generation:
             found, job = ended
-            outcome = self._judge_ended(job, found, intent)
+            outcome = self._check_ended(job, found, intent)
             if not isinstance(outcome, int):
                 return outcome
             generation = outcome
@@ -207,14 +404,14 @@ class Submission:
             return wait
         return self._submit(max(generation, intent.generation if intent else 0))
 
-    def _judge_ended(self, job: JobSnapshot, found: int, intent: Intent | None) -> Submitted | NotYet | int:
+    def _check_ended(self, job: SlurmJob, found: int, intent: Intent | None) -> Submitted | NotYet | int:
         """The job that was found; or the generation to submit next."""
         if job.refused and (owner := self._owner_instead_of(job)):
-            return self._judge_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
-        if job.state in CONFIRM and (wait := self._unconfirmed(job)):
+            return self._take_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
+        if job.lost and (wait := self._unconfirmed(job)):
             return wait
-        untold = intent.generation == found if intent is not None else not self.cleared
-        if job.state not in FAILED or (untold and not job.rejected):
+        unreported = intent.generation == found if intent is not None else not self.cleared
+        if job.state not in FAILED or (unreported and not job.rejected):
             return self._take_up(found, job)
         return found + 1
 
@@ -232,7 +429,7 @@ class Submission:
             return NotYet(5.0, f"accounting has no name yet for job {', '.join(nameless)}")
         return None
 
-    def _take_up(self, generation: int, job: JobSnapshot) -> Submitted:
+    def _take_up(self, generation: int, job: SlurmJob) -> Submitted:
         taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation, new=False)
         log.info("Job %s (%s) is this task's: %s.", job.job_id, job.name, job.state_text)
         self._write_down(taken)
@@ -244,8 +441,9 @@ class Submission:
         name = self.identity.name(generation)
         self._failed.update(self._own.failed())
         self._set(FAILED_KEY, sorted(self._failed))
-        script = self._script_for(name, sorted(self._failed, key=int))
-        self._proceed()
+        claim = claims.Claim(self.identity.digest, tuple(sorted(self._failed, key=int)))
+        script = job_script(self._resources, name, self._body, owner=self.identity, claim=claim)
+        self._before_submit(name, script)
         intent = Intent(generation, name, self._clock())
         if self._store is not None:
             self._store.set(INTENT_KEY, asdict(intent))  # not sent if it cannot be written down
@@ -263,16 +461,13 @@ class Submission:
         return self._from_task(intent, task_id) or NotYet(_SOON, "the result of the submit is gone")
 
     def _from_task(self, intent: Intent, task_id: str) -> Submitted | NotYet | None:
-        """Job id from the API's task that runs sbatch; None when only the job's name can tell."""
-        deadline = self._clock() + _REPLY_WAIT
+        """The job of the API's task that runs sbatch; None when only the job's name leads to it."""
         try:
-            for pause in looks():
-                job_id = self.hook.submitted_job(task_id)
-                if job_id is not None:
-                    return self._submitted(job_id, intent)
-                if self._clock() + pause > deadline:
-                    break
-                self._sleep(pause)
+            job_id = self.hook.submitted_job(task_id, within=_REPLY_WAIT)
+            if job_id is not None:
+                submitted = Submitted(job_id, intent.name, intent.generation, new=True)
+                self._write_down(submitted)
+                return submitted
         except (LostReplyError, NotFoundError) as error:
             log.warning("It is not known whether job %s was submitted: %s", intent.name, error)
             self.doubtful_since = self._clock()
@@ -284,12 +479,7 @@ class Submission:
             self._forget_intent()  # sbatch refused it
             raise
         self.doubtful_since = self._clock()
-        return NotYet(_SOON, "NERSC has the job script and has not told the job id yet")
-
-    def _submitted(self, job_id: str, intent: Intent) -> Submitted:
-        submitted = Submitted(job_id, intent.name, intent.generation, new=True)
-        self._write_down(submitted)
-        return submitted
+        return NotYet(_SOON, "NERSC has the job script, but no job id yet")
 
     # Writing down
 
@@ -307,7 +497,7 @@ class Submission:
         return None if self._store is None else self._store.get(key)
 
     def _set(self, key: str, value: Any) -> None:
-        """Keep a value. When that fails the job's name at Slurm tells the same, so the job goes on."""
+        """Keep a value. When that fails, the job's name at Slurm does as well, so the job goes on."""
         if self._store is None:
             return
         try:

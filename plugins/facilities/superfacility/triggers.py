@@ -1,221 +1,263 @@
-"""Triggers that wait for NERSC. Their arguments are in the database in plain text: no secrets."""
+"""The triggers that wait for a Slurm job, for NERSC to answer, or for a machine to be up."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from facilities.cancellation import Cancellation
+from facilities.errors import FacilityError, NotFoundError
+from facilities.polling import SharedPoller, jittered_sleep, shared_poller
+from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook
+from facilities.superfacility.slurm import HELD, HELD_REASONS, RUNNING, SlurmJob, SlurmState
+from facilities.superfacility.submission import JobIdentity, OwnJobs
+from facilities.waiting import OutageEvent, OutageTrigger, WaitEnd, WaitEvent, WaitTrigger, format_duration
 
-from facilities.cancellation import trigger_is_over
-from facilities.errors import CredentialsError, FacilityError, TransientError
-from facilities.polling import PollInterval, jittered_sleep, shared_poller
-from facilities.superfacility.events import WaitEvent
-from facilities.superfacility.following import cancel_and_say, cancel_by_name, emergency_hook, end, say
-from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.identity import JobIdentity
-from facilities.superfacility.outages import explain_outage
-from facilities.superfacility.source import POLL_TIMEOUT, SlurmJobs
-from facilities.superfacility.watching import JobWatch, Limits, Verdict
+log = logging.getLogger(__name__)
 
-_LATE = 10.0  # seconds that a look may be late at the limit
-_SAY_EVERY = 900.0
-_LONGEST_WAIT = 300.0
+_LOG_RUNNING = 600.0  # seconds between lines about a job that runs
+_LOG_PART = 0.1  # of the time limit, for the same
+_ESTIMATE_MOVED = 900.0  # seconds by which a start estimate must move to be logged
 
 
-def fire(payload: Mapping[str, Any]) -> TriggerEvent:
-    """Make an event of plain values."""
-    return TriggerEvent(dict(payload))  # type: ignore[no-untyped-call]  # Airflow's
+@dataclass(eq=False, kw_only=True)
+class SlurmJobTrigger(WaitTrigger[SlurmJob]):
+    """Waits until a Slurm job has ended, or its deadline has come. Yields a `WaitEvent`.
 
+    All jobs of a connection on a machine share one poll. Example::
 
-class SlurmJobTrigger(BaseTrigger):
-    """Waits until a Slurm job has ended, or its time is up. Yields a `JobEvent`.
-
-    All jobs of a connection share one look (`facilities.polling`).
+        trigger = SlurmJobTrigger(
+            superfacility_conn_id="superfacility_default",
+            machine="perlmutter",
+            remote_id="80",
+            deadline=time.time() + 86_400,
+        )
 
     :param superfacility_conn_id: connection of type `superfacility`.
     :param machine: such as perlmutter.
-    :param job_id: the job.
-    :param deadline: end of the wait, in seconds since 1970. Airflow's own timeout of a deferred task
-        calls nothing that could cancel the job, so the trigger keeps the limit and cancels.
-    :param poll_least: seconds between two looks, at least.
-    :param poll_most: seconds between two looks, at most.
-    :param confirm: see `Limits`.
-    :param grace: see `Limits`.
-    :param first_look: seconds before the first look. A trigger that fires while the worker is still
-        leaving the task can get the task failed.
+    :param remote_id: the job.
+    :param confirm: seconds for which a node failure or preemption must stay, to be believed.
+    :param grace: seconds that a job may be unknown to Slurm before that is an error.
+    :param first_pause: seconds before the first poll. A trigger that fires while the worker is still leaving
+        the task can get the task failed.
+
+    The others are those of `WaitTrigger`.
     """
 
-    def __init__(
-        self,
-        *,
-        superfacility_conn_id: str,
-        machine: str,
-        job_id: str,
-        deadline: float,
-        poll_least: float = 5.0,
-        poll_most: float = 60.0,
-        confirm: float = 30.0,
-        grace: float = 600.0,
-        first_look: float = 2.0,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        self.superfacility_conn_id = superfacility_conn_id
-        self.machine = machine
-        self.job_id = job_id
-        self.deadline = deadline
-        self.limits = Limits(pace=PollInterval(poll_least, poll_most), confirm=confirm, grace=grace)
-        self.first_look = first_look
+    service = "NERSC"
+    work = "Slurm job"
+    step_after_deadline = (
+        "look at the queue (squeue --me at NERSC); give the task a longer timeout, and clear the submit task."
+    )
+    failures_before_warning = 2
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "superfacility_conn_id": self.superfacility_conn_id,
-                "machine": self.machine,
-                "job_id": self.job_id,
-                "deadline": self.deadline,
-                "poll_least": self.limits.pace.min_seconds,
-                "poll_most": self.limits.pace.max_seconds,
-                "confirm": self.limits.confirm,
-                "grace": self.limits.grace,
-                "first_look": self.first_look,
-            },
-        )
+    superfacility_conn_id: str
+    machine: str
+    min_poll_interval: float = 5.0
+    max_poll_interval: float = 60.0
+    confirm: float = 30.0
+    grace: float = 600.0
+    first_pause: float = 2.0
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event."""
-        await jittered_sleep(self.first_look)
-        now = asyncio.get_running_loop().time()
-        patience = max(self.deadline - time.time(), 0.0)
-        watch = JobWatch(self.job_id, self.machine, self.limits, patience, now)
-        verdict = await self._watch(watch)
-        hook = SuperfacilityHook(self.superfacility_conn_id, timeout=POLL_TIMEOUT)
-        event = await asyncio.to_thread(end, hook, self.machine, watch, verdict)
-        yield fire(event)
+    def begin(self, remaining: float, now: float) -> None:
+        """Begin the wait."""
+        super().begin(remaining, now)
+        self._last: SlurmJob | None = None
+        self._missing_since: float | None = None
+        self._lost_since: float | None = None
+        self._logged = SlurmJob("", "squeue", "", None)
+        self._logged_at = 0.0
 
-    async def on_kill(self) -> None:
-        """Cancel the job when the task was really ended."""
-        if await trigger_is_over(self):
-            note = await asyncio.to_thread(
-                cancel_and_say,
-                emergency_hook(self.superfacility_conn_id, own_tokens=False),
-                self.machine,
-                self.job_id,
-            )
-            self.log.info("The task was ended here. Job %s: %s", self.job_id, note)
+    async def wait(self) -> WaitEvent:
+        """Wait; returns why the wait has ended."""
+        await jittered_sleep(min(self.first_pause, max(self.deadline - time.time(), 0.0)))
+        return await super().wait()
 
-    async def _watch(self, watch: JobWatch) -> Verdict:
-        loop = asyncio.get_running_loop()
+    def poller(self) -> SharedPoller[SlurmJob]:
+        """One request for more than 350 jobs of a connection."""
         conn_id, machine = self.superfacility_conn_id, self.machine
-        poller = shared_poller(("superfacility", conn_id, machine), lambda: SlurmJobs(conn_id, machine))
-        wait = 0.0
-        async with poller.subscribe(self.job_id) as subscription:
-            while True:
-                patience = watch.seconds_until_limit(loop.time()) + _LATE
-                try:
-                    answer = await asyncio.wait_for(subscription.next(wait), patience)
-                except TimeoutError:
-                    return watch.expire()
-                verdict = watch.look(answer, loop.time())
-                say(self.log, watch)
-                if verdict is not None:
-                    return verdict
-                wait = watch.wait(loop.time())
+        return shared_poller(("superfacility", conn_id, machine), lambda: SlurmJobSource(conn_id, machine))
+
+    def poll_interval(self, now: float) -> float:
+        """Seconds until the next answer is wanted."""
+        job = self._last
+        if job is None or self._lost_since is not None or self._missing_since is not None:
+            return self.min_poll_interval
+        if job.state in RUNNING and job.elapsed is not None:
+            left = None if job.limit is None else job.limit - job.elapsed
+            return self.poll_seconds.after(job.elapsed, left)
+        return super().poll_interval(now)
+
+    def assess(self, value: SlurmJob | None, now: float) -> WaitEnd | None:
+        """Take in what Slurm says about the job."""
+        if value is None or (value.origin == "squeue" and value.final):
+            return self._assess_missing(value, now)
+        self._missing_since = None
+        self._last, self.state = value, value.state_text
+        if value.lost:
+            return self._assess_lost(value, now)
+        self._lost_since = None
+        if value.final:
+            return WaitEnd("ended", result=value.to_dict())
+        self._log_progress(value, now)
+        return None
+
+    def _assess_missing(self, queued: SlurmJob | None, now: float) -> WaitEnd | None:
+        """Accounting does not know the job (yet); squeue may know that it has ended."""
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since < self.grace:
+            return None
+        if queued is not None:
+            return WaitEnd("ended", result=queued.to_dict())
+        known = f"It was {self.state} when last seen." if self._last else "It was never seen."
+        error = NotFoundError(
+            f"Slurm on {self.machine} does not know the job, for {format_duration(self.grace)} now",
+            remote_id=self.remote_id,
+            state=self.state or None,
+            next_step=f"run 'sacct -j {self.remote_id}' at NERSC. If the job is there, clear this task; if "
+            "not, start a reprocessing of the scan.",
+            details=known,
+        )
+        return WaitEnd("lost", error)
+
+    def _assess_lost(self, job: SlurmJob, now: float) -> WaitEnd | None:
+        """Accounting shows a failure that Slurm undoes when it starts the job again."""
+        if self._lost_since is None:
+            self._lost_since = now
+            self.log.warning("Job %s shows %s; looking whether it stays.", job.job_id, job.state_text)
+        if now - self._lost_since < self.confirm:
+            return None
+        return WaitEnd("ended", result=job.to_dict())
+
+    def cancel(self) -> Cancellation:
+        """Cancel the job."""
+        with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=False)) as hook:
+            return cancel_job(hook, self.machine, self.remote_id)
+
+    # What is new about a job, not more often than useful
+
+    def _log_progress(self, job: SlurmJob, now: float) -> None:
+        before = self._logged
+        changed = job.state_text != before.state_text
+        level = logging.INFO
+        if job.requeued_after:
+            level, text = logging.WARNING, f"had {job.requeued_after}; Slurm starts it again"
+            changed = job.requeued_after != before.requeued_after
+        elif job.state is None:
+            level, text = logging.WARNING, f"is in a state that is not known here: {job.state_text!r}"
+        elif job.state in HELD or (job.state is SlurmState.PENDING and job.reason in HELD_REASONS):
+            level = logging.WARNING
+            text = (
+                f"is held ({job.state_text}, {job.reason}): nothing happens until somebody runs "
+                f"'scontrol release {job.job_id}' at NERSC, or ends this task"
+            )
+            changed = changed or job.reason != before.reason
+        elif job.state is SlurmState.PENDING:
+            text = "waits in the queue" + (f", {job.reason}" if job.reason else "")
+            if job.start_estimate:
+                text += f"; Slurm expects to start it at {job.start_estimate}"
+            changed = changed or self._is_new_in_queue(job)
+        elif job.state in RUNNING:
+            where = f" on {job.node_list}" if job.node_list else ""
+            limit = f" of {format_duration(job.limit)}" if job.limit else ""
+            text = f"runs{where}: {format_duration(job.elapsed or 0)}{limit}"
+            grown = (job.elapsed or 0) - (before.elapsed or 0)
+            due = now - self._logged_at >= _LOG_RUNNING
+            changed = changed or (due and grown >= _LOG_PART * (job.limit or 0))
+        else:
+            text = f"is {job.state_text}"
+        if changed:
+            self.log.log(level, f"Job {job.job_id} {text}.")
+            self._logged, self._logged_at = job, now
+
+    def _is_new_in_queue(self, job: SlurmJob) -> bool:
+        if job.reason is not None and job.reason != self._logged.reason:
+            return True
+        if job.start_estimate is None or self._logged.start_estimate is None:
+            return job.start_estimate is not None
+        times = (datetime.fromisoformat(text) for text in (job.start_estimate, self._logged.start_estimate))
+        new, old = times
+        return abs((new - old).total_seconds()) >= _ESTIMATE_MOVED
 
 
-class SubmitHoldTrigger(BaseTrigger):
-    """Waits until a submit can go on: some seconds, or until NERSC answers. Yields a `WaitEvent`.
+@dataclass(eq=False, kw_only=True)
+class SubmitTrigger(OutageTrigger):
+    """Waits until a submit can go on: NERSC answers and the machine is up. Yields an `OutageEvent`.
+
+    Example::
+
+        trigger = SubmitTrigger(
+            superfacility_conn_id="superfacility_default",
+            machine="perlmutter",
+            identity=asdict(identity),
+            reason="HTTP 503",
+            deadline=time.time() + 86_400,
+            first_pause=10,
+        )
 
     :param superfacility_conn_id: connection of type `superfacility`.
     :param machine: such as perlmutter.
-    :param identity: fields of the `JobIdentity`, to find a job that may have been submitted.
-    :param reason: why, for the log.
-    :param wait: seconds before the event, or before NERSC is first asked.
-    :param until_up: whether NERSC has to answer and the machine has to be up.
-    :param deadline: end of the wait, in seconds since 1970.
+    :param identity: fields of the `JobIdentity` whose jobs are cancelled when the task is ended: a submit may
+        have been acted on just before NERSC fell silent.
+    :param delay: seconds to wait in any case, before the first look.
+
+    The others are those of `OutageTrigger`.
     """
 
-    def __init__(
-        self,
-        *,
-        superfacility_conn_id: str,
-        machine: str,
-        identity: dict[str, Any],
-        reason: str,
-        wait: float,
-        until_up: bool,
-        deadline: float,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        self.superfacility_conn_id = superfacility_conn_id
-        self.machine = machine
-        self.identity = JobIdentity(**identity)
-        self.reason = reason
-        self.wait = wait
-        self.until_up = until_up
-        self.deadline = deadline
+    service = SlurmJobTrigger.service
+    work = SlurmJobTrigger.work
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "superfacility_conn_id": self.superfacility_conn_id,
-                "machine": self.machine,
-                "identity": asdict(self.identity),
-                "reason": self.reason,
-                "wait": self.wait,
-                "until_up": self.until_up,
-                "deadline": self.deadline,
-            },
-        )
+    superfacility_conn_id: str
+    machine: str
+    identity: dict[str, Any]
+    delay: float = 0.0
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event."""
-        if not self.until_up:
-            self.log.info("Waiting for %.0f s: %s.", self.wait, self.reason)
-            await jittered_sleep(self.wait)
-            yield fire(WaitEvent(outcome="again"))
-            return
-        self.log.warning("Holding until NERSC can be used; nothing is lost. %s", self.reason)
-        wait, said_at = self.wait, float("-inf")
-        while (left := self.deadline - time.time()) > 0:
-            await jittered_sleep(min(wait, left))
-            obstacle = await asyncio.to_thread(self._obstacle)
-            if obstacle is None:
-                self.log.info("NERSC answers and %s is up: going on.", self.machine)
-                yield fire(WaitEvent(outcome="again"))
-                return
-            if time.monotonic() - said_at >= _SAY_EVERY:
-                said_at = time.monotonic()
-                self.log.warning("Still holding. %s", obstacle)
-            wait = min(wait * 2, _LONGEST_WAIT)
-        yield fire(WaitEvent(outcome="given up"))
+    async def wait(self) -> OutageEvent:
+        """Wait; returns whether NERSC can be used."""
+        if self.delay:
+            self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
+            await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
+        return await super().wait()
 
-    async def on_kill(self) -> None:
-        """Cancel what may have been submitted, when the task was really ended."""
-        if await trigger_is_over(self):
-            hook = emergency_hook(self.superfacility_conn_id, own_tokens=False)
-            await asyncio.to_thread(cancel_by_name, hook, self.machine, self.identity)
+    def connection_key(self) -> tuple[str, ...]:
+        """Triggers with the same key share one look."""
+        return (self.superfacility_conn_id, self.machine)
 
-    def _obstacle(self) -> str | None:
-        """Why NERSC cannot be used; None when it can, or refuses us (the task then raises the refusal)."""
-        hook = SuperfacilityHook(self.superfacility_conn_id, attempts=1, timeout=POLL_TIMEOUT)
-        try:
-            if not hook.status(self.machine).up:
-                return explain_outage(hook, self.machine)
+    def check(self) -> None:
+        """Look whether the machine is up and the API lets the client in."""
+        with closing(SuperfacilityHook(self.superfacility_conn_id, attempts=1)) as hook:
+            hook.status(self.machine).require_up()
             hook.session.get("account/", "Asking NERSC who the client is")
-        except TransientError as error:
-            return f"{error} {explain_outage(hook, self.machine)}"
-        except CredentialsError as error:
-            self.log.error("%s", error)
-        except FacilityError as error:
-            self.log.warning("%s", error)
-        finally:
-            hook.close()
-        return None
+
+    def cancel(self) -> Cancellation:
+        """Cancel what may have been submitted."""
+        with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=False)) as hook:
+            return cancel_jobs_of(hook, self.machine, JobIdentity(**self.identity))
+
+
+def cancel_job(hook: SuperfacilityHook, machine: str, job_id: str) -> Cancellation:
+    """Cancel a job."""
+    try:
+        hook.cancel(machine, job_id)
+    except FacilityError as error:
+        log.error("Job %s could not be cancelled: %s", job_id, error)
+        note = f"Job {job_id} could NOT be cancelled ({error.what}): run 'scancel {job_id}' at NERSC."
+        return Cancellation(False, note)
+    return Cancellation(True, f"Job {job_id} was cancelled.")
+
+
+def cancel_jobs_of(hook: SuperfacilityHook, machine: str, identity: JobIdentity) -> Cancellation:
+    """Cancel the living jobs of a task instance whose ids are not known, such as after a lost reply."""
+    try:
+        living = OwnJobs(hook, identity, machine).all_living()
+    except FacilityError as error:
+        name = identity.name(0)
+        log.error("Whether a job of the name %s lives could not be found out: %s", name, error)
+        return Cancellation(False, f"Whether a job of the name {name} lives is not known: {error.what}.")
+    results = [cancel_job(hook, machine, job.job_id) for job in living]
+    return Cancellation(all(result.done for result in results), "\n".join(result.note for result in results))

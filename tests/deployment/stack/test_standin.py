@@ -26,7 +26,7 @@ KEYS = (
 
 @pytest.mark.timeout(1800)
 def test_a_scan_posted_from_outside_is_reconstructed(stack: Stack) -> None:
-    scan = stack.run_in("standin", "python", "-m", "deployment.example_scan")
+    scan = stack.run_in("standin", "python", "-m", "standin.example_scan")
     done = stack.submit("submit", scan, "--engine", "ptychocam", "--param", "n_iter=30", "--wait", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     run_id = stack.rest("admin").call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns")["dag_runs"][0]["dag_run_id"]
@@ -41,6 +41,19 @@ def test_a_scan_posted_from_outside_is_reconstructed(stack: Stack) -> None:
     again = stack.submit("submit", scan, "--engine", "ptychocam")
     assert (again.returncode, "already accepted" in again.stdout) == (0, True)
     assert len(stack.control("nersc", "jobs")["jobs"]) == 1
+
+
+def test_the_ui_has_forms_for_both_connection_types(stack: Stack) -> None:
+    forms = stack.rest("admin").call("GET", "/ui/connections/hook_meta")
+    assert {"globus", "superfacility"} <= {form["connection_type"] for form in forms}
+
+
+@pytest.mark.parametrize("service", ["api-server", "scheduler", "dag-processor", "triggerer"])
+def test_no_service_can_import_the_standin_or_the_developers_tools(stack: Stack, service: str) -> None:
+    code = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n)))"
+    names = ("cosmic", "deployment", "dev", "facilities", "reconstruction", "standin")
+    assert stack.run_in(service, "python", "-c", code, *names) == "cosmic deployment facilities"
+    assert stack.run_in(service, "ls", "/opt/airflow/include").split() == ["deployment", "job_scripts"]
 
 
 ALLOWED = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
-from dev.local_airflow.seed import standin_beamline
+from deployment.standin_settings import standin_beamline
 from standin.testing import Facility
 from support.globus import CONN_ID, Place
 

@@ -15,28 +15,9 @@ from facilities.globus.model import TaskSnapshot
 from facilities.globus.trigger import GlobusTaskTrigger, format_bytes
 from facilities.polling import Answer, PollFailed
 from facilities.waiting import WaitEnd
+from support.lines import Lines
 
 LIMITS: dict[str, Any] = {"give_up_after": 600.0, "give_up_outage_after": 7200.0}
-
-
-class Lines:
-    """A task's log that keeps what is written until it is drained."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, str]] = []
-
-    def log(self, level: int, text: str, *args: object) -> None:
-        self.lines.append((level, text % args if args else text))
-
-    def info(self, text: str, *args: object) -> None:
-        self.log(logging.INFO, text, *args)
-
-    def warning(self, text: str, *args: object) -> None:
-        self.log(logging.WARNING, text, *args)
-
-    def drain(self) -> list[tuple[int, str]]:
-        lines, self.lines = self.lines, []
-        return lines
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from facilities.superfacility import session
 from facilities.superfacility.hook import SuperfacilityHook
 from standin.testing import Facility, running
-from support.superfacility import CONN_ID, STATUS_CONN_ID, Task, connection_to, use_connection
+from support.superfacility import CONN_ID, Task, connection_to, use_connection
 
 QUICK = {
     "sacct_lag": 0.0,
@@ -39,8 +39,6 @@ def nersc(shared_nersc: Facility, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     shared_nersc.control("nersc", "set", **QUICK)
     monkeypatch.setattr(session, "_FIRST_WAIT", 0.01)
     use_connection(monkeypatch, CONN_ID, connection_to(shared_nersc))
-    status = {"conn_type": "http", "host": shared_nersc.description["nersc"]["api_url"]}
-    use_connection(monkeypatch, STATUS_CONN_ID, status)
     shared_nersc.clear_requests()
     yield shared_nersc
     shared_nersc.clear_faults()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facilities.errors import UserError
-from facilities.superfacility import claims, operators, submission
+from facilities.superfacility import claims, operators, submission, triggers
 from facilities.superfacility.claims import EXIT_CODE, Claim
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
@@ -32,7 +32,7 @@ TASK = "0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "_LEAST_WAIT", 0.05)
+    monkeypatch.setattr(operators, "_MIN_WAIT", 0.05)
     monkeypatch.setattr(submission, "_SOON", 0.1)
 
 
@@ -184,9 +184,10 @@ def test_all_jobs_of_an_ended_task_are_cancelled(nersc: Facility, task: Task) ->
     job_id = task.finish(lambda: operator)
     nersc.clear_faults()
     wait_until(lambda: len(task.books()) == 2)
-    cancelled = operators.cancel_by_name(operator.hook, "perlmutter", task.identity)
-    assert len(cancelled) == 2
-    assert job_id in cancelled
+    cancelled = triggers.cancel_jobs_of(operator.hook, "perlmutter", task.identity)
+    assert cancelled.done
+    assert len(cancelled.note.splitlines()) == 2
+    assert f"Job {job_id} was cancelled" in cancelled.note
     wait_until(lambda: not [job for job in task.books() if job["active"]])
 
 

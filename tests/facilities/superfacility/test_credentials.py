@@ -12,8 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from facilities.errors import CredentialsError, UserError
-from facilities.superfacility.connection import API_URL, CONNECTION_TYPE, TOKEN_URL, SuperfacilityConfig
-from facilities.superfacility.credentials import ClientKey, read_client_key
+from facilities.superfacility.connection import (
+    API_URL,
+    CONNECTION_TYPE,
+    TOKEN_URL,
+    ClientKey,
+    SuperfacilityConfig,
+    read_client_key,
+)
 from facilities.superfacility.hook import SuperfacilityHook
 from standin.testing import Facility
 from support.superfacility import CONN_ID, connection_to, private, use_connection

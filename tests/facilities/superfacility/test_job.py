@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilities.superfacility.job import JobSnapshot, by_id, read_row, read_rows, seconds
-from facilities.superfacility.states import SlurmState
+from facilities.superfacility.slurm import SlurmJob, SlurmState, by_id, read_row, read_rows, seconds
 
 PACIFIC = ZoneInfo("America/Los_Angeles")
 DATA = Path(__file__).parent / "data" / "sacct_all.txt"  # recorded: sacct -X -P --format=ALL, Slurm 22.05
@@ -24,7 +23,7 @@ def _recorded() -> list[dict[str, str]]:
     return [dict(zip(columns, line.split("^_"), strict=True)) for line in lines]
 
 
-def _job(job_id: str) -> JobSnapshot:
+def _job(job_id: str) -> SlurmJob:
     return by_id(read_rows(_recorded(), "sacct", PACIFIC), [job_id])[job_id]
 
 
@@ -141,5 +140,5 @@ def test_no_row_breaks_the_reader(rows: list[Any]) -> None:
         snapshots = read_rows(rows, origin, PACIFIC)
         found = by_id(snapshots, [job.job_id for job in snapshots])
         for job in found.values():
-            assert JobSnapshot.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+            assert SlurmJob.from_dict(json.loads(json.dumps(job.to_dict()))) == job
             assert job.node_hours == job.node_hours

@@ -40,8 +40,8 @@ def test_two_hundred_waiting_jobs_cost_one_request_an_interval(nersc: Facility) 
     user.close()
     triggers = [
         SlurmJobTrigger(
-            superfacility_conn_id=CONN_ID, machine="perlmutter", job_id=job_id, deadline=time.time() + 600,
-            poll_least=INTERVAL, poll_most=INTERVAL, first_look=0.01,
+            superfacility_conn_id=CONN_ID, machine="perlmutter", remote_id=job_id, deadline=time.time() + 600,
+            min_poll_interval=INTERVAL, max_poll_interval=INTERVAL, first_pause=0.01,
         )
         for job_id in ids
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def test_two_hundred_waiting_jobs_cost_one_request_an_interval(nersc: Facility) 
     assert len(accounted) <= seconds / (0.9 * INTERVAL) + 1
     assert {frozenset(ids_in(one)) for one in accounted} == {frozenset(ids)}
     assert max(len(one["path"] + one["query"]) for one in seen) < LONGEST_URL
-    assert [event["outcome"] for event in events] == ["final"] * WAITS
+    assert [event["outcome"] for event in events] == ["ended"] * WAITS
 
 
 def test_more_ids_than_a_url_holds_are_asked_for_in_parts(nersc: Facility, hook: SuperfacilityHook) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facilities.errors import InfrastructureError, ResourcesError, TimeLimitError, UserError
+from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.resubmission import renamed, script_with_more
-from facilities.superfacility.sensors import SlurmJobSensor
-from facilities.superfacility.states import SlurmState
+from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.slurm import SlurmState
 from facilities.superfacility.triggers import SlurmJobTrigger
 from support.superfacility import CONN_ID, RESOURCES, Store, Task, job_of, submits, wait_until
 
 QUICK: dict[str, Any] = {
-    "poll_least": 0.05,
-    "poll_most": 0.2,
+    "min_poll_interval": 0.05,
+    "max_poll_interval": 0.2,
     "confirm": 0.3,
     "settle": 0.5,
     "timeout": 60.0,
@@ -35,7 +36,7 @@ def waiting(task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     """A task whose job is to be waited for; the trigger looks at once."""
 
     def quick(**kwargs: Any) -> SlurmJobTrigger:
-        return SlurmJobTrigger(**kwargs, first_look=0.01)
+        return SlurmJobTrigger(**kwargs, first_pause=0.01)
 
     monkeypatch.setattr("facilities.superfacility.sensors.SlurmJobTrigger", quick)
     return task
@@ -49,15 +50,15 @@ def submit(task: Task, script: str, **resources: Any) -> str:
     return job_id
 
 
-def sensor(job_id: str, **changes: Any) -> Callable[[], SlurmJobSensor]:
+def sensor(job_id: str, **changes: Any) -> Callable[[], ResubmittingSlurmJobSensor]:
     """Makes the sensor that follows the submit task."""
 
-    def make() -> SlurmJobSensor:
+    def make() -> ResubmittingSlurmJobSensor:
         with DAG("d", schedule=None):
             first = SfapiSubmitJobOperator(
                 task_id="submit", resources=RESOURCES, script="true", superfacility_conn_id=CONN_ID
             )
-            made = SlurmJobSensor(
+            made = ResubmittingSlurmJobSensor(
                 task_id="wait",
                 job_id=first.output,
                 superfacility_conn_id=CONN_ID,
@@ -94,7 +95,7 @@ def test_a_job_is_not_submitted_again_for_ever(waiting: Task) -> None:
     outcome = waiting.start(sensor(first, resubmit=1))
     lose(waiting, first, "node_failure")
     outcome = waiting.resume(sensor(first, resubmit=1), outcome, waiting.fire(outcome))
-    second = outcome.trigger.job_id
+    second = outcome.trigger.remote_id
     assert second != first
     lose(waiting, second, "node_failure")
     with pytest.raises(InfrastructureError, match="NODE_FAIL") as caught:
@@ -125,15 +126,15 @@ def test_a_retried_wait_takes_up_the_successor(waiting: Task, kept: bool) -> Non
     lose(waiting, first, "preempt")
     event = waiting.fire(outcome)
     outcome = waiting.resume(sensor(first), outcome, event)
-    second = outcome.trigger.job_id
+    second = outcome.trigger.remote_id
     wait_until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
     if not kept:
         waiting.store = Store()  # the database of states was lost
     waiting.retry()
     again = waiting.start(sensor(first))
-    if again.trigger.job_id == first:
+    if again.trigger.remote_id == first:
         again = waiting.resume(sensor(first), again, waiting.fire(again))
-    assert again.trigger.job_id == second
+    assert again.trigger.remote_id == second
     assert len(waiting.books()) == 2
 
 
@@ -149,10 +150,10 @@ def test_a_lost_reply_to_the_second_submit_makes_no_third_job(waiting: Task, kin
     for _ in range(20):
         if isinstance(outcome.trigger, SlurmJobTrigger):
             break
-        outcome.trigger.wait = 0.2
+        outcome.trigger.delay = outcome.trigger.first_pause = 0.2
         outcome = waiting.resume(sensor(first), outcome, waiting.fire(outcome))
     books = wait_until(lambda: [job for job in waiting.books() if job["state"] == "RUNNING"])
-    assert [job["job_id"] for job in books] == [outcome.trigger.job_id]
+    assert [job["job_id"] for job in books] == [outcome.trigger.remote_id]
     assert len(waiting.books()) == 2
 
 
@@ -161,7 +162,7 @@ def test_clearing_the_submit_task_finds_the_successor(waiting: Task) -> None:
     outcome = waiting.start(sensor(first))
     lose(waiting, first, "node_failure")
     outcome = waiting.resume(sensor(first), outcome, waiting.fire(outcome))
-    second = outcome.trigger.job_id
+    second = outcome.trigger.remote_id
     wait_until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
     waiting.clear()
     before = len(submits(waiting.facility))
@@ -174,7 +175,7 @@ def test_a_job_out_of_time_gets_twice_the_time_once_when_that_is_allowed(waiting
     outcome = waiting.start(sensor(first, more_resources="True"))
     wait_until(lambda: job_of(waiting.facility, first)["state"] == "TIMEOUT")
     outcome = waiting.resume(sensor(first, more_resources="True"), outcome, waiting.fire(outcome))
-    second = outcome.trigger.job_id
+    second = outcome.trigger.remote_id
     wait_until(lambda: job_of(waiting.facility, second)["state"] == "TIMEOUT")
     assert job_of(waiting.facility, second)["time_limit"] > job_of(waiting.facility, first)["time_limit"]
     with pytest.raises(ResourcesError, match="TIMEOUT"):
@@ -194,8 +195,8 @@ def lost_and_followed(task: Task) -> tuple[str, str]:
     outcome = task.start(sensor(first))
     lose(task, first, "node_failure")
     outcome = task.resume(sensor(first), outcome, task.fire(outcome))
-    wait_until(lambda: job_of(task.facility, outcome.trigger.job_id)["state"] == "RUNNING")
-    return first, outcome.trigger.job_id
+    wait_until(lambda: job_of(task.facility, outcome.trigger.remote_id)["state"] == "RUNNING")
+    return first, outcome.trigger.remote_id
 
 
 def test_airflows_own_timeout_cancels_the_successor(waiting: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,52 +229,50 @@ def test_a_kill_while_it_is_submitted_again_cancels_the_successor(
         return submit_again(script, machine=machine)
 
     monkeypatch.setattr(made.hook, "submit", killed_meanwhile)
-    with pytest.raises(InfrastructureError, match="ended while its job was submitted again"):
+    with pytest.raises(InfrastructureError, match="ended during its submit"):
         made.resume_execution(outcome.method_name, {"event": event}, waiting.context())
     assert [len(job["cancels"]) for job in waiting.books()] == [0, 1]
 
 
 def test_a_resubmission_that_is_given_up_leaves_no_job(waiting: Task) -> None:
     first, second = lost_and_followed(waiting)
-    lost = {"job_id": first, "origin": "sacct", "state_text": "NODE_FAIL", "state": "NODE_FAIL"}
     made = sensor(first)()
-    with pytest.raises(TimeLimitError, match="could not be submitted again"):
-        made.resume_resubmission(waiting.context(), {"outcome": "given up"}, lost=lost, script="true")
+    with pytest.raises(TimeLimitError, match="NERSC could not be used within"):
+        made.resume_after_outage(waiting.context(), {"outcome": "timeout"}, resources=RESOURCES)
     wait_until(lambda: not job_of(waiting.facility, second)["active"])
-
-
-SCRIPT = """#!/bin/bash
-#SBATCH --job-name=a-g0
-#SBATCH --qos={qos}
-#SBATCH --time={time}
-#SBATCH --gpus={gpus}
-
-true
-"""
 
 
 @given(st.integers(1, 172_800), st.sampled_from(["regular", "debug", "realtime"]))
 def test_more_time_is_twice_as_much_up_to_the_queues_limit(seconds: int, qos: str) -> None:
     limit = 1800 if qos == "debug" else 172_800
     time = f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
-    more = script_with_more(SCRIPT.format(qos=qos, time=time, gpus=1), SlurmState.TIMEOUT)
+    more = SlurmResources(**{**RESOURCES, "qos": qos, "time_limit": time}).with_more(SlurmState.TIMEOUT)
     if seconds >= limit:
         assert more is None
         return
     wanted = min(2 * seconds, limit)
     assert more is not None
-    assert f"#SBATCH --time={wanted // 3600:02}:{wanted % 3600 // 60:02}:{wanted % 60:02}\n" in more
+    assert more.time_limit == f"{wanted // 3600:02}:{wanted % 3600 // 60:02}:{wanted % 60:02}"
 
 
-def test_more_memory_comes_as_memory_or_with_gpus() -> None:
-    script = SCRIPT.format(qos="regular", time="01:00:00", gpus=1)
-    assert "#SBATCH --gpus=2\n" in (script_with_more(script, SlurmState.OUT_OF_MEMORY) or "")
-    full = SCRIPT.format(qos="regular", time="01:00:00", gpus=4)
-    assert script_with_more(full, SlurmState.OUT_OF_MEMORY) is None
-    with_memory = script.replace("\n\n", "\n#SBATCH --mem=16G\n\n")
-    assert "#SBATCH --mem=32G\n" in (script_with_more(with_memory, SlurmState.OUT_OF_MEMORY) or "")
+@pytest.mark.parametrize(
+    ("resources", "more"),
+    [
+        ({"gpus": 1}, {"gpus": 2}),
+        ({"gpus": 3}, {"gpus": 4}),
+        ({"gpus": 4}, None),
+        ({"gpus": None}, None),
+        ({"gpus": 4, "memory": "16G"}, {"gpus": 4, "memory": "32G"}),
+        ({"memory": "999999M"}, None),
+    ],
+)
+def test_more_memory_comes_as_memory_or_with_gpus(
+    resources: dict[str, Any], more: dict[str, Any] | None
+) -> None:
+    found = SlurmResources(**{**RESOURCES, **resources}).with_more(SlurmState.OUT_OF_MEMORY)
+    assert found == (None if more is None else SlurmResources(**{**RESOURCES, **more}))
 
 
-def test_a_successor_differs_in_its_name_only() -> None:
-    script = SCRIPT.format(qos="regular", time="01:00:00", gpus=1)
-    assert renamed(script, "a-g1") == script.replace("a-g0", "a-g1")
+def test_resources_are_the_same_after_a_way_through_an_xcom() -> None:
+    resources = SlurmResources(**RESOURCES, memory="16G", requeue=False, output="/a/%j.out")
+    assert SlurmResources.from_mapping(json.loads(json.dumps(resources.to_mapping()))) == resources

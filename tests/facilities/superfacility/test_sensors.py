@@ -23,10 +23,10 @@ from facilities.errors import (
     TimeLimitError,
     UserError,
 )
-from facilities.superfacility import judging
+from facilities.superfacility import sensors
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
-from facilities.superfacility.triggers import SlurmJobTrigger, SubmitHoldTrigger
+from facilities.superfacility.triggers import SlurmJobTrigger, SubmitTrigger
 from standin.testing import Facility
 from support.globus import first_event
 from support.superfacility import CONN_ID, RESOURCES, Logged, Task, eventually, job_of, wait_until
@@ -42,7 +42,7 @@ def waiting(nersc: Facility, task: Task, monkeypatch: pytest.MonkeyPatch) -> Tas
 
 
 def _quick(**kwargs: Any) -> SlurmJobTrigger:
-    return SlurmJobTrigger(**kwargs, first_look=0.01)
+    return SlurmJobTrigger(**kwargs, first_pause=0.01)
 
 
 def _running(task: Task, script: str = LONG, **resources: Any) -> str:
@@ -100,7 +100,7 @@ def test_a_failed_job_tells_its_own_story(waiting: Task, deferrable: bool) -> No
 def test_a_job_that_wrote_nothing_is_told_apart_from_one_whose_log_cannot_be_read(
     waiting: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "PATIENCE", 0.1)
+    monkeypatch.setattr(sensors, "_TAIL_PATIENCE", 0.1)
     job_id = _ended(waiting, "exit 1")
     waiting.log.unlink()
     with pytest.raises(UserError, match="has not written this file"):
@@ -113,7 +113,7 @@ def test_a_job_that_wrote_nothing_is_told_apart_from_one_whose_log_cannot_be_rea
 def test_the_output_is_asked_for_again_while_the_api_is_away(
     waiting: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "_PAUSE", 0.1)
+    monkeypatch.setattr(sensors, "_TAIL_PAUSE", 0.1)
     job_id = _ended(waiting, "echo no GPU found; exit 3")
     waiting.facility.fault(kind="status", status=503, path="/utilities/", times=9)
     with pytest.raises(UserError, match="no GPU found"):
@@ -250,7 +250,7 @@ def test_tokens_that_are_revoked_while_waiting_are_renewed(waiting: Task) -> Non
 @Deferrable
 def test_the_limit_of_the_wait_cancels_the_job(waiting: Task, deferrable: bool) -> None:
     job_id = _running(waiting)
-    with pytest.raises(TimeLimitError, match="The job was cancelled"):
+    with pytest.raises(TimeLimitError, match=f"Job {job_id} was cancelled"):
         waiting.finish(waiting.wait(job_id, deferrable=deferrable, timeout=0.5))
     wait_until(lambda: not job_of(waiting.facility, job_id)["active"])
     assert len(job_of(waiting.facility, job_id)["cancels"]) == 1
@@ -281,7 +281,7 @@ def test_defer_has_a_timeout_later_than_the_triggers_own(waiting: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [None, {}, "success", {"outcome": "final", "job_id": "4711"}, {"job_id": "1"}]
+    "event", [None, {}, "success", {"outcome": "ended", "job_id": "4711"}, {"job_id": "1"}]
 )
 def test_a_strange_event_fails_loudly(waiting: Task, event: Any) -> None:
     deferral = waiting.start(waiting.wait("4711"))
@@ -310,7 +310,7 @@ def test_killing_the_waiting_task_cancels_once_and_clearing_does_not(
 def test_on_kill_stays_within_its_time_when_nersc_does_not_answer(
     waiting: Task, task_state: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facilities.superfacility.following.EMERGENCY_TIMEOUT", 0.2)
+    monkeypatch.setattr("facilities.superfacility.hook.EMERGENCY_TIMEOUT", 0.2)
     job_id = _running(waiting)
     deferral = waiting.start(waiting.wait(job_id))
     task_state("failed")
@@ -327,7 +327,7 @@ def test_killing_a_worker_that_waits(
     job_id = _running(waiting)
     task_state(state)
     sensor = waiting.wait(job_id)()
-    sensor._ti = waiting.ti
+    sensor._ti, sensor.remote_id = waiting.ti, job_id
     sensor.on_kill()
     assert len(job_of(waiting.facility, job_id)["cancels"]) == killed
 
@@ -336,7 +336,7 @@ def test_an_execution_timeout_in_the_worker_cancels(waiting: Task, task_state: C
     job_id = _running(waiting)
     task_state("running")
     sensor = waiting.wait(job_id)()
-    sensor._ti = waiting.ti
+    sensor._ti, sensor.remote_id = waiting.ti, job_id
     try:
         raise AirflowTaskTimeout("8 s")
     except AirflowTaskTimeout:
@@ -350,7 +350,7 @@ def test_killing_a_task_whose_submit_is_in_doubt_cancels_the_job_by_its_name(
 ) -> None:
     task.facility.fault(kind="drop_reply", times=1, method="POST", path="/compute/jobs/")
     held = task.start(task.submit(LONG, settle=60.0))
-    assert isinstance(held.trigger, SubmitHoldTrigger)
+    assert isinstance(held.trigger, SubmitTrigger)
     [job] = task.books()
     task_state(state)
     asyncio.run(task.trigger(held).on_kill())
@@ -390,7 +390,7 @@ def test_a_kill_before_the_submit_submits_nothing(task: Task, task_state: Callab
 def test_fifty_waiting_tasks_share_one_request_an_interval(waiting: Task) -> None:
     facility = waiting.facility
     job_id = _running(waiting)
-    deferral = waiting.start(waiting.wait(job_id, poll_least=0.5, poll_most=0.5))
+    deferral = waiting.start(waiting.wait(job_id, min_poll_interval=0.5, max_poll_interval=0.5))
     facility.clear_requests()
 
     async def wait_for_all() -> list[Any]:
@@ -405,7 +405,7 @@ def test_fifty_waiting_tasks_share_one_request_an_interval(waiting: Task) -> Non
         return await asyncio.gather(*tasks)
 
     events = asyncio.run(wait_for_all())
-    assert [event["outcome"] for event in events] == ["final"] * 50
+    assert [event["outcome"] for event in events] == ["ended"] * 50
 
 
 def test_nothing_secret_is_in_trigger_arguments_or_xcoms(waiting: Task) -> None:
@@ -418,8 +418,8 @@ def test_nothing_secret_is_in_trigger_arguments_or_xcoms(waiting: Task) -> None:
     assert key not in kept
     assert "PRIVATE" not in kept
     assert set(kwargs) == {
-        "superfacility_conn_id", "machine", "job_id", "deadline", "poll_least", "poll_most", "confirm",
-        "grace", "first_look",
+        "superfacility_conn_id", "machine", "remote_id", "deadline", "min_poll_interval",
+        "max_poll_interval", "confirm", "grace", "first_pause",
     }  # fmt: skip
 
 
@@ -435,7 +435,7 @@ def test_the_log_files_are_those_that_the_submit_task_names(waiting: Task) -> No
             task_id="wait",
             job_id=submit.output,
             superfacility_conn_id=CONN_ID,
-            poll_least=0.05,
+            min_poll_interval=0.05,
             deferrable=False,
         )
     assert sensor.upstream_task_ids == {"submit"}

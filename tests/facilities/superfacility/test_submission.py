@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from facilities.errors import CredentialsError, UserError
 from facilities.superfacility import operators, submission
 from facilities.superfacility.claims import Claim
 from facilities.superfacility.files import CommandResult
-from facilities.superfacility.identity import JobIdentity
-from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, Submission
+from facilities.superfacility.job_script import SlurmResources
+from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, JobIdentity, Submission
 from standin.testing import Facility
-from support.superfacility import Task, job_of, submits, wait_until
+from support.globus import first_event
+from support.superfacility import RESOURCES, Logged, Task, eventually, job_of, submits, wait_until
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
 LONG = "sleep 60"
@@ -40,7 +43,7 @@ echo reconstructed
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "_LEAST_WAIT", 0.05)
+    monkeypatch.setattr(operators, "_MIN_WAIT", 0.05)
     monkeypatch.setattr(submission, "_SOON", 0.1)
 
 
@@ -59,13 +62,8 @@ def test_a_first_try_submits_once_and_says_where(nersc: Facility, task: Task) ->
         "stderr": str(task.log),
         "url": task.ti.xcoms["_link_SlurmJobLink"],
         "script_copy": None,
-        "script": SCRIPT.format(
-            name=task.identity.name(0),
-            log=task.log,
-            mark=task.identity.owner.mark,
-            claim=Claim(task.identity.digest).preamble,
-        ),
-        "claim": task.identity.digest,
+        "resources": {**RESOURCES, "nodes": 1, "output": str(task.log)},
+        "body": "echo reconstructed",
     }
     assert task.ti.xcoms["_link_SlurmJobLink"].startswith("https://iris.nersc.gov/user/")
     assert INTENT_KEY not in task.store
@@ -126,7 +124,7 @@ def test_a_worker_killed_between_answer_and_saved_id(
 ) -> None:
     killed = task.submit(LONG)()
 
-    def die(_: str) -> None:
+    def die(*_: str, **__: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(killed.hook, "submitted_job", die)
@@ -300,19 +298,31 @@ def test_an_outage_holds_and_the_submit_goes_on_by_itself(nersc: Facility, task:
     assert held.timeout is not None
     assert not submits(nersc) or all(one["status"] == 503 for one in submits(nersc))
     nersc.control("nersc", "api_up")
-    held.trigger.wait = 0.05
+    held.trigger.first_pause = 0.05
     outcome = task.resume(task.submit(LONG), held, task.fire(held))
     assert [job["job_id"] for job in task.books()] == [outcome]
 
 
-def test_a_machine_in_maintenance_gets_no_submit(nersc: Facility, task: Task) -> None:
-    nersc.control("nersc", "maintenance", seconds=3600, description="Slurm upgrade")
+def test_a_machine_in_maintenance_gets_no_submit_and_the_log_has_the_end(
+    nersc: Facility, task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = nersc.control("nersc", "maintenance", seconds=3600, description="Slurm upgrade")
+    until = datetime.fromisoformat(planned["end_at"]).astimezone(UTC)
+    logged = Logged(capsys)
     held = task.start(task.submit(LONG))
     assert isinstance(held, TaskDeferred)
     assert not task.books()
-    nersc.control("nersc", "end_maintenance")
-    held.trigger.wait = 0.05
-    assert task.resume(task.submit(LONG), held, task.fire(held)) == task.books()[0]["job_id"]
+    held.trigger.first_pause = 0.05
+
+    async def wait_until_it_is_up() -> Any:
+        event = asyncio.create_task(first_event(task.trigger(held)))
+        await eventually(lambda: "Outage (Slurm upgrade)" in logged)
+        assert f"until {until:%Y-%m-%dT%H:%M}" in logged
+        await asyncio.to_thread(nersc.control, "nersc", "end_maintenance")
+        return await asyncio.wait_for(event, 120)
+
+    event = asyncio.run(wait_until_it_is_up())
+    assert task.resume(task.submit(LONG), held, event) == task.books()[0]["job_id"]
 
 
 def test_an_expired_client_fails_at_once_and_is_named(nersc: Facility, task: Task) -> None:
@@ -380,7 +390,13 @@ def test_what_was_submitted_yesterday_is_looked_for_with_the_sacct_command(
         failed = {"job_id": "4711", "name": "x", "generation": 0, "submitted_at": time.time() - two_days}
         store.set(JOB_KEY, failed)
     after_midnight = Submission(
-        hook, task.identity, machine="perlmutter", script_for=lambda _: pytest.fail("submitted"), store=store
+        hook,
+        task.identity,
+        machine="perlmutter",
+        resources=SlurmResources(**RESOURCES),
+        body="true",
+        before_submit=lambda *_: pytest.fail("submitted"),
+        store=store,
     )
     found = after_midnight.step()
     assert getattr(found, "job_id", None) == "4712"
@@ -418,11 +434,12 @@ def test_the_script_is_kept_for_its_owner_under_the_jobs_name(
     nersc: Facility, task: Task, tmp_path: Any
 ) -> None:
     folder = tmp_path / "copies"
-    task.finish(task.submit("echo kept", script_copy_dir=str(folder)))
+    task.finish(task.submit(script_copy_dir=str(folder)))
     copy = folder / f"{task.identity.name(0)}.sh"
     assert task.ti.xcoms["job"]["script_copy"] == str(copy)
     assert copy.stat().st_mode & 0o777 == 0o600
-    assert "echo kept" in copy.read_text()
+    name, claim = task.identity.name(0), Claim(task.identity.digest).preamble
+    assert copy.read_text() == SCRIPT.format(name=name, log=task.log, mark=task.identity.mark, claim=claim)
     assert [path.name for path in folder.iterdir()] == [copy.name]
 
 

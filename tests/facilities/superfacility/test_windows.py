@@ -16,10 +16,9 @@ import pytest
 from facilities.polling import SharedPoller
 from facilities.superfacility import operators, submission
 from facilities.superfacility.hook import SuperfacilityHook
-from facilities.superfacility.identity import Intent, NotYet, Submitted
-from facilities.superfacility.job import read_rows
 from facilities.superfacility.job_script import SlurmResources, job_script
-from facilities.superfacility.submission import INTENT_KEY, Submission
+from facilities.superfacility.slurm import read_rows
+from facilities.superfacility.submission import INTENT_KEY, Intent, NotYet, Submission, Submitted
 from standin.testing import Facility
 from support.superfacility import RESOURCES, Task, job_of, submits, wait_until
 
@@ -63,7 +62,7 @@ def _elsewhere(task: Task, folder: Path) -> str:
 def test_a_task_that_goes_on_on_another_machine_has_one_job(
     nersc: Facility, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
-    monkeypatch.setattr(operators, "_LEAST_WAIT", 0.05)
+    monkeypatch.setattr(operators, "_MIN_WAIT", 0.05)
     first = task.submit("sleep 60")()
     if kept == "job id":
         first.execute(task.context())
@@ -79,7 +78,7 @@ def test_a_task_that_goes_on_on_another_machine_has_one_job(
     assert len(submits(nersc)) == 1
 
 
-def _raise_interrupt(_: str) -> None:
+def _raise_interrupt(*_: str, **__: float) -> None:
     raise KeyboardInterrupt
 
 
@@ -107,7 +106,9 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
         hook,
         task.identity,
         machine="perlmutter",
-        script_for=lambda _: pytest.fail("submitted a second time"),
+        resources=SlurmResources(**RESOURCES),
+        body="true",
+        before_submit=lambda *_: pytest.fail("submitted a second time"),
         store=task.store,
         clock=lambda: time.time() + skew,
     )
@@ -133,7 +134,9 @@ def test_a_nameless_job_that_accounting_does_list_may_be_the_one(
         hook,
         task.identity,
         machine="perlmutter",
-        script_for=lambda _: pytest.fail("submitted a second time"),
+        resources=SlurmResources(**RESOURCES),
+        body="true",
+        before_submit=lambda *_: pytest.fail("submitted a second time"),
         store=task.store,
     ).step()
     assert isinstance(step, NotYet)

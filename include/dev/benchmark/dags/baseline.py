@@ -1,4 +1,4 @@
-"""Runs to compare with: as many steps one after the other as a scan has, doing nothing.
+"""A DAG to compare with: as many steps one after the other as a scan has, doing nothing.
 
 `baseline_empty` has empty tasks only. In `baseline_deferring` the two steps that wait for a facility defer
 to a trigger that fires at once: what Airflow's own hand-overs take.

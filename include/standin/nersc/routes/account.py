@@ -1,4 +1,4 @@
-"""account: the user, its clients, projects, roles and groups."""
+"""Serves account: the user, its clients, projects, roles and groups."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AccountRoutes:
     async def _node_hours(self) -> dict[str, float]:
         """Node-hours of ended jobs, by account."""
         used: dict[str, float] = {}
-        for job in await self._api.scheduler.books():
+        for job in await self._api.scheduler.all_jobs():
             if job["started"] is not None and job["ended"] is not None:
                 hours = self._api.options.now.scaled(job["ended"] - job["started"]) * job["nodes"] / 3600
                 used[job["account"]] = used.get(job["account"], 0.0) + hours

@@ -1,4 +1,4 @@
-"""What all routes share: login, outages, and the shapes of errors."""
+"""Shared by all SFAPI routes: login, outages, and the shapes of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""compute/jobs: submit, list, cancel."""
+"""Serves compute/jobs: submit, list, cancel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sacct` as a command at NERSC, where the built-in runner is the scheduler.
+"""Answers `sacct` as a command at NERSC, where the built-in runner is the scheduler.
 
 A Slurm that happens to be installed on the stand-in's machine is another cluster's: it is not asked.
 """

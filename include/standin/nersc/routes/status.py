@@ -1,4 +1,4 @@
-"""status, status/outages, status/notes and meta: no login needed."""
+"""Serves status, status/outages, status/notes and meta: no login needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""storage/globus: copies between NERSC's own machines, which see one file system."""
+"""Serves storage/globus: copies between NERSC's own machines, which see one file system."""
 
 from __future__ import annotations
 

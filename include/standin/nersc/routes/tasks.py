@@ -1,4 +1,4 @@
-"""tasks: the results of what other requests began."""
+"""Serves tasks: the results of what other requests began."""
 
 from __future__ import annotations
 

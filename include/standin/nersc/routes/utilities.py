@@ -1,4 +1,4 @@
-"""utilities: ls, download, upload and command."""
+"""Serves utilities: ls, download, upload and command."""
 
 from __future__ import annotations
 

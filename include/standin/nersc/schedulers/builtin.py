@@ -21,7 +21,7 @@ from standin.nersc.schedulers.policy import Site, UnavailableConfigurationError,
 from standin.nersc.schedulers.queries import check_filters, keep_sacct, keep_squeue, sacct_window
 from standin.nersc.schedulers.queue import NEVER, Plan, dependency_state, plan
 from standin.nersc.schedulers.rows import ALLOCATION, HELD, as_allocation, sacct_row, squeue_row
-from standin.nersc.schedulers.runs import reap, runs_started
+from standin.nersc.schedulers.runs import collect_exited, runs_started
 from standin.nersc.schedulers.states import PENDING
 from standin.service import Control
 from standin.store import write_atomically
@@ -88,7 +88,7 @@ class BuiltinScheduler:
 
     def _step(self) -> None:
         """Look at all jobs once, and start what may start."""
-        reap()
+        collect_exited()
         now = time.time()
         for job in list(self._jobs.values()):
             self._lifecycle.look(job, now)
@@ -165,7 +165,7 @@ class BuiltinScheduler:
         return sum(job.asked_qos == qos for job in self._jobs.values() if not job.ended)
 
     def _drop_purged(self, job: Job) -> None:
-        """The controller forgets a dependency on a job that it does not know any more."""
+        """Drop a dependency on a job that the controller has purged."""
         kept = []
         for clause in filter(None, job.dependency.split(",")):
             kind, *ids = clause.split(":")
@@ -178,7 +178,7 @@ class BuiltinScheduler:
             job.reason = "Dependency"
 
     def _known(self, job_id: str) -> bool:
-        """Whether the controller still knows a job."""
+        """Whether the controller still has a job."""
         job = self._ledger.get(job_id)
         if job is None:
             return False
@@ -243,7 +243,7 @@ class BuiltinScheduler:
         nameless = job.start is not None and job.start - job.first_submit <= lag
         return (as_allocation(job), True) if nameless else (job, False)
 
-    async def books(self) -> list[dict[str, Any]]:
+    async def all_jobs(self) -> list[dict[str, Any]]:
         """Every job ever, with how often its script was really started."""
         states, cancels = self._ledger.states(), self._ledger.cancels()
         return [

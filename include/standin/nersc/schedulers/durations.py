@@ -1,4 +1,4 @@
-"""Slurm's ways of writing times and sizes."""
+"""Reads and writes times and sizes as Slurm does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch script finds: its environment and its files. Nothing of the server's own environment."""
+"""Makes the environment and the files of a batch script. Nothing of the server's own environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOWHERE = "/nonexistent"
 
 
 def clean_environment(options: Options, home: Path) -> dict[str, str]:
-    """The environment of a login at NERSC, where Slurm is the one that the server was told to use."""
+    """The environment of a login at NERSC, with the server's SLURM_CONF."""
     slurm = {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
     return slurm | {
         "PATH": f"{options.job_path}:{BASE_PATH}" if options.job_path else BASE_PATH,

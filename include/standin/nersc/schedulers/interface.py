@@ -1,4 +1,4 @@
-"""What the Superfacility API needs from a batch scheduler."""
+"""The interface that the Superfacility API needs from a batch scheduler."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Scheduler(Protocol):
         :raises QueryError: when sacct would fail.
         """
 
-    async def books(self) -> list[dict[str, Any]]:
+    async def all_jobs(self) -> list[dict[str, Any]]:
         """Every job ever, with how often it ran."""
 
     def controls(self) -> dict[str, Control]:

@@ -1,4 +1,4 @@
-"""What happens to one job of the built-in scheduler: it starts, ends, is requeued, is held."""
+"""Starts, ends, requeues and holds one job of the built-in scheduler."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Lifecycle:
             self._launch(job)
 
     def look(self, job: Job, now: float) -> None:
-        """Notice what happened to a job that has nodes, or had."""
+        """Update a job that has nodes, or had, from what its runner reports."""
         if job.state == CONFIGURING:
             if now >= (job.start or 0) + self.options.real(self.options.configure_seconds):
                 job.state = RUNNING
@@ -87,7 +87,7 @@ class Lifecycle:
         if ended is None and not run.alive:
             ended = run.poll()  # it may have ended between the two looks
             if ended is None:
-                run.sweep()
+                run.kill_leftovers()
                 ended = Exit(0, 0, "orphaned", now, now, 0.0)
         if ended is not None:
             self._settle(job, ended, now)

@@ -1,4 +1,4 @@
-"""Control verbs of the built-in scheduler: what happens to jobs on a real machine, on request."""
+"""Causes, on request, what happens to jobs on a real machine: control verbs of the built-in scheduler."""
 
 from __future__ import annotations
 

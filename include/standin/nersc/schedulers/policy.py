@@ -1,4 +1,4 @@
-"""What Perlmutter's sbatch and controller say to a request before a job exists."""
+"""Accepts or refuses a request for a job as Perlmutter's sbatch and controller do."""
 
 from __future__ import annotations
 
@@ -205,17 +205,17 @@ def _count(asked: dict[str, str], name: str, default: int) -> int:
 
 
 def _node_count(asked: dict[str, str]) -> int:
-    """--nodes=LEAST[-MOST]; none at all means one."""
+    """--nodes=MINIMUM[-MAXIMUM]; none at all means one."""
     text = asked.get("nodes", "1")
     match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", text, re.ASCII)
     if match is None:
         raise RejectedError(f'sbatch: error: "{text}" is not a valid node count')
-    least, most = int(match[1]), int(match[2] or match[1])
-    if most < least:
+    minimum, maximum = int(match[1]), int(match[2] or match[1])
+    if maximum < minimum:
         raise RejectedError(
-            f"sbatch: error: Maximum node count {most} is less than minimum node count {least}"
+            f"sbatch: error: Maximum node count {maximum} is less than minimum node count {minimum}"
         )
-    return max(least, 1)
+    return max(minimum, 1)
 
 
 def _gpus(asked: dict[str, str], nodes: int) -> int:

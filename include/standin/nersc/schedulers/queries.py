@@ -1,4 +1,4 @@
-"""Which jobs squeue and sacct list for a set of options."""
+"""Selects the jobs that squeue and sacct list for a set of options."""
 
 from __future__ import annotations
 

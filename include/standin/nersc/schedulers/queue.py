@@ -1,4 +1,4 @@
-"""Which pending jobs may start, why the others wait, and when they might start. No I/O."""
+"""Decides which pending jobs may start, why the others wait, and when they might start. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass
 class Plan:
-    """What to do now, and what to tell about the rest."""
+    """What to start now, and what to report about the rest."""
 
     start: list[Job] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)

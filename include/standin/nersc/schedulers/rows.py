@@ -1,4 +1,4 @@
-"""Rows of squeue and sacct as the API gives them: lower-cased column names, all values strings."""
+"""Makes rows of squeue and sacct as the API gives them: lower-cased column names, all values strings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def squeue_state(job: Job) -> str:
 
 
 def sacct_reason(job: Job) -> str:
-    """The Reason column of sacct: why a job waited, as far as the accounting is told."""
+    """The Reason column of sacct: why a job waited, as far as the accounting has it."""
     reason = job.reason if job.start is None else job.waited_for
     if reason in ("Resources", "Priority"):
         return "None"
@@ -71,7 +71,7 @@ def sacct_reason(job: Job) -> str:
 
 
 def as_allocation(job: Job) -> Job:
-    """A job that started at once, as sacct knows it before it has heard of its submission."""
+    """A job that started at once, as sacct shows it before its submission has reached the accounting."""
     state = job.state if job.ended else PENDING
     return Job(**{**job.to_record(), "name": "allocation", "state": state, "eligible": None,
                   "waited_for": "None"})  # fmt: skip
@@ -165,7 +165,7 @@ def squeue_row(job: Job, options: Options, now: float, expected: float | None) -
 
 
 def _blocked(job: Job) -> str:
-    """What squeue says of a dependency that keeps a job from starting; nothing when there is none."""
+    """squeue's text for a dependency that keeps a job from starting; nothing when there is none."""
     if not job.dependency or job.state != PENDING or not job.reason.startswith("Dependency"):
         return ""
     return "unfulfilled" if job.reason == "Dependency" else "failed"

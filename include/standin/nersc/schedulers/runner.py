@@ -104,7 +104,7 @@ class Run:
         return True
 
     def launch(self) -> None:
-        """Start the script. What cannot be started is told as Slurm tells it: by exit code and signal."""
+        """Start the script. What cannot be started is reported as by Slurm: by exit code and signal."""
         mode = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if self.spec["append"] else os.O_TRUNC)
         try:
             if not Path(self.spec["cwd"]).is_dir():
@@ -126,7 +126,7 @@ class Run:
         except OSError as error:
             with Path(self.spec["script"]).open("rb") as script:
                 interpreter = script.readline()[2:].decode(errors="replace").strip().partition(" ")[0]
-            self.say(f"slurmstepd: error: execve(): bad interpreter({interpreter}): {error.strerror}")
+            self.write_error(f"slurmstepd: error: execve(): bad interpreter({interpreter}): {error.strerror}")
             self.finish_unlaunched(error.errno or 1, 0)
         finally:
             os.close(source)
@@ -137,7 +137,7 @@ class Run:
         self.cause, self.ended, self.status = "launch", time.time(), 0
         self.report(code, number)
 
-    def say(self, line: str) -> None:
+    def write_error(self, line: str) -> None:
         """Write a line to the job's stderr, as slurmstepd does."""
         try:
             os.write(self.errors, f"{line}\n".encode())
@@ -145,15 +145,15 @@ class Run:
             print(f"{line} ({error})", file=sys.stderr)
 
     def watch(self) -> None:
-        """Look after the script until nothing of it is left."""
-        while not self.reap():
+        """Watch the script until nothing of it is left."""
+        while not self.collect_exited():
             self.handle_requests()
             self.check_limits()
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self.signal_all(signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD, WAKE}, LOOK_EVERY)
 
-    def reap(self) -> bool:
+    def collect_exited(self) -> bool:
         """Collect ended processes; once the script has ended, whatever it left running is killed."""
         while True:
             try:
@@ -178,7 +178,7 @@ class Run:
         """Write how it ended."""
         if self.out_of_memory:
             events = f"{self.out_of_memory} oom_kill event{'s' if self.out_of_memory > 1 else ''}"
-            self.say(
+            self.write_error(
                 f"slurmstepd: error: Detected {events} in StepId={self.spec['job_id']}.batch. "
                 "Some of the step tasks have been OOM Killed."
             )
@@ -255,7 +255,7 @@ class Run:
             self.signal_all(early["number"], spare=self.process.pid)
 
     def end_early(self, cause: str, grace: float, message: str) -> None:
-        """End the script by the node's own decision, and tell the server at once."""
+        """End the script by the node's own decision, and report it to the server at once."""
         write_whole(self.folder / "ending.json", {"cause": cause, "at": time.time()})
         self.end(cause, grace, message)
 
@@ -267,7 +267,7 @@ class Run:
         self.kill_at = time.monotonic() + grace
         if message is not None:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-            self.say(
+            self.write_error(
                 f"slurmstepd: error: *** JOB {self.spec['job_id']} ON {self.spec['node']} "
                 f"CANCELLED AT {stamp} {message}".rstrip()
                 + " ***"

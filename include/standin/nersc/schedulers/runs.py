@@ -1,4 +1,4 @@
-"""The server's side of a run: makes the run folder, starts the runner, reads what it left there."""
+"""The server's side of a job's run: makes the run folder, starts the runner, reads what it left there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARK = "STANDIN_RUN"  # an environment variable by which a run's processes are f
 _children: set[int] = set()  # runners that this process started and that have not been waited for
 
 
-def reap() -> None:
+def collect_exited() -> None:
     """Wait for runners that have ended."""
     for pid in list(_children):
         try:
@@ -107,7 +107,7 @@ class Run:
             with suppress(ProcessLookupError):
                 os.kill(identity["pid"], signal.SIGUSR1)
 
-    def sweep(self) -> None:
+    def kill_leftovers(self) -> None:
         """Kill what a runner that died left behind."""
         mark = f"{MARK}={self.folder}".encode()
         for entry in os.scandir("/proc"):

@@ -1,4 +1,4 @@
-"""Reading a batch script as sbatch does: its checks, its #SBATCH lines, its options."""
+"""Reads a batch script as sbatch does: its checks, its #SBATCH lines, its options."""
 
 from __future__ import annotations
 

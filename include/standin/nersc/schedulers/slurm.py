@@ -1,4 +1,4 @@
-"""Real Slurm, through sbatch, squeue, sacct, scancel and scontrol."""
+"""Uses real Slurm, through sbatch, squeue, sacct, scancel and scontrol."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOOK_FIELDS = (
     "NNodes", "TimelimitRaw", "Reason", "WorkDir",
 )  # fmt: skip
 COMMAND_SECONDS = 60.0
-MOST_IDS = 1000  # on one command line
+MAX_IDS = 1000  # on one command line
 UNKNOWN_OUTCOME = (
     "sbatch: error: The API server was restarted while sbatch ran. Whether there is a job is unknown: "
     "look it up by its name."
@@ -169,7 +169,7 @@ class SlurmScheduler:
             self._cache[command] = (time.time(), rows)
         return [row for row in rows if _keeps(row, query.filters)]
 
-    async def books(self) -> list[dict[str, Any]]:
+    async def all_jobs(self) -> list[dict[str, Any]]:
         """Every job that was submitted here; a row of sacct for each time that it was in the queue.
 
         :raises QueryError: when sacct fails.
@@ -195,7 +195,7 @@ class SlurmScheduler:
         """Ids of the jobs that were submitted here, joined by commas in parts that fit a command line."""
         rows = self._database.rows("SELECT job_id FROM submissions WHERE job_id IS NOT NULL ORDER BY rowid")
         ids = [str(row["job_id"]) for row in rows]
-        return [",".join(ids[i : i + MOST_IDS]) for i in range(0, len(ids), MOST_IDS)]
+        return [",".join(ids[i : i + MAX_IDS]) for i in range(0, len(ids), MAX_IDS)]
 
     def _enter(self, jobs: dict[str, dict[str, Any]], row: Row) -> None:
         state, _, by = row["state"].partition(" by ")

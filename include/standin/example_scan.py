@@ -1,4 +1,4 @@
-"""Put a synthetic scan into the stand-in's beamline collection: `python -m deployment.example_scan [COUNT]`.
+"""Puts a synthetic scan into the stand-in's beamline collection: `python -m standin.example_scan [COUNT]`.
 
 Runs in the stand-in's container. Prints each scan's `file_path`, as the beamline's client takes it.
 """
@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dev.demo.synthetic_scan import make_scan, scan_path
+from standin.synthetic_scan import make_scan, scan_path
 
 COLLECTION = Path("/standin/collections/data7012")
 

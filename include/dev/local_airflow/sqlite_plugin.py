@@ -1,10 +1,11 @@
-"""One change at a time through the API server of an Airflow on SQLite; an Airflow plugin of the local stack.
+"""Lets one changing request at a time through the API server of an Airflow on SQLite; an Airflow plugin.
 
 A request that has written holds SQLite's only write lock until the event loop gets to commit it. Airflow
-writes its audit log of the next request on that same event loop, which then waits for a lock that only the
-event loop can release: everything stands still until the lock's timeout, and the request fails with 500.
+writes its audit log of the next request on that same event loop (`action_logging` in 3.3.2's
+airflow/api_fastapi/logging/decorators.py), which then waits for a lock that only the event loop can release:
+everything stands still until the lock's timeout, and the request fails with 500.
 So with SQLite a changing request waits here, without blocking the loop, until the one before has ended. No
-throughput is lost: there is one writer at a time in any case. With PostgreSQL the plugin is empty.
+throughput is lost: there is one writer at a time in any case.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
 Scope = MutableMapping[str, Any]
@@ -40,12 +40,8 @@ class OneWriter:
             await self.app(scope, receive, send)
 
 
-def _is_sqlite() -> bool:
-    return str(conf.get("database", "sql_alchemy_conn", fallback="")).startswith("sqlite")
-
-
 class OneWriterPlugin(AirflowPlugin):
-    """The middleware, where it is needed."""
+    """The middleware."""
 
     name = "local_airflow_one_writer"
-    fastapi_root_middlewares = [{"middleware": OneWriter, "name": "one writer"}] if _is_sqlite() else []
+    fastapi_root_middlewares = [{"middleware": OneWriter, "name": "one writer"}]

@@ -1,4 +1,4 @@
-"""A synthetic COSMIC scan: gold balls under a defocused zone plate, with the truth beside it.
+"""Makes a synthetic COSMIC scan: gold balls under a defocused zone plate, with the truth beside it.
 
 The numbers are those of the beamline: 1000 eV, a 240 um zone plate with 60 nm outer zones and a
 central stop, the sample 50 um behind the focus, a CCD of 30 um pixels binned by three 121 mm behind

@@ -1,4 +1,4 @@
-"""What replies of the Superfacility API mean.
+"""Makes exceptions of what the Superfacility API answers when something fails.
 
 Most failures come as HTTP 200 with status "ERROR" (in changing letter case) and the text of the command
 behind it; that text decides the class of the exception. Texts are Slurm's and NERSC's own.
@@ -22,7 +22,11 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
-from facilities.superfacility.credentials import RENEW
+
+RENEW = (
+    "make a new client in Iris (iris.nersc.gov, Profile, Superfacility API Clients), security level red, "
+    "with this machine's address in its IP range, and put its id and key into connection {conn_id}."
+)
 
 _SHOWN = 1000  # characters of a service's own message that an error carries
 
@@ -44,18 +48,12 @@ _QUEUE = (
 )
 
 MEANINGS = (
-    Meaning(
-        r"invalid account",
-        UserError,
-        "check the account (iris.nersc.gov, Projects): GPU jobs are charged to the one that ends in _g.",
-    ),
+    Meaning(r"invalid account", UserError,
+            "check the account (iris.nersc.gov, Projects): GPU jobs are charged to the one that ends in _g."),
     Meaning(r"invalid qos", UserError, "check the qos: regular, debug, shared, preempt, premium; realtime "
             "only by arrangement with NERSC."),
-    Meaning(
-        r"invalid feature|no architecture specified|does not match any supported policy",
-        UserError,
-        "check the constraint: gpu or cpu.",
-    ),
+    Meaning(r"invalid feature|no architecture specified|does not match any supported policy", UserError,
+            "check the constraint: gpu or cpu."),
     Meaning(r"requested node configuration is not available|requested (partition|nodes?) ", UserError,
             "ask for fewer nodes or GPUs per node."),
     Meaning(r"accounting/qos policy|qosmax|assocmax|time limit", UserError, _QUEUE),
@@ -71,11 +69,7 @@ MEANINGS = (
     Meaning(r"not a directory|is a directory", UserError, "check the path."),
     Meaning(r"too large|exceeds|larger than", UserError,
             "the API moves files of at most 5 MB: use Globus for larger ones."),
-    Meaning(
-        r"unable to contact slurm controller|slurm temporarily unable",
-        TransientError,
-        _AGAIN,
-    ),
+    Meaning(r"unable to contact slurm controller|slurm temporarily unable", TransientError, _AGAIN),
     Meaning(
         r"socket timed out|zero bytes were transmitted|message (send|receive)|unexpected message|"
         r"slurm_persist_conn|slurmdbd|unable to contact|connection (refused|failure)|"

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import yaml
 from airflow.sdk import Connection
+from pydantic import SecretStr
 
 from cosmic.beamline import beamline
-from deployment.settings import Deployment
-from deployment.site import (
+from deployment.airflow_settings import (
     connections,
     standin_connections,
     write_airflow_cfg,
     write_beamline,
 )
+from deployment.settings import Settings
 from facilities.globus.connection import GlobusSettings
-from facilities.superfacility.connection import SuperfacilityConfig
-from facilities.superfacility.credentials import read_client_key
+from facilities.superfacility.connection import SuperfacilityConfig, read_client_key
 from standin.testing import Facility
 
 
@@ -31,17 +31,19 @@ def connection(fields: dict[str, Any]) -> Connection:
 
 
 def test_the_real_facilities() -> None:
-    deployment = Deployment(
-        globus_client_id="id", globus_client_secret="secret", nersc_key_file=Path("/nersc/k.pem")
+    client_id = "639c49be-604f-423c-9c5d-82a53afe1bf1"
+    settings = Settings(
+        globus_client_id=client_id,
+        globus_client_secret=SecretStr("secret"),
+        path_nersc_pri_key=Path("/nersc/k.pem"),
     )
-    made = connections(deployment)
+    made = connections(settings)
     globus = GlobusSettings.from_connection(connection(made["globus_default"]), "globus_default")
-    assert (globus.client_id, globus.client_secret) == ("id", "secret")
+    assert (globus.client_id, globus.client_secret) == (client_id, "secret")
     assert globus.transfer_url == "https://transfer.api.globus.org/"
     nersc = SuperfacilityConfig.from_connection(connection(made["superfacility_default"]), "s")
     assert (nersc.key_file, nersc.client_id_file) == ("/nersc/k.pem", "/nersc/clientid.txt")
     assert nersc.api_url == "https://api.nersc.gov/api/v1.2"
-    assert made["superfacility_status"]["host"] == "https://api.nersc.gov/api/v1.2"
 
 
 def test_the_standins_key_needs_no_file(facility: Facility) -> None:
@@ -59,8 +61,8 @@ def read_beamline(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_beamline_yaml_has_the_old_agents_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deployment = Deployment(scripts={"ptychocam": "/global/p.sh"}, job_script_folder=Path("/scripts"))
-    site = read_beamline(write_beamline(deployment, None, tmp_path), monkeypatch)
+    settings = Settings(path_ptychocam_nersc=Path("/global/p.sh"), path_job_script=Path("/scripts"))
+    site = read_beamline(write_beamline(settings, None, tmp_path), monkeypatch)
     assert site.script("ptychocam") == "/global/p.sh"
     assert site.script("cdtools").startswith("/global/cfs/")  # as in the bundle's own
     assert site.job_script_folder == "/scripts"
@@ -70,8 +72,8 @@ def test_beamline_yaml_has_the_old_agents_paths(tmp_path: Path, monkeypatch: pyt
 def test_beamline_yaml_for_the_standin(
     tmp_path: Path, facility: Facility, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployment = Deployment(standin=True, scripts={"ptychocam": "/global/p.sh"})
-    site = read_beamline(write_beamline(deployment, facility.description, tmp_path), monkeypatch)
+    settings = Settings(compose_profiles=frozenset({"standin"}), path_ptychocam_nersc=Path("/global/p.sh"))
+    site = read_beamline(write_beamline(settings, facility.description, tmp_path), monkeypatch)
     assert site.script("ptychocam") == str(facility.nersc / "software" / "ptychocam_reconstruction.sh")
     assert site.job_script_folder == "/tmp_job_scripts"
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".yaml"] == ["beamline.yaml"]
@@ -85,27 +87,30 @@ def cfg(path: Path) -> configparser.ConfigParser:
 
 
 def test_airflow_cfg_is_nearly_empty_by_default(tmp_path: Path) -> None:
-    config = cfg(write_airflow_cfg(Deployment(), tmp_path))
+    config = cfg(write_airflow_cfg(Settings(), tmp_path))
     executor = "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
     assert {name: dict(config[name]) for name in config.sections()} == {"core": {"executor": executor}}
 
 
 def test_airflow_cfg_with_everything(tmp_path: Path) -> None:
-    deployment = Deployment(
-        celery=True, statsd=("statsd", 8125), dags_git=("https://example.org/a%20b.git", "v1")
+    settings = Settings(
+        compose_profiles=frozenset({"celery"}),
+        statsd=("statsd", 8125),
+        dags_git_url="https://example.org/a%20b.git",
+        dags_git_ref="v1",
     )
-    config = cfg(write_airflow_cfg(deployment, tmp_path))
+    config = cfg(write_airflow_cfg(settings, tmp_path))
     assert config["core"]["executor"] == "CeleryExecutor"
     assert config.getboolean("metrics", "statsd_on")
     (bundle,) = json.loads(config["dag_processor"]["dag_bundle_config_list"])
     assert bundle["kwargs"]["repo_url"] == "https://example.org/a%20b.git"
     assert bundle["kwargs"]["tracking_ref"] == "v1"
-    write_airflow_cfg(Deployment(), tmp_path)  # metrics off again
+    write_airflow_cfg(Settings(), tmp_path)  # metrics off again
     assert not cfg(tmp_path / "airflow.cfg").has_section("metrics")
 
 
 def test_a_beamline_yaml_of_before_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "beamline.yaml"
     path.write_text("not: mine\n" * 1000)
-    write_beamline(Deployment(), None, tmp_path)
+    write_beamline(Settings(), None, tmp_path)
     assert "not" not in yaml.safe_load(path.read_text())

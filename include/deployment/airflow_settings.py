@@ -1,9 +1,4 @@
-"""What the settings of an installation mean to Airflow: this is the one place where they are turned into
-
-- connections and pools (`connections`, `seed`),
-- the values of `beamline.yaml` (`write_beamline`),
-- `airflow.cfg`, for what depends on the profiles (`write_airflow_cfg`).
-"""
+"""Turns an installation's settings into Airflow's connections, `beamline.yaml` and `airflow.cfg`."""
 
 from __future__ import annotations
 
@@ -16,37 +11,37 @@ from typing import Any
 
 import yaml
 
-from deployment.settings import Deployment
-from dev.local_airflow.seed import standin_beamline, standin_seed
-from dev.local_airflow.settings import REPOSITORY
+from deployment.settings import Settings
+from deployment.standin_settings import bundle_beamline, standin_beamline, standin_seed
 
 CONFIG = Path("/config")
 MANAGED = "Written from .env at every start; change it there."
 NERSC_API = "https://api.nersc.gov/api/v1.2"
 
 
-def connections(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """Connections to the real facilities, as `dev.local_airflow.prepare` takes them.
+def connections(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Connections to the real facilities, as `deployment.database` takes them.
 
-    What `.env` does not give is None: such a connection is left as somebody typed it into the UI.
+    The Globus client is None when `.env` does not give it: `deployment.prepare` then keeps a connection that
+    somebody typed into the UI.
     """
+    secret = settings.globus_client_secret
     return {
         "globus_default": {
             "conn_type": "globus",
-            "login": deployment.globus_client_id,
-            "password": deployment.globus_client_secret,
+            "login": settings.globus_client_id,
+            "password": secret.get_secret_value() if secret is not None else None,
             "description": MANAGED,
         },
         "superfacility_default": {
             "conn_type": "superfacility",
             "host": NERSC_API,
             "extra": {
-                "client_id_file": str(deployment.nersc_id_file),
-                "key_file": str(deployment.nersc_key_file),
+                "client_id_file": str(settings.path_nersc_id),
+                "key_file": str(settings.path_nersc_pri_key),
             },
             "description": MANAGED,
         },
-        "superfacility_status": {"conn_type": "http", "host": NERSC_API, "description": MANAGED},
     }
 
 
@@ -60,39 +55,33 @@ def standin_connections(facility: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {conn_id: fields | {"description": MANAGED} for conn_id, fields in found.items()}
 
 
-def pools() -> dict[str, Any]:
-    """The bundle's pools."""
-    values: dict[str, Any] = json.loads((REPOSITORY / "include" / "pools.json").read_text())
-    return values
-
-
-def write_beamline(deployment: Deployment, facility: dict[str, Any] | None, folder: Path = CONFIG) -> Path:
+def write_beamline(settings: Settings, facility: dict[str, Any] | None, folder: Path = CONFIG) -> Path:
     """Write `beamline.yaml`: the bundle's own, with this installation's paths.
 
     :param facility: the stand-in's description of itself, when it is used.
     """
     path = folder / "beamline.yaml"
     if facility is not None:
-        new = standin_beamline(facility, folder / ".beamline.yaml", deployment.job_script_folder)
+        new = standin_beamline(facility, folder / ".beamline.yaml", settings.path_job_script)
         new.replace(path)
         return path
-    site = yaml.safe_load((REPOSITORY / "include" / "beamline.yaml").read_text())
-    for engine, script in deployment.scripts.items():
-        site["engines"][engine]["script"] = script
-    site["job_script_folder"] = str(deployment.job_script_folder)
+    site = bundle_beamline()
+    for engine, script in settings.scripts.items():
+        site["engines"][engine]["script"] = str(script)
+    site["job_script_folder"] = str(settings.path_job_script)
     _write(path, yaml.safe_dump(site, sort_keys=False))
     return path
 
 
-def write_airflow_cfg(deployment: Deployment, folder: Path = CONFIG) -> Path:
+def write_airflow_cfg(settings: Settings, folder: Path = CONFIG) -> Path:
     """Write what depends on the profiles; all other settings are in docker-compose.yaml's environment."""
     config = configparser.ConfigParser(interpolation=None)
-    config["core"] = {"executor": deployment.executor}
-    if deployment.statsd is not None:
-        host, port = deployment.statsd
+    config["core"] = {"executor": settings.executor}
+    if settings.statsd is not None:
+        host, port = settings.statsd
         config["metrics"] = {"statsd_on": "True", "statsd_host": host, "statsd_port": str(port)}
-    if deployment.dags_git is not None:
-        bundle = git_bundle(*deployment.dags_git)
+    if settings.dags_git_url is not None:
+        bundle = git_bundle(settings.dags_git_url, settings.dags_git_ref)
         # Airflow reads its file with interpolation: a percent sign is written twice.
         config["dag_processor"] = {"dag_bundle_config_list": json.dumps([bundle]).replace("%", "%%")}
     text = io.StringIO()

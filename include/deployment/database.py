@@ -1,7 +1,7 @@
-"""Make or migrate the database and fill in connections and pools: `python -m dev.local_airflow.prepare FILE`.
+"""Makes or migrates the database and writes connections and pools: `python -m deployment.database FILE`.
 
 FILE is JSON, `{"connections": {id: {conn_type, host, login, password, extra}}, "pools": {name: {slots,
-description}}}`. Runs in one process, because each `airflow` command takes seconds to start.
+description}}}`. It is one process because each `airflow` command takes seconds to start.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from airflow.utils.session import create_session
 from sqlalchemy import delete
 
 
-def prepare(seed: dict[str, Any]) -> None:
-    """Bring the database to this Airflow's version and lay down `seed`; running it again changes nothing."""
+def prepare_database(seed: dict[str, Any]) -> None:
+    """Bring the database to this Airflow's version and write `seed`; running it again changes nothing."""
     initdb()
     with create_session() as session:
         for conn_id, fields in seed.get("connections", {}).items():
@@ -37,4 +37,4 @@ def prepare(seed: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    prepare(json.loads(Path(sys.argv[1]).read_text()))
+    prepare_database(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,4 +1,4 @@
-"""Connections, pools and `beamline.yaml` that point Airflow at the stand-in facility."""
+"""Makes the connections and the `beamline.yaml` that point Airflow at the stand-in for Globus and NERSC."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from dev.local_airflow.settings import REPOSITORY
+INCLUDE = Path(__file__).resolve().parents[1]
 
 
 def standin_seed(facility: dict[str, Any]) -> dict[str, Any]:
-    """Connections and pools, as `dev.local_airflow.prepare` takes them.
+    """Connections and pools, as `deployment.database` takes them.
 
     :param facility: the stand-in's description of itself (its `standin.json`).
     """
@@ -37,15 +37,26 @@ def standin_seed(facility: dict[str, Any]) -> dict[str, Any]:
                     "key_file": nersc["key_path"],
                 },
             },
-            "superfacility_status": {"conn_type": "http", "host": nersc["api_url"]},
         },
-        "pools": json.loads((REPOSITORY / "include" / "pools.json").read_text()),
+        "pools": pools(),
     }
+
+
+def pools() -> dict[str, Any]:
+    """The bundle's pools."""
+    values: dict[str, Any] = json.loads((INCLUDE / "pools.json").read_text())
+    return values
+
+
+def bundle_beamline() -> dict[str, Any]:
+    """The bundle's own `beamline.yaml`."""
+    values: dict[str, Any] = yaml.safe_load((INCLUDE / "beamline.yaml").read_text())
+    return values
 
 
 def standin_beamline(facility: dict[str, Any], path: Path, job_script_folder: Path) -> Path:
     """Write to `path` the bundle's `beamline.yaml` with the stand-in's paths in place of NERSC's."""
-    site = yaml.safe_load((REPOSITORY / "include" / "beamline.yaml").read_text())
+    site = bundle_beamline()
     destination = site["collections"]["destination"]
     destination["path"] = "/"
     destination["file_system_path"] = facility["collections"]["nersc7012"]["root"]

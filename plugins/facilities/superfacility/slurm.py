@@ -1,0 +1,488 @@
+"""Models Slurm jobs: their states, what a row of squeue or sacct says, and what the end of a job means.
+
+A job has three forms: a row as the Superfacility API gives it (lower-cased column names, strings, naive times
+in the facility's time zone), a `SlurmJob`, which says what the row means, and a `JobResult`, which a task
+returns. A row that cannot be read is skipped with a warning; a field that cannot be read is None.
+
+States are from Slurm's documentation and our own recordings: NODE_FAIL, PREEMPTED and BOOT_FAIL are final
+only if Slurm does not requeue the job, which accounting shows for some seconds as failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal, TypedDict
+from zoneinfo import ZoneInfo
+
+from facilities.errors import FacilityError, InfrastructureError, ResourcesError, UserError
+from facilities.superfacility import claims
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+Origin = Literal["sacct", "squeue"]
+
+_PLACEHOLDER_NAME = "allocation"  # what sacct shows in the first seconds of a job that started at once
+_NOTHING = frozenset({"", "unknown", "none", "n/a", "none assigned", "(null)", "invalid", "not_set"})
+_CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<a>\d+):)?(?:(?P<b>\d+):)?(?P<c>\d+)(?:\.\d+)?")
+_ID = re.compile(r"(?P<job>\d+)(?P<part>[_+].+)?")
+
+
+class SlurmState(StrEnum):
+    """A job's state; text that is not in here is unknown, and an unknown state is not final."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    DEADLINE = "DEADLINE"
+    REVOKED = "REVOKED"
+    NODE_FAIL = "NODE_FAIL"
+    BOOT_FAIL = "BOOT_FAIL"
+    PREEMPTED = "PREEMPTED"
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    COMPLETING = "COMPLETING"
+    SUSPENDED = "SUSPENDED"
+    STOPPED = "STOPPED"
+    RESIZING = "RESIZING"
+    SIGNALING = "SIGNALING"
+    STAGE_OUT = "STAGE_OUT"
+    REQUEUED = "REQUEUED"
+    REQUEUE_FED = "REQUEUE_FED"
+    REQUEUE_HOLD = "REQUEUE_HOLD"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    SPECIAL_EXIT = "SPECIAL_EXIT"
+
+
+SUCCEEDED = frozenset({SlurmState.COMPLETED})
+CONFIRM = frozenset({SlurmState.NODE_FAIL, SlurmState.BOOT_FAIL, SlurmState.PREEMPTED})
+"""Final unless Slurm requeues the job: to be seen again before they are believed."""
+OUT_OF_RESOURCES = frozenset({SlurmState.TIMEOUT, SlurmState.OUT_OF_MEMORY})
+FAILED = (
+    CONFIRM
+    | OUT_OF_RESOURCES
+    | {SlurmState.FAILED, SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.REVOKED}
+)
+FINAL = SUCCEEDED | FAILED
+HELD = frozenset({SlurmState.REQUEUE_HOLD, SlurmState.RESV_DEL_HOLD, SlurmState.SPECIAL_EXIT})
+"""Active, but nothing happens until somebody releases the job."""
+RUNNING = frozenset({SlurmState.RUNNING, SlurmState.COMPLETING, SlurmState.STAGE_OUT})
+
+HELD_REASONS = frozenset({
+    "JobHeldUser", "JobHeldAdmin", "job requeued in held state", "DependencyNeverSatisfied",
+})  # fmt: skip
+"""Reasons of a pending job that will not start by itself. sacct goes on showing them when it has started."""
+
+
+def parse_state(text: str | None) -> SlurmState | None:
+    """Read a state as squeue and sacct write it: "CANCELLED by 1000", "CANCELLED+", any letter case.
+
+    :return: None for text that names no known state.
+    """
+    words = (text or "").replace("+", " ").split()
+    try:
+        return SlurmState(words[0].upper())
+    except (IndexError, ValueError):
+        return None
+
+
+# What a row means
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job at one moment. Times are ISO 8601 with an offset, durations are in seconds.
+
+    Example::
+
+        with closing(SuperfacilityHook("superfacility_default")) as hook:
+            job = hook.jobs("perlmutter", ["80"], "sacct")["80"]
+            print(job.state, job.elapsed, job.node_hours)
+
+    :param origin: sacct lists every job, some seconds late; squeue those that wait or run.
+    :param state: None when Slurm's word for it, `state_text`, is not known.
+    :param exit_code: the batch script's exit status.
+    :param signal: signal (or Slurm's own number) that ended the job; 0 for none.
+    :param start_estimate: of a pending job, when Slurm expects to start it.
+    :param stdout: pattern or path of the output file, where Slurm reports it.
+    :param requeued_after: state of an earlier run, which accounting still shows as the job's.
+    """
+
+    job_id: str
+    origin: Origin
+    state_text: str
+    state: SlurmState | None
+    name: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    submitted: str | None = None
+    started: str | None = None
+    ended: str | None = None
+    start_estimate: str | None = None
+    elapsed: int | None = None
+    limit: int | None = None
+    nodes: int = 0
+    node_list: str | None = None
+    qos: str | None = None
+    user: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    work_dir: str | None = None
+    comment: str | None = None
+    requeued_after: str | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the state is final, as far as one look can tell."""
+        return self.state in FINAL
+
+    @property
+    def rejected(self) -> bool:
+        """Whether this is the row of a job that sbatch refused: failed without a node or a second."""
+        return self.state is SlurmState.FAILED and self.node_list is None and not self.elapsed
+
+    @property
+    def lost(self) -> bool:
+        """Whether the facility lost the job, unless Slurm starts it again."""
+        return self.state in CONFIRM
+
+    @property
+    def refused(self) -> bool:
+        """Whether the job may have found its task's work claimed by another (`claims`), and done nothing."""
+        return self.state is SlurmState.FAILED and self.exit_code == claims.EXIT_CODE
+
+    @property
+    def node_hours(self) -> float:
+        """Nodes times hours that the job held them."""
+        return self.nodes * (self.elapsed or 0) / 3600
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Seconds from submission to start."""
+        if self.submitted is None or self.started is None:
+            return None
+        waited = datetime.fromisoformat(self.started) - datetime.fromisoformat(self.submitted)
+        return max(waited.total_seconds(), 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a trigger's event."""
+        return {**asdict(self), "state": None if self.state is None else self.state.value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SlurmJob:
+        """The job that `to_dict` made plain values of; keys of another version are left out."""
+        known = {field.name for field in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        return cls(**{**kept, "state": parse_state(kept.get("state"))})
+
+
+def read_rows(rows: Iterable[Any], origin: Origin, zone: ZoneInfo) -> list[SlurmJob]:
+    """Read all jobs of a reply, without their steps."""
+    jobs = []
+    for row in rows:
+        job = read_row(row, origin, zone) if isinstance(row, Mapping) else None
+        if job is None:
+            log.warning("Skipping a row of %s that cannot be read: %.200r", origin, row)
+        elif "." not in job.job_id:
+            jobs.append(job)
+    return jobs
+
+
+def read_row(row: Row, origin: Origin, zone: ZoneInfo) -> SlurmJob | None:
+    """Read one row; None when it has no job id."""
+    job_id = _text(row, "jobid")
+    if job_id is None:
+        return None
+    if origin == "squeue":
+        return _from_squeue(row, job_id, zone)
+    return _from_sacct(row, job_id, zone)
+
+
+def _from_sacct(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
+    code, signal = _exit_code(row.get("exitcode"))
+    name = _text(row, "jobname")
+    started, ended = _time(row.get("start"), zone), _time(row.get("end"), zone)
+    minutes = _integer(row.get("timelimitraw"))
+    return SlurmJob(
+        job_id=job_id,
+        origin="sacct",
+        state_text=str(row.get("state") or ""),
+        state=parse_state(str(row.get("state") or "")),
+        name=None if name == _PLACEHOLDER_NAME else name,
+        exit_code=code,
+        signal=signal,
+        reason=_text(row, "reason"),
+        submitted=_time(row.get("submit"), zone),
+        started=started,
+        ended=ended,
+        elapsed=_first(_integer(row.get("elapsedraw")), seconds(row.get("elapsed"))),
+        limit=minutes * 60 if minutes is not None else seconds(row.get("timelimit")),
+        nodes=_first(_integer(row.get("allocnodes")), _integer(row.get("nnodes"))) or 0,
+        node_list=_text(row, "nodelist"),
+        qos=_text(row, "qos"),
+        user=_text(row, "user"),
+        stdout=_text(row, "stdout"),
+        stderr=_text(row, "stderr"),
+        work_dir=_text(row, "workdir"),
+        comment=_text(row, "comment"),
+    )
+
+
+def _from_squeue(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
+    state = parse_state(str(row.get("state") or ""))
+    start = _time(row.get("start_time"), zone)
+    pending = state in (SlurmState.PENDING, None)
+    return SlurmJob(
+        job_id=job_id,
+        origin="squeue",
+        state_text=str(row.get("state") or ""),
+        state=state,
+        name=_text(row, "name"),
+        reason=_text(row, "reason"),
+        submitted=_time(row.get("submit_time"), zone),
+        started=None if pending else start,
+        start_estimate=start if pending else None,
+        elapsed=seconds(row.get("time")),
+        limit=seconds(row.get("time_limit")),
+        nodes=_integer(row.get("nodes")) or 0,
+        node_list=_text(row, "nodelist"),
+        qos=_text(row, "qos"),
+        user=_text(row, "user"),
+        work_dir=_text(row, "work_dir"),
+        comment=_text(row, "comment"),
+    )
+
+
+def by_id(jobs: Iterable[SlurmJob], wanted: Iterable[str]) -> dict[str, SlurmJob]:
+    """Find each wanted job among the rows.
+
+    Of several rows of one job (sacct keeps those from before a requeue) the newest counts. An array's state
+    is that of a task that is not final, else of one that failed, else of one that succeeded.
+    """
+    own: dict[str, list[SlurmJob]] = {}
+    parts: dict[str, list[SlurmJob]] = {}
+    for job in jobs:
+        match = _ID.fullmatch(job.job_id)
+        if match is None:
+            log.warning("Skipping a job with an id that cannot be read: %.80r", job.job_id)
+            continue
+        own.setdefault(job.job_id, []).append(job)
+        if match["part"]:
+            parts.setdefault(match["job"], []).append(job)
+    found = {}
+    for job_id in wanted:
+        if job_id in own:
+            found[job_id] = max(own[job_id], key=_age)
+        elif job_id in parts:
+            found[job_id] = min(parts[job_id], key=_rank_in_array)
+    return found
+
+
+def combine(accounted: SlurmJob | None, queued: SlurmJob | None) -> SlurmJob | None:
+    """What sacct and squeue say together about one job at the same time; None when neither knows it.
+
+    squeue counts while the job waits or runs: only it has reasons and start estimates, and it does not show
+    the failure that a requeue undoes.
+    """
+    if accounted is None or queued is None or queued.final or accounted.state is None:
+        return accounted or queued
+    if accounted.lost and queued.state is not SlurmState.COMPLETING:
+        return replace(queued, requeued_after=accounted.state_text)
+    return accounted if accounted.final else queued
+
+
+def _age(job: SlurmJob) -> tuple[datetime, datetime]:
+    long_ago = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+    submitted, started = (datetime.fromisoformat(t) if t else long_ago for t in (job.submitted, job.started))
+    return submitted, started
+
+
+def _rank_in_array(job: SlurmJob) -> int:
+    if job.state in SUCCEEDED:
+        return 2
+    return 1 if job.state in FAILED else 0
+
+
+def seconds(text: Any) -> int | None:
+    """Read Slurm's [days-][[hours:]minutes:]seconds; None for UNLIMITED, INVALID and the like."""
+    match = _CLOCK.fullmatch(str(text or "").strip())
+    if match is None:
+        return None
+    days, first, second, last = (int(match[key] or 0) for key in ("days", "a", "b", "c"))
+    if match["b"] is None:  # with a single colon, the first number is minutes
+        first, second = 0, first
+    return ((days * 24 + first) * 60 + second) * 60 + last
+
+
+def _exit_code(text: Any) -> tuple[int | None, int | None]:
+    code, _, signal = str(text or "").partition(":")
+    return _integer(code), _integer(signal)
+
+
+def _text(row: Row, key: str) -> str | None:
+    value = str(row.get(key) or "").strip()
+    return None if value.lower() in _NOTHING else value
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return int(str(value).strip())
+    except ValueError:
+        return None
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _time(value: Any, zone: ZoneInfo) -> str | None:
+    text = str(value or "").strip()
+    try:
+        moment = datetime.fromtimestamp(int(text), zone) if text.isdigit() else datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).isoformat()
+
+
+# What the end of a job means
+
+
+class JobResult(TypedDict):
+    """A job that has completed, as a task returns it. Times are ISO 8601 with an offset.
+
+    `stdout` and `stderr` are paths at the facility, None when they are not known.
+    """
+
+    job_id: str
+    name: str | None
+    machine: str
+    state: str
+    queue_seconds: float | None
+    run_seconds: float | None
+    node_hours: float
+    nodes: int
+    node_list: str | None
+    qos: str | None
+    submitted: str | None
+    started: str | None
+    ended: str | None
+    stdout: str | None
+    stderr: str | None
+
+
+@dataclass(frozen=True)
+class LogFiles:
+    """Where a job writes. `of` fills in Slurm's patterns (%j, %x, %u)."""
+
+    stdout: str | None = None
+    stderr: str | None = None
+
+    def of(self, job: SlurmJob) -> LogFiles:
+        """The paths of a job: as given, else as Slurm reports them, else Slurm's default."""
+        stdout = _expand(self.stdout or job.stdout, job)
+        if stdout is None and job.work_dir:
+            stdout = f"{job.work_dir.rstrip('/')}/slurm-{job.job_id}.out"
+        return LogFiles(stdout, _expand(self.stderr or job.stderr, job) or stdout)
+
+
+def _expand(pattern: str | None, job: SlurmJob) -> str | None:
+    """Fill in a file name pattern; None when it holds what is not known here."""
+    if not pattern:
+        return None
+    values = {"%": "%", "j": job.job_id, "A": job.job_id, "x": job.name, "u": job.user}
+    if any(values.get(key) is None for key in re.findall(r"%(.)", pattern)):
+        return None
+    path = re.sub(r"%(.)", lambda match: str(values[match[1]]), pattern)
+    return path if path.startswith("/") else f"{(job.work_dir or '').rstrip('/')}/{path}"
+
+
+def job_result(job: SlurmJob, machine: str, files: LogFiles) -> JobResult:
+    """Sum up a completed job."""
+    return JobResult(
+        job_id=job.job_id,
+        name=job.name,
+        machine=machine,
+        state=job.state_text,
+        queue_seconds=job.queue_seconds,
+        run_seconds=None if job.elapsed is None else float(job.elapsed),
+        node_hours=job.node_hours,
+        nodes=job.nodes,
+        node_list=job.node_list,
+        qos=job.qos,
+        submitted=job.submitted,
+        started=job.started,
+        ended=job.ended,
+        stdout=files.stdout,
+        stderr=files.stderr,
+    )
+
+
+def failure_of_job(job: SlurmJob, machine: str) -> FacilityError:
+    """The exception that a job's end without success means.
+
+    `InfrastructureError` when the facility lost it (NODE_FAIL, BOOT_FAIL, PREEMPTED), `ResourcesError` for
+    TIMEOUT and OUT_OF_MEMORY, else `UserError`.
+    """
+    kind: type[FacilityError] = UserError
+    if job.lost:
+        kind = InfrastructureError
+    elif job.state in OUT_OF_RESOURCES:
+        kind = ResourcesError
+    name = f" {job.name}" if job.name else ""
+    return kind(
+        f"The Slurm job{name} on {machine} ended as {job.state_text}",
+        remote_id=job.job_id,
+        state=job.state_text,
+        next_step=_next_step(job),
+        details=_describe_end(job),
+    )
+
+
+_AGAIN = "clear the submit task: the job is submitted again."
+_NEXT_STEPS: Mapping[SlurmState, str] = {
+    SlurmState.NODE_FAIL: _AGAIN,
+    SlurmState.BOOT_FAIL: _AGAIN,
+    SlurmState.PREEMPTED: "clear the submit task: the job is submitted again; another qos is not preempted.",
+    SlurmState.TIMEOUT: "give the job more time, or less to do, and clear the submit task.",
+    SlurmState.OUT_OF_MEMORY: "give the job more memory (more GPUs or nodes), and clear the submit task.",
+    SlurmState.CANCELLED: "somebody or the scheduler cancelled it; clear the submit task to submit it again.",
+    SlurmState.DEADLINE: "its deadline passed before it could end; clear the submit task to submit it again.",
+    SlurmState.REVOKED: "another cluster took the job; look for it with sacct at NERSC.",
+    SlurmState.FAILED: "read the output below; when the cause is gone, clear the submit task.",
+}
+
+
+def _next_step(job: SlurmJob) -> str:
+    if job.rejected:
+        return "Slurm refused the job; check its resources, then clear the submit task."
+    if job.state is SlurmState.FAILED and job.signal == 53:
+        return (
+            "the folder of its output, or its working directory, does not exist: make it, then clear the "
+            "submit task."
+        )
+    return _NEXT_STEPS.get(job.state, "look at the job with sacct at NERSC.") if job.state else ""
+
+
+def _describe_end(job: SlurmJob) -> str:
+    """Exit code, reason, times and nodes in a line."""
+
+    def known(value: object) -> str:
+        return "unknown" if value is None else str(value)
+
+    parts = [f"exit code {known(job.exit_code)}, signal {known(job.signal)}"]
+    if job.reason:
+        parts.append(f"reason {job.reason}")
+    limit = "no limit" if job.limit is None else f"{job.limit} s"
+    parts.append(f"ran {known(job.elapsed)} s of {limit}")
+    parts.append(f"nodes {job.node_list or 'none'}")
+    parts.append(f"submitted {known(job.submitted)}, started {known(job.started)}, ended {known(job.ended)}")
+    return "; ".join(parts) + "."
