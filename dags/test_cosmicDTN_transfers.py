@@ -2,12 +2,13 @@
 ### Flight check
 
 Proves, before a scan needs it, that everything between the beamline and NERSC works: both services
-accept our clients, the Superfacility client does not expire too soon, and a small file really gets across
-(`datamovement_test/test.txt` is copied to `test_<unique>.txt` beside it within `nersc7012`, read back,
-compared and removed).
+accept our clients, both collections accept Globus's, the Superfacility client does not expire too soon, and
+a small file really gets across (`datamovement_test/test.txt` is copied to `test_<unique>.txt` beside it
+within `nersc7012`, read back, compared and removed).
 
 **When it fails.** `check_nersc` or `check_globus`: credentials; the log names the client and how to renew
-it. `copy_file`: Globus or the permissions of the collection. `compare`: the file did not arrive whole.
+it, or the collection that refuses it and what to ask of its manager. `copy_file`: Globus or the permissions
+of the collection. `compare`: the file did not arrive whole.
 
 **When.** Daily, before the day's first scans, and by hand after every change of keys or settings.
 

@@ -26,11 +26,13 @@ def connections(settings: Settings) -> dict[str, dict[str, Any]]:
     somebody typed into the UI.
     """
     secret = settings.globus_client_secret
+    collections = bundle_beamline()["collections"].values()
     return {
         "globus_default": {
             "conn_type": "globus",
             "login": settings.globus_client_id,
             "password": secret.get_secret_value() if secret is not None else None,
+            "extra": {"collections": " ".join(f"{c['id']}:{c['path']}" for c in collections)},
             "description": MANAGED,
         },
         "superfacility_default": {

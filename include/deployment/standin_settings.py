@@ -26,6 +26,7 @@ def standin_seed(facility: dict[str, Any]) -> dict[str, Any]:
                 "extra": {
                     "auth_base_url": globus["auth_url"],
                     "transfer_base_url": globus["transfer_url"],
+                    "collections": " ".join(c["id"] for c in facility["collections"].values()),
                 },
             },
             "superfacility_default": {

@@ -24,10 +24,14 @@ _CONTENT = f"COSMIC flight check: this file is copied and compared by the DAG {F
 
 @task(pool="globus")
 def check_globus() -> str:
-    """Make sure that Globus accepts the client; returns its identity."""
+    """Make sure that Globus and both collections accept the client; returns its identity."""
+    collections = beamline().collections
     with closing(GlobusHook(GLOBUS_CONN_ID)) as hook:
         hook.ping()
         log.info("Globus accepts %s.", hook.settings.identity)
+        for collection in (collections.source, collections.destination):
+            hook.look_into(str(collection.id), collection.path)
+            log.info("It may look into %s on %s.", collection.path, collection.name)
         return hook.settings.identity
 
 

@@ -15,7 +15,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 
 from facilities.cancellation import Cancellation, task_is_over, timed_out
-from facilities.errors import InfrastructureError, TimeLimitError, TransientError
+from facilities.errors import FacilityError, InfrastructureError, TimeLimitError, TransientError
 from facilities.waiting import OutageTrigger, RemoteTrigger, WaitTrigger
 
 if TYPE_CHECKING:
@@ -192,20 +192,29 @@ class RemoteWorkOperator(BaseOperator):
         now = time.time()
         hold_until = hold_until or now + self.longest_hold.total_seconds()
         if now >= hold_until:
-            raise self.outage_error(context, str(error)) from error
+            raise self.outage_error(context, error) from error
         pause = max(min(self.first_pause * 2.0**holds, _MAX_FIRST_PAUSE), error.retry_after or 0.0)
         kwargs |= {"hold_until": hold_until, "holds": min(holds + 1, _MAX_HOLDS_COUNTED)}
+        kwargs["cause"] = error.to_fields()
         trigger = self.outage_trigger(context, str(error), hold_until, pause)
         self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)
 
-    def outage_error(self, context: Context, details: str) -> TimeLimitError:
-        """The error when the service could not be used for too long; cancels what may have been submitted."""
-        cancelled = self.cancel_unknown(context)
-        return TimeLimitError(
-            f"{self.service} could not be used within {self.longest_hold}, the limit of the wait",
-            next_step=f"look at {self.status_page}; clear the task when {self.service} answers.",
-            details="\n".join(part for part in (details, cancelled) if part),
+    def outage_error(self, context: Context, cause: FacilityError) -> TimeLimitError:
+        """The error when the service could not be used for too long; cancels what may have been submitted.
+
+        :param cause: the last; the error names it, and what to do about it.
+        """
+        step = cause.next_step or f"look at {self.status_page}."
+        error = TimeLimitError(
+            f"{self.service} could not be used within {self.longest_hold}, the limit of the wait. Last: "
+            f"{cause.what}",
+            remote_id=cause.remote_id,
+            state=cause.state,
+            next_step=f"{step} Then clear the task.",
+            details=cause.details,
         )
+        error.add_details(self.cancel_unknown(context))
+        return error
 
     def defer_to(self, trigger: RemoteTrigger, deadline: float, method_name: str, **kwargs: Any) -> NoReturn:
         """Defer, with a timeout of Airflow's some minutes after the trigger's own deadline."""
@@ -220,12 +229,19 @@ class RemoteWorkOperator(BaseOperator):
         self._ti = context["ti"]
         return self.run_try(context)
 
-    def resume_after_outage(self, context: Context, event: object, **kwargs: Any) -> Any:
-        """Go on when an `OutageTrigger` has ended its wait."""
+    def resume_after_outage(
+        self, context: Context, event: object, *, cause: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Go on when an `OutageTrigger` has ended its wait.
+
+        :param cause: why the wait began.
+        """
         self._ti = context["ti"]
-        if not isinstance(event, Mapping) or event.get("outcome") != "answers":
-            raise self.outage_error(context, "")
-        return self.run_try(context, **kwargs)
+        outcome: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
+        if outcome.get("outcome") == "answers":
+            return self.run_try(context, **kwargs)
+        last = outcome.get("error") or cause or {"what": f"{self.service} does not answer"}
+        raise self.outage_error(context, FacilityError.from_fields(last))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Cancel the remote work when Airflow itself has ended the wait: it calls nothing else then."""

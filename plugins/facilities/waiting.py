@@ -14,7 +14,8 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Generic, Literal, TypedDict, TypeVar, cast
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Generic, Literal, NotRequired, TypedDict, TypeVar, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -314,6 +315,7 @@ class OutageEvent(TypedDict):
     """Why the wait for a service has ended."""
 
     outcome: Literal["answers", "timeout"]
+    error: NotRequired[ErrorFields]  # of the last look, when all were in vain
 
 
 @dataclass(eq=False, kw_only=True)
@@ -342,7 +344,12 @@ class OutageTrigger(RemoteTrigger):
 
     async def wait(self) -> OutageEvent:
         """Wait; returns whether the service answers."""
-        self.log.warning("Holding until %s answers; nothing is lost. %s", self.service, self.reason)
+        end = datetime.fromtimestamp(self.deadline, UTC)
+        self.log.warning(
+            "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
+            *(self.service, f"{end:%Y-%m-%d %H:%M}", self.reason),
+        )
+        vain = OutageEvent(outcome="timeout")
         key = (type(self).__qualname__, *self.connection_key())
         poller = shared_poller(key, lambda: BlockingSource(lambda _: self._answers()))
         pause, logged, logged_at = self.first_pause, self.reason, time.monotonic()
@@ -355,11 +362,13 @@ class OutageTrigger(RemoteTrigger):
                 if isinstance(answer, Answer):
                     self.log.info("%s answers: going on.", self.service)
                     return OutageEvent(outcome="answers")
+                if isinstance(answer.error, FacilityError):
+                    vain["error"] = answer.error.to_fields()
                 if str(answer.error) != logged or time.monotonic() - logged_at >= _REPEAT_WARNING:
                     logged, logged_at = str(answer.error), time.monotonic()
                     self.log.warning("Still holding. %s", logged)
                 pause = min(pause * 2, max(_MAX_PAUSE, self.first_pause))
-        return OutageEvent(outcome="timeout")
+        return vain
 
     def _answers(self) -> Mapping[str, bool]:
         try:

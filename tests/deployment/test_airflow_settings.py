@@ -41,6 +41,8 @@ def test_the_real_facilities() -> None:
     globus = GlobusSettings.from_connection(connection(made["globus_default"]), "globus_default")
     assert (globus.client_id, globus.client_secret) == (client_id, "secret")
     assert globus.transfer_url == "https://transfer.api.globus.org/"
+    paths = [entry.partition(":")[2] for entry in globus.collections.split()]
+    assert paths == ["/", "/global/cfs/cdirs/als/gsharing/data_mover/7012"]
     nersc = SuperfacilityConfig.from_connection(connection(made["superfacility_default"]), "s")
     assert (nersc.key_file, nersc.client_id_file) == ("/nersc/k.pem", "/nersc/clientid.txt")
     assert nersc.api_url == "https://api.nersc.gov/api/v1.2"

@@ -10,8 +10,9 @@ from typing import Any
 import globus_sdk
 import pytest
 
+from standin.globus import times
 from standin.testing import SpawnedFacility, spawn, until
-from support.globus_client import Globus, codes
+from support.globus_client import Globus, codes, soon
 
 SESSION = {
     "session_message": "Session reauthentication required (Globus Transfer)",
@@ -199,7 +200,6 @@ def test_an_unknown_endpoint(globus: Globus) -> None:
 )
 def test_an_endpoint_that_stays_down(globus: Globus, condition: str, listing: str) -> None:
     globus.file("a")
-    globus.facility.control("globus", "task_seconds", seconds=3)
     globus.facility.control("globus", "endpoint", collection="nersc7012", condition=condition)
     assert [refusal(call).code for call in operations(globus, globus.nersc7012)] == [
         listing,
@@ -209,6 +209,7 @@ def test_an_endpoint_that_stays_down(globus: Globus, condition: str, listing: st
     task = globus.wait(task_id, "nice_status", condition.upper())
     assert (task["status"], task["is_ok"], task["fatal_error"]) == ("ACTIVE", False, None)
     assert "NERSC ALS data mover 7012" in task["nice_status_details"]
+    globus.transfer.update_task(task_id, {"DATA_TYPE": "task", "deadline": soon(1.0)})
     ended = globus.wait(task_id)
     assert (ended["status"], ended["fatal_error"]["code"]) == ("FAILED", "EXPIRED")
     assert codes(globus, task_id)[0] == "EXPIRED"
@@ -216,7 +217,6 @@ def test_an_endpoint_that_stays_down(globus: Globus, condition: str, listing: st
 
 
 def test_a_login_that_is_refused_in_mid_copy(globus: Globus) -> None:
-    globus.facility.control("globus", "task_seconds", seconds=3)
     globus.facility.control("globus", "bandwidth", bytes_per_second=20_000)
     globus.file("a", b"x" * 1_000_000)
     task_id = globus.submit(("/a", "/a"))
@@ -224,7 +224,18 @@ def test_a_login_that_is_refused_in_mid_copy(globus: Globus) -> None:
     globus.facility.control("globus", "login", collection="nersc7012", refusal="no_account")
     task = globus.wait(task_id, "nice_status", "NO_CREDENTIALS")
     assert (task["status"], task["is_ok"]) == ("ACTIVE", False)
+    globus.transfer.update_task(task_id, {"DATA_TYPE": "task", "deadline": soon(1.0)})
     assert globus.wait(task_id)["fatal_error"]["code"] == "EXPIRED"
+
+
+def test_tasks_that_live_for_a_short_time_only(globus: Globus) -> None:
+    globus.facility.control("globus", "task_seconds", seconds=1)
+    assert globus.run(("/none", "/none"))["fatal_error"]["code"] == "EXPIRED"
+    globus.facility.control("globus", "task_seconds", seconds=None)
+    task_id = globus.submit(("/none", "/none"))
+    lived = globus.task(task_id)
+    seconds = times.parse(lived["deadline"]) - times.parse(lived["request_time"])
+    assert seconds == 86_400
 
 
 @pytest.mark.parametrize(

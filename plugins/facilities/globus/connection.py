@@ -41,6 +41,11 @@ CONNECTION_TYPE: dict[str, Any] = {
             "Transfer URL", TRANSFER_URL, "Only for another Globus than the real one."
         ),
         "auth_base_url": _url_field("Auth URL", AUTH_URL, "Only for another Globus than the real one."),
+        "collections": {
+            "label": "Collections",
+            "description": "What the Test button looks into: ids, each with a colon and a folder.",
+            "schema": {"type": ["string", "null"]},
+        },
         "web_app_url": _url_field("Web app URL", WEB_URL, "Where links to tasks point to."),
     },
 }
@@ -48,7 +53,10 @@ CONNECTION_TYPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GlobusSettings:
-    """The fields of a connection of type `globus`, checked."""
+    """The fields of a connection of type `globus`, checked.
+
+    :param collections: what the connection's test looks into: ids, each with a colon and a folder.
+    """
 
     conn_id: str
     client_id: str
@@ -56,6 +64,7 @@ class GlobusSettings:
     auth_url: str = AUTH_URL
     transfer_url: str = TRANSFER_URL
     web_url: str = WEB_URL
+    collections: str = ""
 
     @property
     def identity(self) -> str:
@@ -90,6 +99,7 @@ class GlobusSettings:
             auth_url=_url(extra.get("auth_base_url"), AUTH_URL, conn_id, "auth_base_url"),
             transfer_url=_url(extra.get("transfer_base_url"), TRANSFER_URL, conn_id, "transfer_base_url"),
             web_url=_url(extra.get("web_app_url"), WEB_URL, conn_id, "web_app_url"),
+            collections=str(extra.get("collections") or ""),
         )
 
 

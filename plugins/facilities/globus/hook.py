@@ -19,14 +19,24 @@ from airflow.sdk import BaseHook
 
 from facilities.errors import FacilityError, TransientError, UserError
 from facilities.globus.connection import GlobusSettings
-from facilities.globus.errors import Call, ExistsError, explain, read_documents, read_field, read_json
+from facilities.globus.errors import (
+    Call,
+    ExistsError,
+    PausedError,
+    explain,
+    read_documents,
+    read_field,
+    read_json,
+)
 from facilities.globus.model import (
+    ENDINGS,
     FileEntry,
     TaskSnapshot,
     check_collection,
     check_path,
     check_task_id,
     describe_event,
+    describe_pause_rules,
     pause_reasons,
 )
 from facilities.globus.submission import Request
@@ -39,6 +49,7 @@ logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 _IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
 _MAX_PAUSE = 30.0
 _REPORT_LIMIT = 2000
+_EVENTS = 5  # of which the newest that says why is reported
 
 
 class GlobusHook(BaseHook):
@@ -113,11 +124,17 @@ class GlobusHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Answer the connection form's Test button."""
+        message = ""
         try:
             self.ping()
+            message = f"Globus accepts {self.settings.identity}, and Transfer answers."
+            for entry in self.settings.collections.split():
+                collection, _, folder = entry.partition(":")
+                self.look_into(collection, folder or "/")
+                message += f" It may look into {entry}."
         except FacilityError as error:
-            return False, str(error)
-        return True, f"Globus accepts {self.settings.identity}, and Transfer answers."
+            return False, f"{message} {error}".lstrip()
+        return True, message
 
     def ping(self) -> None:
         """Make sure that Globus Auth accepts the client and that Transfer answers."""
@@ -218,11 +235,13 @@ class GlobusHook(BaseHook):
         reply = self._call(
             "reading a task's events",
             lambda transfer: transfer.task_event_list(
-                task_id, limit=1, query_params={"filter": "is_error:1"}
+                task_id, limit=_EVENTS, query_params={"filter": "is_error:1"}
             ),
             remote_id=task_id,
         )
         events = read_documents(reply, "reading a task's events")
+        # that it has ended is known; what kept it from its work is in the event before
+        events.sort(key=lambda event: isinstance(event, Mapping) and event.get("code") in ENDINGS)
         pause = self._call(
             "reading why a task is paused",
             lambda transfer: transfer.task_pause_info(task_id),
@@ -281,6 +300,10 @@ class GlobusHook(BaseHook):
                 return
             offset += len(page)
 
+    def look_into(self, collection: str, path: str = "/") -> None:
+        """Make sure that a folder can be listed."""
+        next(self.list_folder(collection, path, page_size=1), None)
+
     def make_folder(self, collection: str, path: str) -> None:
         """Make a folder and the folders above it; those that exist already are fine."""
         collection, path = check_collection(collection, "collection"), check_path(path, "path")
@@ -327,7 +350,23 @@ class GlobusHook(BaseHook):
             before_sleep=tenacity.before_sleep_log(log, logging.INFO),
             reraise=True,
         )
-        return repeating(self._send, act, call)
+        try:
+            return repeating(self._send, act, call)
+        except PausedError as error:
+            error.add_details(*self._pause_rules((remote_id or "").partition(":")[0]))
+            raise
+
+    def _pause_rules(self, collection: str) -> list[str]:
+        """Who has paused a collection's operations, and why."""
+        try:
+            check_collection(collection, "collection")
+            reply = self._send(
+                lambda transfer: transfer.my_effective_pause_rule_list(collection),
+                Call("reading pause rules", collection, "", "", changes=False),
+            )
+        except FacilityError as error:
+            return [f"(Who has paused it could not be read: {error.what})"]
+        return describe_pause_rules(reply.get("DATA"))
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next attempt: doubled each time, and at least what Globus asks for."""
@@ -337,7 +376,7 @@ class GlobusHook(BaseHook):
         return min(max(doubled, asked or 0.0), _MAX_PAUSE)
 
     def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
-        """Send once; twice when the first was refused for want of a fresh token or a consent."""
+        """Send once; again when it was refused for want of a fresh token or of a collection's consent."""
         refusal: globus_sdk.TransferAPIError | None = None
         while True:
             try:
@@ -345,7 +384,7 @@ class GlobusHook(BaseHook):
                     reply = act(self._client())
                 return read_json(reply, call)
             except globus_sdk.TransferAPIError as error:
-                if refusal is not None or not self._cure(error):
+                if not self._cure(error, refusal):
                     raise explain(error, call) from error
                 refusal = error
             except globus_sdk.AuthAPIError as error:
@@ -362,7 +401,7 @@ class GlobusHook(BaseHook):
             self._scopes.clear()
             self.close()
 
-    def _cure(self, error: globus_sdk.TransferAPIError) -> bool:
+    def _cure(self, error: globus_sdk.TransferAPIError, earlier: globus_sdk.TransferAPIError | None) -> bool:
         """Prepare for sending again what was not acted upon; returns whether that makes sense."""
         consent = error.info.consent_required
         if consent and consent.required_scopes:
@@ -371,7 +410,7 @@ class GlobusHook(BaseHook):
             self.close()
             return bool(new)
         # The SDK has marked the token as expired, so the next request fetches a new one.
-        return error.http_status == 401
+        return error.http_status == 401 and earlier is None
 
     def _client(self) -> globus_sdk.TransferClient:
         if self._transfer is None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from facilities.errors import FailureClass, TransientError, UserError
 
@@ -42,6 +42,8 @@ FINE = frozenset({"", "OK", "QUEUED"})
 
 CANCELLED_CODE = "CANCELED"
 EXPIRED_CODE = "EXPIRED"
+ENDINGS = frozenset({CANCELLED_CODE, EXPIRED_CODE})
+"""Codes of events that end a task and do not say what kept it from its work."""
 
 _USER_CODES = frozenset(
     {
@@ -58,14 +60,39 @@ _USER_CODES = frozenset(
 )
 _CREDENTIAL_CODES = frozenset({"AUTH", "NO_CREDENTIALS"})
 
+_MEANINGS = {
+    "AUTH": "a collection refuses the client's login",
+    "CONNECT_FAILED": "Globus cannot connect to a collection",
+    "ENDPOINT_ERROR": "a collection reports an error",
+    "ENDPOINT_TOO_BUSY": "a collection is too busy",
+    "EXPIRED": "it made no progress until Globus gave it up",
+    "FILE_NOT_FOUND": "a file is missing at the source",
+    "GC_NOT_CONNECTED": "Globus Connect of a collection is not connected",
+    "GC_PAUSED": "Globus Connect of a collection is paused",
+    "NO_CREDENTIALS": "a collection refuses the client's login",
+    "PAUSED": "a collection's manager has paused it",
+    "PERMISSION_DENIED": "a collection denies the client access to the path",
+    "QUOTA_EXCEEDED": "the quota of the destination is exceeded",
+    "VERIFY_CHECKSUM": "a copy differs from its source and is made again",
+}
+
+_ASK_MANAGER = "ask the manager of the collection that is named below, then clear the task."
+
 _NEXT_STEPS = {
+    "AUTH": "have the collection's manager give the client's identity access, then clear the task.",
     "CANCELED": "somebody cancelled it at Globus; clear the task to transfer again.",
+    "CONNECT_FAILED": _ASK_MANAGER,
+    "ENDPOINT_ERROR": _ASK_MANAGER,
+    "EXPIRED": "correct what Globus's last error below names, then clear the task.",
     "EXTERNAL_CHECKSUM_MISMATCH": "the file was changed; check the source and clear the task.",
     "FILE_NOT_FOUND": "check that the path exists on the source collection, then clear the task.",
     "FILE_SIZE_CHANGED": "the file was still being written; clear the task when it is complete.",
+    "GC_NOT_CONNECTED": "start Globus Connect on the collection that is named below, then clear the task.",
     "IS_A_DIRECTORY": "the path is a folder where a file was named; check the paths.",
     "NOT_A_DIRECTORY": "the path is a file where a folder was named; check the paths.",
     "NO_SPACE_LEFT": "make room on the destination, then clear the task.",
+    "NO_CREDENTIALS": "have the collection's manager give the client's identity access, then clear the task.",
+    "PAUSED": "ask the collection's manager when it goes on, then clear the task.",
     "PERMISSION_DENIED": "give the Globus client's identity access to the path, then clear the task.",
     "QUOTA_EXCEEDED": "make room in the quota of the destination, then clear the task.",
 }
@@ -85,12 +112,28 @@ def failure_class_of(code: str) -> FailureClass:
 
 def next_step_for(code: str) -> str:
     """What a reader should do about a fault code, one sentence."""
-    step = _NEXT_STEPS.get(code.upper())
-    if step is not None:
-        return step
-    if failure_class_of(code) == "credentials":
-        return "renew the collection's credentials or consent at Globus, then clear the task."
-    return "look at the task's event log at Globus and at the state of both collections."
+    return _NEXT_STEPS.get(
+        code.upper(), "look at the task's event log at Globus and at the state of both collections."
+    )
+
+
+def meaning_of(code: str) -> str:
+    """A fault code in words."""
+    return _MEANINGS.get(code.upper(), code.replace("_", " ").lower())
+
+
+def condense(report: str) -> str:
+    """One line of an endpoint's report, which Globus passes on in lines with headings.
+
+    Example::
+
+        >>> condense("Error (connect)\\nEndpoint: NERSC (df82)\\nMessage: Could not connect\\nDetails: y")
+        'NERSC (df82): Could not connect'
+    """
+    headings = dict(line.split(": ", 1) for line in report.splitlines() if ": " in line)
+    if "Endpoint" in headings and "Message" in headings:
+        return f"{headings['Endpoint']}: {headings['Message']}"
+    return " ".join(report.split())
 
 
 @dataclass(frozen=True)
@@ -186,15 +229,12 @@ class TaskSnapshot:
         )
 
 
-FileType = Literal["file", "dir", "other"]
-
-
 @dataclass(frozen=True)
 class FileEntry:
     """A file or folder on a collection."""
 
     name: str
-    type: FileType
+    type: str  # as Globus wrote it: "file", "dir", or what is neither, such as "pipe"
     size: int | None  # bytes
     last_modified: datetime | None
 
@@ -206,11 +246,10 @@ class FileEntry:
         """
         if not isinstance(document, Mapping) or not isinstance(document.get("type"), str):
             raise TransientError("Globus answered with something else than a file document")
-        kind = document["type"]
         size = document.get("size")
         return cls(
             name=_text(document, "name"),
-            type="file" if kind == "file" else "dir" if kind == "dir" else "other",
+            type=document["type"],
             size=size if isinstance(size, int) and not isinstance(size, bool) else None,
             last_modified=parse_time(document.get("last_modified")),
         )
@@ -218,11 +257,19 @@ class FileEntry:
 
 def pause_reasons(pause: Mapping[str, Any]) -> list[str]:
     """Why a task is paused: messages of its two collections' managers, and of their rules."""
-    rules = pause.get("pause_rules")
-    rules = rules if isinstance(rules, list) else []
-    messages = [rule.get("message") for rule in rules if isinstance(rule, Mapping)]
-    messages += [value for key, value in pause.items() if "pause_message" in key]
-    return [f"paused: {message}" for message in messages if isinstance(message, str) and message]
+    messages = [value for key, value in pause.items() if "pause_message" in key]
+    of_tasks = [f"paused: {message}" for message in messages if isinstance(message, str) and message]
+    return describe_pause_rules(pause.get("pause_rules")) + of_tasks
+
+
+def describe_pause_rules(rules: object) -> list[str]:
+    """One line for each pause rule: whose manager paused what, and why."""
+    documents = [rule for rule in rules if isinstance(rule, Mapping)] if isinstance(rules, list) else []
+    return [
+        f"paused by the manager of {_text(rule, 'endpoint_display_name') or _text(rule, 'endpoint_id')}: "
+        f"{_text(rule, 'message')}"
+        for rule in documents
+    ]
 
 
 def describe_event(document: object) -> str:
@@ -231,7 +278,9 @@ def describe_event(document: object) -> str:
         return ""
     details = document.get("details")
     text = details if isinstance(details, str) else json.dumps(details)
-    return f"{document.get('code')} at {document.get('time')}: {document.get('description')}; {text}"
+    return (
+        f"{document.get('code')} at {document.get('time')}: {document.get('description')}; {condense(text)}"
+    )
 
 
 def parse_time(value: object) -> datetime | None:

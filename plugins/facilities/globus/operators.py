@@ -34,6 +34,7 @@ from facilities.globus.model import (
     check_collection,
     check_path,
     failure_class_of,
+    meaning_of,
     next_step_for,
 )
 from facilities.globus.submission import (
@@ -226,7 +227,7 @@ class GlobusTaskOperator(RemoteWorkOperator):
             )
         code = task.fatal_code or task.nice_status or "no reason"
         error = BY_CLASS[failure_class_of(code)](
-            f"The {request.kind.lower()} of {request} failed with {code}",
+            f"The {request.kind.lower()} of {request} failed with {code}: {meaning_of(code)}",
             remote_id=task.task_id,
             state=task.state,
             next_step=next_step_for(code),
@@ -258,6 +259,17 @@ class GlobusTaskOperator(RemoteWorkOperator):
         """Cancel what has been submitted under this task's label."""
         request = self.make_request(context)
         return cancel_labelled(self.hook, request.label, request.kind).note
+
+
+def _odd(entry: FileEntry) -> str:
+    """What an entry is that Globus cannot copy."""
+    names = {
+        "invalid_symlink": "a broken symbolic link",
+        "pipe": "a pipe",
+        "chr": "a device",
+        "blk": "a device",
+    }
+    return names.get(entry.type, f"of type {entry.type}")
 
 
 class TransferResult(TypedDict):
@@ -355,6 +367,13 @@ class GlobusTransferOperator(GlobusTaskOperator):
                 "Nothing was submitted.",
                 details=error.details,
             ) from error
+        if source.type not in ("file", "dir"):
+            raise UserError(
+                f"{request.source_path} on the source collection is {_odd(source)}, not a file or a folder",
+                remote_id=request.source_collection,
+                state=source.type,
+                next_step="put the file itself there, then clear the task. Nothing was submitted.",
+            )
         is_folder = source.type == "dir"
         if not is_folder and request.destination_path.endswith("/"):
             raise UserError(

@@ -7,14 +7,15 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.model import TaskSnapshot, failure_class_of, next_step_for
+from facilities.globus.model import TaskSnapshot, condense, failure_class_of, meaning_of, next_step_for
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
-from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger
+from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_duration
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +136,11 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         """Give up after a limit; after a minute have the stall written down, once."""
         if self._stalled_since is None:
             return None
-        stalled = now - self._stalled_since
-        kind = failure_class_of(self.trouble)
-        limit = self.give_up_outage_after if kind == "infrastructure" else self.give_up_after
+        stalled, limit = now - self._stalled_since, self._stall_limit()
         if stalled >= limit:
-            error = BY_CLASS[kind](
-                f"The Globus task made no progress for {limit / 60:.3g} min because of {self.trouble}",
+            error = BY_CLASS[failure_class_of(self.trouble)](
+                f"The Globus task made no progress for {format_duration(limit)} because of {self.trouble}: "
+                f"{meaning_of(self.trouble)}",
                 remote_id=self.remote_id,
                 state=self.state,
                 next_step=next_step_for(self.trouble),
@@ -151,6 +151,21 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
             return WaitEnd("stalled", result=found)
         return None
 
+    def _stall_limit(self) -> float:
+        """Seconds without progress after which the task is cancelled."""
+        outage = failure_class_of(self.trouble) == "infrastructure"
+        return self.give_up_outage_after if outage else self.give_up_after
+
+    def _outlook(self, now: float) -> str:
+        """What the trouble means, and when it is given up."""
+        since = now if self._stalled_since is None else self._stalled_since
+        left = max(min(since + self._stall_limit() - now, self.seconds_left(now)), 0.0)
+        end = datetime.fromtimestamp(time.time() + left, UTC)
+        return (
+            f" {self.trouble}: {meaning_of(self.trouble)}. Unless it goes on, it is cancelled in "
+            f"{format_duration(left)}, at {end:%Y-%m-%d %H:%M} UTC."
+        )
+
     def _log_progress(self, task: TaskSnapshot, now: float) -> None:
         state = (task.state, task.nice_status, task.is_paused, task.is_ok)
         since = now - self._logged_at
@@ -160,14 +175,17 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
             if not (step and task.bytes_transferred - self._logged_bytes >= step and since >= 5.0):
                 return
         self._logged_state, self._logged_at, self._logged_bytes = state, now, task.bytes_transferred
-        self.log.log(logging.WARNING if self.trouble else logging.INFO, self._describe(task))
+        if self.trouble:
+            self.log.warning("%s%s", self._describe(task), self._outlook(now))
+        else:
+            self.log.info("%s", self._describe(task))
 
     def _describe(self, task: TaskSnapshot) -> str:
         text = f"Globus task {task.task_id} is {task.state}"
         if task.is_paused:
             text += ", paused"
         if task.nice_status:
-            text += f" ({task.nice_status}{f': {task.nice_details}' if task.nice_details else ''})"
+            text += f" ({task.nice_status}{f': {condense(task.nice_details)}' if task.nice_details else ''})"
         of = f" of {format_bytes(self.expected_bytes)}" if self.expected_bytes else ""
         text += f": {format_bytes(task.bytes_transferred)}{of} moved, {format_bytes(task.rate)}/s"
         left = self._seconds_until_moved()

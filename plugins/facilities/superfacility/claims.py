@@ -86,7 +86,7 @@ def owner(hook: SuperfacilityHook, machine: str, task: str) -> str | None:
         raise TransientError(
             "It could not be found out which job does the task's work",
             remote_id=f"~/.job_claims/{task}",
-            next_step="wait; it is tried again.",
+            next_step="look at https://www.nersc.gov/live-status/motd if it stays so.",
             details=result.error,
         )
     links = dict(re.findall(r"(?m)^(\d+) (\d+)$", result.output))

@@ -312,7 +312,9 @@ class Tokens:
         if isinstance(error, httpx.HTTPStatusError):
             return failure_of_status(error.response, what, client_id=self._key.client_id, conn_id=conn_id)
         details = f"{type(error).__name__}: {error}"
-        return TransientError(what, next_step="wait; it is tried again.", details=details)
+        return TransientError(
+            what, next_step="look at https://www.nersc.gov/live-status/motd if it stays so.", details=details
+        )
 
 
 _shared: dict[tuple[object, ...], Tokens] = {}

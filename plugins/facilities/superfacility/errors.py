@@ -41,7 +41,7 @@ class Meaning:
     vague: bool = False
 
 
-_AGAIN = "wait; it is tried again."
+_AGAIN = "look at https://www.nersc.gov/live-status/motd if it stays so."
 _QUEUE = (
     "look at the limits of the qos (docs.nersc.gov, Queues and Charges) and at what is queued already; "
     "ask for less time, fewer nodes, or another qos."

@@ -68,7 +68,7 @@ class MachineStatus:
             raise TransientError(
                 f"{self.name} is not up",
                 state=self.status,
-                next_step="wait; it is tried again.",
+                next_step="look at https://www.nersc.gov/live-status/motd if it stays so.",
                 details=str(self),
             )
 

@@ -101,11 +101,12 @@ class SlurmOperator(RemoteWorkOperator):
             hold_until = hold_until or time.time() + self.longest_hold.total_seconds()
             if not self.deferrable:
                 if time.time() + step.seconds > hold_until:
-                    raise self.outage_error(context, step.why)
+                    raise self.outage_error(context, TransientError(step.why))
                 self.log.info("Waiting for %.0f s: %s.", step.seconds, step.why)
                 time.sleep(step.seconds)
                 continue
             kwargs |= {"doubtful_since": submission.doubtful_since, "hold_until": hold_until, "holds": holds}
+            kwargs["cause"] = TransientError(step.why).to_fields()
             trigger = self.outage_trigger(context, step.why, hold_until, _MIN_WAIT)
             trigger.delay = max(step.seconds, _MIN_WAIT)
             self.defer_to(trigger, hold_until, "resume_after_outage", **kwargs)

@@ -202,7 +202,7 @@ class OwnJobs:
         if result.exit_code:
             raise TransientError(
                 "Looking up the jobs of earlier days",
-                next_step="wait; it is tried again.",
+                next_step="look at https://www.nersc.gov/live-status/motd if it stays so.",
                 details=result.error,
             )
         keys = [column.lower() for column in _COLUMNS]

@@ -30,7 +30,10 @@ def standin(shared_standin: Facility, monkeypatch: pytest.MonkeyPatch) -> Iterat
     shared_standin.clear_faults()
     shared_standin.control("globus", "client", enabled=True)
     shared_standin.control("globus", "bandwidth", bytes_per_second=None)
+    shared_standin.control("globus", "pending_limit", limit=1000)
     for name in ("data7012", "nersc7012"):
+        shared_standin.control("globus", "login", collection=name, refusal=None)
+        shared_standin.control("globus", "pause_rule", collection=name, message=None)
         shared_standin.control("globus", "endpoint", collection=name, condition="up")
         shared_standin.control("globus", "quota", collection=name, bytes_left=None)
         shared_standin.control("globus", "allow", collection=name)

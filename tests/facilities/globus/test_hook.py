@@ -129,7 +129,7 @@ def test_stat_tells_files_from_folders(hook: GlobusHook, place: Place) -> None:
 
 
 def test_an_unknown_collection(hook: GlobusHook) -> None:
-    with pytest.raises(NotFoundError, match="check the path and the collection's id"):
+    with pytest.raises(UserError, match="the collection does not exist"):
         hook.stat(str(uuid.uuid4()), "/a")
 
 
@@ -311,5 +311,10 @@ def test_one_hook_for_many_threads(hook: GlobusHook, standin: Facility, place: P
 def test_the_form_describes_the_connection() -> None:
     assert CONNECTION_TYPE["connection-type"] == GlobusHook.conn_type
     assert CONNECTION_TYPE["hook-class-name"] == f"{GlobusHook.__module__}.{GlobusHook.__qualname__}"
-    assert set(CONNECTION_TYPE["conn-fields"]) == {"transfer_base_url", "auth_base_url", "web_app_url"}
+    assert set(CONNECTION_TYPE["conn-fields"]) == {
+        "transfer_base_url",
+        "auth_base_url",
+        "collections",
+        "web_app_url",
+    }
     assert "client_secret" not in repr(GlobusSettings("c", "id", "hidden-value")).replace("client_id", "")

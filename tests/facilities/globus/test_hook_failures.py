@@ -9,7 +9,6 @@ import pytest
 from facilities.errors import (
     FacilityError,
     LostReplyError,
-    NotFoundError,
     TransientError,
     UserError,
 )
@@ -23,7 +22,11 @@ from support.globus import CONN_ID, Place, transfer_request, use_connection
     [
         ({"status": 400, "body": {"code": "ClientError.BadRequest", "message": "No."}}, UserError, "refuses"),
         ({"status": 403, "body": {"code": "PermissionDenied", "message": "No."}}, UserError, "permission"),
-        ({"status": 404, "body": {"code": "EndpointDeleted", "message": "No."}}, NotFoundError, "not know"),
+        (
+            {"status": 404, "body": {"code": "EndpointDeleted", "message": "No."}},
+            UserError,
+            "has been deleted",
+        ),
         ({"status": 409, "body": {"code": "Odd", "message": "No."}}, UserError, "refuses"),
         ({"status": 422, "body": {"code": "X", "message": "No."}}, UserError, "HTTP 422"),
         ({"status": 429, "retry_after": 7}, TransientError, "HTTP 429"),
@@ -40,7 +43,7 @@ from support.globus import CONN_ID, Place, transfer_request, use_connection
                 "body": {"code": "ExternalError.DirListingFailed.GCDisconnected", "message": "Offline."},
             },
             TransientError,
-            "cannot be done at the moment",
+            "the collection cannot be used for looking at .*: Offline",
         ),
         (
             {

@@ -119,12 +119,6 @@ def test_an_unreadable_source_is_told_at_once(run: Run, place: Place) -> None:
     assert place.books() == []
 
 
-def test_an_unknown_collection_is_told_at_once(run: Run, place: Place) -> None:
-    with pytest.raises(NotFoundError, match="What to do"):
-        run.start(making(place, destination_collection=str(uuid.uuid4())))
-    assert place.books() == []
-
-
 def test_the_destination_of_a_file_is_no_folder(run: Run, place: Place) -> None:
     with pytest.raises(UserError, match="is a folder, but the source is a file"):
         run.start(making(place, destination_path="/folder/"))

@@ -87,7 +87,7 @@ def test_missing_file_is_told_at_once_and_given_up_later() -> None:
     assert end is not None
     assert end.error is not None
     assert (end.outcome, end.cancel, end.error.failure_class) == ("stuck", True, "user")
-    assert "10 min because of FILE_NOT_FOUND" in str(end.error)
+    assert "0:10:00 because of FILE_NOT_FOUND" in str(end.error)
     assert watch.report == "FILE_NOT_FOUND at noon: No such file"
 
 
