@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import get_current_context, task
 
+from cosmic import runs
 from cosmic.beamline import Beamline, beamline
+from cosmic.dag_constants import REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import Engine, chosen_engines, command_arguments
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
 log = logging.getLogger(__name__)
+
+
+class Run(Protocol):
+    """What is needed of a run of `transfer_auto_recon`, in a task or in Airflow's database."""
+
+    run_id: str
+    run_after: datetime
 
 
 @task(multiple_outputs=True)
@@ -27,7 +36,7 @@ def check_path(params: Any = None) -> dict[str, str]:
     return _transfer(beamline(), parse_safe_path(params["file_path"]))
 
 
-@task(multiple_outputs=True)
+@task(multiple_outputs=True, outlets=[runs.OTHER_RUNS])
 def check_scan(params: Any = None) -> dict[str, Any]:
     """Plan a transfer and its reconstructions; one XCom per key.
 
@@ -40,19 +49,31 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     scan = parse_scan_path(params["file_path"])
     if scan.day is None:
         log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
+    context = get_current_context()
+    run: Any = context["dag_run"]
+    scan.check_run_id(run.run_id)
+    if not scan.generation(run.run_id):
+        runs.enter_other_run(scan, context["outlet_events"])
     engines = chosen_engines(params)
     log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
     plan: dict[str, Any] = {
         **_transfer(site, scan),
         "scan": str(scan.relative),
-        "stem": scan.stem,
+        "name": scan.name + scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after),
         "machine": site.job.machine,
         "engines": engines,
         "job_script_folder": str(Path(AIRFLOW_HOME) / site.job_script_folder),
     }
     for engine in engines:
-        plan |= _job(site, scan, engine, params, str(get_current_context()["run_id"]))
+        plan |= _job(site, scan, engine, params, run)
     return plan
+
+
+def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
+    """What the names of a run's result files begin with, absolute at NERSC; no other run has the same."""
+    scan_file = scan.under(site.collections.destination.file_system_path)
+    tag = scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after)
+    return f"{scan_file.removesuffix('.cxi')}_{engine}{tag}"
 
 
 @task.branch
@@ -60,8 +81,8 @@ def choose_engines(engines: Sequence[Engine]) -> list[str]:
     """Go on with the chosen engines, or with the transfer only."""
     if not engines:
         log.info("No engine was chosen (do_ptychocam, do_cdtools): the scan is only copied to NERSC.")
-        return ["transfer_only"]
-    return [f"{engine}.perlmutter_is_up" for engine in engines]
+        return [REPORT_TASK]
+    return [f"{engine}.submit" for engine in engines]
 
 
 def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
@@ -75,13 +96,11 @@ def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
 
 
 def _job(
-    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run_id: str
+    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run: Run
 ) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
-    # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
-    tag = re.search(r"__(r\d+)$", run_id)
-    output = f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
+    output = result_prefix(site, scan, engine, run)
     minutes = params["time_limit_minutes"]
     return {
         engine: {
