@@ -25,7 +25,7 @@ SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_c
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help client demo test test-long test-slow lint bench chaos cdtools clean constraints up down backup restore compose-config compose-test slurm-test fresh
+.PHONY: help client demo test test-long test-slow lint bench chaos cdtools clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ slurm-test: $(VENV) ## Jobs and the main job on Slurm itself (Debian's, installe
 
 fresh: ## The README's first commands on a bare Debian with a clone of this commit, timed (as root; with debootstrap)
 	@bash tests/fresh/root.sh 'make demo WAIT=0' 'make test'
+
+reference: $(VENV) ## Write docs/reference/parameters.md anew from the DAGs
+	@$(RUN) -m dev.reference
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt

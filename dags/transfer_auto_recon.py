@@ -9,7 +9,12 @@ with *Trigger*. No engine chosen: the scan is only copied.
 
 **What you see.** `copy_to_nersc` and the `wait` tasks are *deferred* (purple) for as long as the transfer or
 the job takes; their logs show the progress, their buttons open the Globus task and NERSC's list of jobs. The
-run's tab *Result* shows what it does and, in the end, figures and previews.
+tab *Result* of the run shows what it does and, in the end, figures and previews. `submit` is deferred while
+Perlmutter is not up; its log has the reason and the end of the outage, when NERSC names one.
+
+**Run ids.** A scan's first run is named after it (`NS_230216033_0_0`), a later one `NS_230216033_0_0__r2`,
+`__r3`; leave the id empty to get the next. Results lie beside the scan, `_r2` in their names; no two runs
+write the same files.
 
 **When it fails.** The tab *Result* and the last lines of the red task's log name what failed, its id and what
 to do, with the command that runs the scan again, with more time or memory where the job lacked it.
@@ -26,7 +31,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, TaskGroup
 
 from cosmic.dag_constants import (
@@ -42,7 +46,6 @@ from cosmic.results import collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
-from facilities.superfacility.sensors import SystemStatusSensor
 
 with DAG(
     dag_id=TRANSFER_AUTO_RECON,
@@ -73,17 +76,10 @@ with DAG(
     )
 
     chosen = choose_engines(plan["engines"])
-    transfer_only = EmptyOperator(task_id="transfer_only")
 
     results: Any = []
     for engine in ENGINES:
         with TaskGroup(engine):
-            is_up = SystemStatusSensor(
-                task_id="perlmutter_is_up",
-                superfacility_conn_id=SUPERFACILITY_CONN_ID,
-                machine=plan["machine"],
-                timeout=timedelta(days=7).total_seconds(),
-            )
             submit = SfapiSubmitJobOperator(
                 task_id="submit",
                 superfacility_conn_id=SUPERFACILITY_CONN_ID,
@@ -91,7 +87,7 @@ with DAG(
                 template=f"{engine}.sh.j2",
                 template_context=plan[engine],
                 resources=plan[f"{engine}_resources"],
-                job_name=f"{engine}-{{{{ ti.xcom_pull(task_ids='check_scan', key='stem') }}}}",
+                job_name=f"{engine}-{{{{ ti.xcom_pull(task_ids='check_scan', key='name') }}}}",
                 script_copy_dir=plan["job_script_folder"],
                 pool="nersc",
             )
@@ -109,9 +105,7 @@ with DAG(
             collected = collect.override(outlets=[Asset("cosmic_reconstructions")])(
                 engine, plan["machine"], plan[engine], wait.output
             )
-        chosen >> is_up >> submit >> wait >> collected
-        copy >> submit
+        [chosen, copy] >> submit >> wait >> collected
         results.append(collected)
 
-    chosen >> transfer_only
-    [copy, transfer_only, *results] >> report(plan["scan"], copy.output, results)
+    [chosen, copy, *results] >> report(plan["scan"], plan["engines"], copy.output, results)

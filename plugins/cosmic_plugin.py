@@ -1,4 +1,4 @@
-"""Registers with Airflow: the "Result" tab of every run, the timetable of beamline days, and the metrics."""
+"""Registers with Airflow: the "Result" tab, names of runs, the timetable and the metrics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from airflow.plugins_manager import AirflowPlugin
 from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages import URL_PREFIX, app
+from cosmic.run_names import RunNames
 from cosmic.timetable import BeamlineDays
 
 preload()
@@ -19,6 +20,7 @@ class CosmicPlugin(AirflowPlugin):
     timetables = [BeamlineDays]
     listeners = [metrics] if metrics.enabled() else []
     fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
+    fastapi_root_middlewares = [{"middleware": RunNames, "name": "names of runs"}]
     external_views = [
         {
             "name": "Result",

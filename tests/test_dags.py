@@ -12,8 +12,12 @@ import pytest
 
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
+    CHECK_TASK,
+    COPY_TASK,
     GLOBUS_CONN_ID,
+    REPORT_TASK,
     SUPERFACILITY_CONN_ID,
+    TRANSFER_AUTO_RECON,
     WATCH_SCANS,
 )
 
@@ -97,15 +101,29 @@ def test_tasks_that_talk_to_a_facility_are_in_its_pool(dags: dict[str, Any]) -> 
 
 
 def test_nothing_waits_in_a_worker_or_without_an_end(dags: dict[str, Any]) -> None:
-    waiting = (
-        *("GlobusTransferOperator", "GlobusDeleteOperator"),
-        *("ResubmittingSlurmJobSensor", "SystemStatusSensor"),
-    )
+    waiting = ("GlobusTransferOperator", "GlobusDeleteOperator", "ResubmittingSlurmJobSensor")
     for dag_id, dag in dags.items():
         for task in dag.tasks:
             if type(task).__name__ in waiting:
                 assert task.deferrable, f"{dag_id}.{task.task_id}"
                 assert task.timeout, f"{dag_id}.{task.task_id}"
+
+
+def test_no_date_is_before_the_first(dags: dict[str, Any]) -> None:
+    """A run with a logical date before its tasks' start date has no tasks, and is a success at once."""
+    for dag_id, dag in dags.items():
+        assert dag.start_date is None, dag_id
+        assert [task.task_id for task in dag.tasks if task.start_date or task.end_date] == [], dag_id
+
+
+def test_nothing_of_a_scan_goes_on_after_its_copy_has_failed(dags: dict[str, Any]) -> None:
+    """All that is not done before the copy needs its success: the run ends with it."""
+    dag = dags[TRANSFER_AUTO_RECON]
+    before = {CHECK_TASK, COPY_TASK, "choose_engines"}
+    assert {task.task_id for task in dag.tasks} - before == dag.get_task(COPY_TASK).get_flat_relative_ids()
+    rules = {task.task_id: task.trigger_rule.value for task in dag.tasks}
+    assert rules.pop(REPORT_TASK) == "none_failed_min_one_success"
+    assert set(rules.values()) == {"all_success"}
 
 
 def test_every_task_that_owns_remote_work_is_known_to_the_orphan_clean_up(dags: dict[str, Any]) -> None:

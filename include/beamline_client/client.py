@@ -25,7 +25,7 @@ from beamline_client.errors import (
 from beamline_client.naming import is_run_id, normalize_path, scan_run_id, unusual_name
 from beamline_client.output import IDLE_STATES, Outcome, local_time, to_stderr
 from beamline_client.parameters import Conf, check_parameter
-from beamline_client.rest import Airflow, Runs
+from beamline_client.rest import Airflow, Runs, scan_of
 from beamline_client.sending import FINAL_STATES, Sender
 from beamline_client.spool import Request, Spool
 from beamline_client.waiting import Wait
@@ -231,7 +231,7 @@ class Client:
 
     def _of_run(self, run: Mapping[str, Any], outcome: str) -> Outcome:
         return Outcome(
-            (run.get("conf") or {}).get("file_path", ""),
+            scan_of(run),
             run["dag_run_id"],
             outcome,
             RUN_FAILED if outcome == "failed" else ACCEPTED,

@@ -16,11 +16,12 @@ from beamline_client.parameters import FILE_PATH
 EXAMPLE = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 _USUAL_PATH = re.compile(
     r"(?P<year>\d{4})/(?P<month>\d{2})/(?P<day>\d{6})/"
-    r"NS_(?P<scan_day>\d{6})\d{3,}_ccdframes_\d+_\d+(?:_[A-Za-z0-9._-]+)?\.cxi",
+    r"NS_(?P<scan_day>\d{6})(?P<number>\d{3,})_ccdframes_(?P<i>\d+)_(?P<j>\d+)(?P<suffix>_[A-Za-z0-9._-]+)?\.cxi",
     re.ASCII,
 )
+_PLAIN_SUFFIX = re.compile(r"(?:_[A-Za-z0-9-]+)*")
 _RUN_ID = re.compile(r"[A-Za-z0-9_.~:+-]+")
-_MAX_STEM = 220  # Airflow allows 250 characters; prefix, hash and __r<number> need the rest
+_MAX_STEM = 160  # in a run id, which may have 200 characters
 
 
 def normalize_path(path: str) -> str:
@@ -33,7 +34,8 @@ def normalize_path(path: str) -> str:
     if not re.search(FILE_PATH.pattern, path):
         raise InputError(
             f"The path {path!r} cannot be a scan: it must end in .cxi, have only letters, digits, '.', '_', "
-            f"'-' between single slashes, and no part that starts with '.', '_' or '-', as in {EXAMPLE}."
+            f"'-' between single slashes, no part that starts with '.', '_' or '-', and no result's name "
+            f"(..._ptychocam.cxi), as in {EXAMPLE}."
         )
     return path.lstrip("/")
 
@@ -55,19 +57,31 @@ def unusual_name(path: str) -> Optional[str]:
     return None
 
 
+def scan_name(path: str) -> str:
+    """A short name of a normalized path, which no other has: `NS_230216033_0_0` when it is a usual one.
+
+    Any other path has its file's name and a hash of the path: `test.1a2b3c4d`.
+    """
+    match = _USUAL_PATH.fullmatch(path)
+    if match and not unusual_name(path) and _PLAIN_SUFFIX.fullmatch(match["suffix"] or ""):
+        numbers = f"{match['scan_day']}{match['number']}_{match['i']}_{match['j']}"
+        return f"NS_{numbers}{match['suffix'] or ''}"
+    stem = path.rsplit("/", 1)[-1][: -len(".cxi")]
+    stem = re.sub(r"_{2,}", "_", re.sub(r"\.{2,}", ".", stem))[:_MAX_STEM].rstrip(".")
+    return f"{stem}.{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
 def scan_run_id(path: str, generation: int = 1) -> str:
-    """The run id of a normalized path: readable, unique by a hash of the path, valid in Airflow.
+    """The run id of a normalized path.
 
     :param generation: 1 is the scan's run; 2 and up its deliberate reprocessings.
     """
-    stem = re.sub(r"\.{2,}", ".", path[: -len(".cxi")].replace("/", "__"))[:_MAX_STEM].rstrip(".")
-    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
-    return f"scan__{stem}.{digest}" + (f"__r{generation}" if generation > 1 else "")
+    return scan_name(path) + (f"__r{generation}" if generation > 1 else "")
 
 
 def generation_of(run_id: str, path: str) -> int:
-    """Which run of the scan at `path` this is; 0 when it is none of them."""
-    first = scan_run_id(path)
+    """Which run of the scan at `path` this is; 0 when the run has an id of another kind."""
+    first = scan_name(path)
     if run_id == first:
         return 1
     match = re.fullmatch(re.escape(first) + r"__r([1-9]\d{0,8})", run_id, re.ASCII)

@@ -27,7 +27,6 @@ from beamline_client.errors import (
     UnexpectedReplyError,
     UnreachableError,
 )
-from beamline_client.naming import generation_of, scan_run_id
 from beamline_client.parameters import DAG_ID, VERSION, Conf
 from beamline_client.waiting import Wait
 
@@ -291,15 +290,15 @@ class Runs:
         return self._read(self.airflow.call("GET", (*self._base, run_id)), f"run {run_id}")
 
     def of_scan(self, path: str) -> List[Dict[str, Any]]:
-        """All runs of a scan, the first one first, then its reprocessings."""
+        """All runs of the scan at a normalized path, whatever their ids, the oldest first."""
+        query = {"conf_contains": path, "order_by": "id"}
         try:
-            found = self._pages(self._base, "dag_runs", {"run_id_prefix_pattern": scan_run_id(path)})
+            found = self._pages(self._base, "dag_runs", query)
         except NoSuchRunError as error:
             raise RetryLaterError(
                 f"Airflow has no DAG {DAG_ID} at the moment. Tell whoever runs it."
             ) from error
-        runs = [(generation_of(run["dag_run_id"], path), run) for run in found]
-        return [run for generation, run in sorted(runs, key=lambda pair: pair[0]) if generation]
+        return [run for run in found if scan_of(run) == path]
 
     def tasks(self, run_id: str) -> List[Dict[str, Any]]:
         """Task instances of a run."""
@@ -383,6 +382,11 @@ def _reason(kept: Mapping[str, Any]) -> List[str]:
     lines += [f"What to do: {kept['next_step']}"] if kept.get("next_step") else []
     lines += [f"To run it again: {kept['run_again']}"] if kept.get("run_again") else []
     return lines + [str(kept["details"])] * bool(kept.get("details"))
+
+
+def scan_of(run: Mapping[str, Any]) -> str:
+    """The normalized path of a run's scan."""
+    return str((run.get("conf") or {}).get("file_path", "")).strip("/")
 
 
 def _refusal(reply: Reply) -> ClientError:

@@ -158,7 +158,7 @@ class Sender:
         conf["file_path"] = request.path
         if newest["state"] not in FINAL_STATES:
             self.log(f"Note: run {newest['dag_run_id']} of the scan is still going on.")
-        generation = generation_of(newest["dag_run_id"], request.path) + 1
+        generation = 1 + max(generation_of(run["dag_run_id"], request.path) for run in runs)
         numbered = replace(request, conf=conf, run_id=scan_run_id(request.path, generation))
         self.spool.update(numbered)
         return numbered

@@ -24,7 +24,8 @@ from facilities.globus.model import FileEntry
 log = logging.getLogger(__name__)
 
 _RESULT_NAME = re.compile(
-    rf"(?P<stem>.+)_(?P<engine>{'|'.join(ENGINES)})(?:_r(?P<generation>\d{{1,9}}))?\.(?P<kind>json|cxi)"
+    rf"(?P<stem>.+)_(?P<engine>{'|'.join(ENGINES)})"
+    r"(?:_r(?P<generation>[0-9]{1,9})|_(?P<other>[0-9a-f]{8}))?\.(?P<kind>json|cxi)"
 )
 
 
@@ -64,7 +65,7 @@ class DayAtNersc:
     """A day's folder at NERSC."""
 
     sizes: Mapping[str, int]  # bytes, by file name
-    results: Mapping[str, set[tuple[str, int]]]  # engine and generation of complete ones, by stem
+    results: Mapping[str, set[tuple[str, int]]]  # engine and generation (0: other) of complete ones, by stem
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[str, int]) -> DayAtNersc:
@@ -72,7 +73,8 @@ class DayAtNersc:
         found: dict[str, set[tuple[str, str, int]]] = {"json": set(), "cxi": set()}
         for name, size in sizes.items():
             if size and (match := _RESULT_NAME.fullmatch(name)):
-                found[match["kind"]].add((match["stem"], match["engine"], int(match["generation"] or 1)))
+                generation = runs.OTHER if match["other"] else int(match["generation"] or 1)
+                found[match["kind"]].add((match["stem"], match["engine"], generation))
         results: dict[str, set[tuple[str, int]]] = {}
         for stem, engine, generation in found["json"] & found["cxi"]:
             results.setdefault(stem, set()).add((engine, generation))
@@ -97,7 +99,7 @@ class Day:
     parameters: dict[str, Any]  # of the runs to start
     files: list[ScanFile]
     odd_names: list[str]  # .cxi files that are not named as scans of the day
-    runs: Mapping[ScanPath, Mapping[int, str]]  # states by generation
+    runs: Mapping[ScanPath, Mapping[int, str]]  # states by generation; see `runs.states_by_generation`
     statuses: dict[ScanPath, ScanStatus]
     next_generations: dict[ScanPath, int]
 
@@ -159,7 +161,7 @@ def status_of(
         return ScanStatus.LEFT_ALONE
     if not states:
         return ScanStatus.PROCESSED if at_nersc.is_processed(scan, engines) else ScanStatus.MISSING
-    if states[max(states)] != "success":
+    if "success" not in (states[max(states)], states.get(runs.OTHER)):
         return ScanStatus.FAILED
     # A run that succeeded had its results checked; without even the copy, somebody has removed both.
     return ScanStatus.PROCESSED if scan.path.relative.name in at_nersc.sizes else ScanStatus.MISSING
@@ -171,7 +173,7 @@ def next_generation(
     """Number of a scan's next run: one that no run has had, and whose results overwrite none."""
     newest = max(states, default=0)
     if status is ScanStatus.PROCESSED:
-        newest = max(newest, max(at_nersc.generations(scan), default=1))
+        newest = max(newest, 1, *at_nersc.generations(scan))
     return newest + 1
 
 
@@ -200,6 +202,8 @@ def list_beamline(hook: GlobusHook, source: Collection, day: date) -> tuple[list
     files: list[ScanFile] = []
     odd_names: list[str] = []
     for entry in _entries(hook, source, day, "~*.cxi"):
+        if _RESULT_NAME.fullmatch(entry.name):  # that somebody has copied back
+            continue
         try:
             path = parse_scan_path(f"{day_folder(day)}/{entry.name}")
         except UserError:
@@ -208,18 +212,7 @@ def list_beamline(hook: GlobusHook, source: Collection, day: date) -> tuple[list
             odd_names.append(entry.name)
         else:
             files.append(ScanFile(path, entry.size, entry.last_modified))
-    return scans_in(files), odd_names
-
-
-def scans_in(files: Iterable[ScanFile]) -> list[ScanFile]:
-    """The scans among a folder's `.cxi` files: not the reconstructions that somebody has copied back."""
-    by_name = {file.path.relative.name: file for file in files}
-
-    def is_result(name: str) -> bool:
-        match = _RESULT_NAME.fullmatch(name)
-        return match is not None and f"{match['stem']}.cxi" in by_name
-
-    return [file for name, file in sorted(by_name.items()) if not is_result(name)]
+    return sorted(files, key=lambda file: file.path.relative.name), odd_names
 
 
 def list_nersc(hook: GlobusHook, destination: Collection, day: date) -> DayAtNersc:

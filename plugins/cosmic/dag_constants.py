@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from cosmic.failures import keep_error
@@ -15,15 +15,16 @@ WATCH_SCANS = "watch_scans"
 CANCEL_ABANDONED_WORK = "cancel_abandoned_work"
 FLIGHT_CHECK = "test_cosmicDTN_transfers"
 
+CHECK_TASK = "check_scan"  # the first one of TRANSFER_AUTO_RECON
 COPY_TASK = "copy_to_nersc"  # of TRANSFER_AUTO_RECON and PROCESS_NEWFILE
 REPORT_TASK = "report"  # its XCom is the result of a run of TRANSFER_AUTO_RECON or FIND_MISSED_SCANS
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"
 
+# No `start_date`: a run with an earlier logical date would have no tasks and succeed at once.
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "bl7012",
-    "start_date": datetime(2023, 1, 1),  # noqa: DTZ001 - Airflow reads it as UTC
     "retries": RETRIES,
     "retry_delay": timedelta(seconds=10),
     "retry_policy": facility_retry_policy(),

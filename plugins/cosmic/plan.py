@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import get_current_context, task
 
+from cosmic import runs
 from cosmic.beamline import Beamline, beamline
+from cosmic.dag_constants import REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import Engine, chosen_engines, command_arguments
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
@@ -22,6 +24,7 @@ class Run(Protocol):
     """What is needed of a run of `transfer_auto_recon`, in a task or in Airflow's database."""
 
     run_id: str
+    run_after: datetime
 
 
 @task(multiple_outputs=True)
@@ -33,7 +36,7 @@ def check_path(params: Any = None) -> dict[str, str]:
     return _transfer(beamline(), parse_safe_path(params["file_path"]))
 
 
-@task(multiple_outputs=True)
+@task(multiple_outputs=True, outlets=[runs.OTHER_RUNS])
 def check_scan(params: Any = None) -> dict[str, Any]:
     """Plan a transfer and its reconstructions; one XCom per key.
 
@@ -46,13 +49,17 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     scan = parse_scan_path(params["file_path"])
     if scan.day is None:
         log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
-    run: Any = get_current_context()["dag_run"]
+    context = get_current_context()
+    run: Any = context["dag_run"]
+    scan.check_run_id(run.run_id)
+    if not scan.generation(run.run_id):
+        runs.enter_other_run(scan, context["outlet_events"])
     engines = chosen_engines(params)
     log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
     plan: dict[str, Any] = {
         **_transfer(site, scan),
         "scan": str(scan.relative),
-        "stem": scan.stem,
+        "name": scan.name + scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after),
         "machine": site.job.machine,
         "engines": engines,
         "job_script_folder": str(Path(AIRFLOW_HOME) / site.job_script_folder),
@@ -62,21 +69,20 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     return plan
 
 
+def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
+    """What the names of a run's result files begin with, absolute at NERSC; no other run has the same."""
+    scan_file = scan.under(site.collections.destination.file_system_path)
+    tag = scan.result_tag(TRANSFER_AUTO_RECON, run.run_id, run.run_after)
+    return f"{scan_file.removesuffix('.cxi')}_{engine}{tag}"
+
+
 @task.branch
 def choose_engines(engines: Sequence[Engine]) -> list[str]:
     """Go on with the chosen engines, or with the transfer only."""
     if not engines:
         log.info("No engine was chosen (do_ptychocam, do_cdtools): the scan is only copied to NERSC.")
-        return ["transfer_only"]
-    return [f"{engine}.perlmutter_is_up" for engine in engines]
-
-
-def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
-    """What the names of a run's result files begin with, absolute at NERSC."""
-    # A reprocessing (a run id that ends in `__r2`) keeps its results apart from earlier ones.
-    tag = re.search(r"__(r\d+)$", run.run_id)
-    scan_file = scan.under(site.collections.destination.file_system_path)
-    return f"{scan_file.removesuffix('.cxi')}_{engine}" + (f"_{tag[1]}" if tag else "")
+        return [REPORT_TASK]
+    return [f"{engine}.submit" for engine in engines]
 
 
 def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:

@@ -90,10 +90,23 @@ def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[
 
 @task(multiple_outputs=False, trigger_rule="none_failed_min_one_success")
 def report(
-    scan: str, transfer: Mapping[str, Any], results: Sequence[Reconstruction | None]
+    scan: str,
+    engines: Sequence[Engine],
+    transfer: Mapping[str, Any] | None,
+    results: Sequence[Reconstruction | None],
 ) -> dict[str, Any]:
-    """The result of a whole run, for people (`message`) and for programs."""
+    """The result of a whole run, for people (`message`) and for programs.
+
+    :raises UserError: something that was asked for is missing: somebody has marked its task.
+    """
     done = [result for result in results if result is not None]
+    missing = ["transfer"] if transfer is None else []
+    missing += [engine for engine in engines if engine not in {result["engine"] for result in done}]
+    if transfer is None or missing:
+        raise UserError(
+            f"{scan} has no result of: {', '.join(missing)}",
+            next_step="clear the tasks that were marked as skipped or as success; they run again.",
+        )
     message = f"{scan} is at NERSC ({transfer['bytes']} bytes moved by Globus task {transfer['task_id']}). "
     if done:
         message += " ".join(f"{result['engine']}: {describe(result)}." for result in done)

@@ -9,17 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
-from airflow.sdk.execution_time.comms import ErrorResponse, TriggerDagRun
+from airflow.sdk.execution_time.comms import (
+    AssetEventsResult,
+    ErrorResponse,
+    GetAssetEventByAssetAlias,
+    TriggerDagRun,
+)
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-from cosmic.dag_constants import COPY_TASK, TRANSFER_AUTO_RECON
+from cosmic.dag_constants import CHECK_TASK, COPY_TASK, TRANSFER_AUTO_RECON
 from cosmic.scans import ScanPath, parse_scan_path
 from facilities.errors import TransientError, UserError
 
 ACTIVE = frozenset({"queued", "running"})
 """States of a run that is not over."""
 
+OTHER = 0
+"""Stands for the generation of the runs whose ids are not made from their scan."""
+
+OTHER_RUNS = AssetAlias("cosmic_runs_with_other_ids")
+"""Tasks cannot search Airflow's runs for a scan. A run with an id that is not made from its scan, and so
+cannot be guessed, is entered here by its first task: an asset event with the scan's path."""
+
+_OTHER_RUN = Asset("cosmic_run_with_other_id")
 _UNFINISHED = ["null", "scheduled", "queued", "running", "deferred", "restarting"]
 _UNFINISHED += ["up_for_retry", "up_for_reschedule"]
 _IDS_PER_REQUEST = 40  # ids travel in the address: 40 of the longest are 10 kB
@@ -54,20 +68,46 @@ def runs_to_start(days: Sequence[DayToStart]) -> list[RunToStart]:
     ]
 
 
-def count_active() -> int:
-    """How many runs are queued or running, whoever started them."""
-    return int(RuntimeTaskInstance.get_dr_count(dag_id=TRANSFER_AUTO_RECON, states=sorted(ACTIVE)))
+class Activity(NamedTuple):
+    """How many runs are active, and how many of them have not finished their transfer."""
+
+    active: int
+    copying: int
 
 
-def count_copying() -> int:
-    """How many of them have not finished their transfer yet."""
+def activity(started: Sequence[str]) -> Activity:
+    """Count the active runs, whoever started them.
+
+    A run that has not begun is not counted: its date may be years ahead. (Others begin within a second.)
+
+    :param started: ids of runs that are counted even so.
+    """
+    active = RuntimeTaskInstance.get_dr_count(dag_id=TRANSFER_AUTO_RECON, states=sorted(ACTIVE))
+    copying = _count_tasks(COPY_TASK, _UNFINISHED)
+    waiting = _count_tasks(CHECK_TASK, ["null"])
+    if waiting:
+        waiting -= sum(_count_tasks(CHECK_TASK, ["null"], some) for some in _chunks(started))
+    return Activity(max(active - waiting, 0), max(copying - waiting, 0))
+
+
+def _count_tasks(task_id: str, states: list[str], run_ids: list[str] | None = None) -> int:
     return int(
-        RuntimeTaskInstance.get_ti_count(dag_id=TRANSFER_AUTO_RECON, task_ids=[COPY_TASK], states=_UNFINISHED)
+        RuntimeTaskInstance.get_ti_count(
+            dag_id=TRANSFER_AUTO_RECON, task_ids=[task_id], states=states, run_ids=run_ids
+        )
     )
 
 
+def enter_other_run(scan: ScanPath, outlet_events: Any) -> None:
+    """Enter the run of the present task, whose id is not made from its scan, so that it can be found."""
+    outlet_events[OTHER_RUNS].add(_OTHER_RUN, extra={"scan": str(scan.relative)})
+
+
 def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, str]]:
-    """States of all runs of these scans that have an id of ours; scans without a run are left out.
+    """States of all runs of these scans; scans without a run are left out.
+
+    Those with other ids than the scan's own have one state together, under `OTHER`: "running" when one of
+    them is active, "success" when one has succeeded.
 
     :raises TransientError: Airflow's API server does not answer.
     """
@@ -80,12 +120,20 @@ def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, 
                 found.setdefault(scan, {})[generation] = state
         generation += 1
         looked_for = [scan for scan in looked_for if generation - max(found.get(scan, {0: ""})) <= _GAP]
+    others = _other_runs(scans)
+    states = _states([run_id for run_ids in others.values() for run_id in run_ids])
+    for scan, run_ids in others.items():
+        known = {states[run_id] for run_id in run_ids if run_id in states}
+        if known:
+            best = "running" if known & ACTIVE else "success" if "success" in known else "failed"
+            found.setdefault(scan, {})[OTHER] = best
     return found
 
 
 def with_a_run(scans: Sequence[ScanPath]) -> set[ScanPath]:
     """Those of the scans that have a run, whatever became of it."""
     by_id = {scan.run_id(): scan for scan in scans}
+    by_id |= {run_id: scan for scan, run_ids in _other_runs(scans).items() for run_id in run_ids}
     return {by_id[run_id] for some in _chunks(list(by_id)) for run_id in _existing(some)}
 
 
@@ -117,6 +165,22 @@ def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
             details=message,
         ) from error
     return not (isinstance(reply, ErrorResponse) and reply.error is ErrorType.DAGRUN_ALREADY_EXISTS)
+
+
+def _other_runs(scans: Sequence[ScanPath]) -> dict[ScanPath, set[str]]:
+    """Ids of the runs of these scans that have entered themselves."""
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS  # noqa: PLC0415 - set when a task starts
+
+    by_path = {str(scan.relative): scan for scan in scans}
+    found: dict[ScanPath, set[str]] = {}
+    reply = SUPERVISOR_COMMS.send(GetAssetEventByAssetAlias(alias_name=OTHER_RUNS.name))
+    if not isinstance(reply, AssetEventsResult):
+        raise TransientError("Airflow does not list the runs with other ids", state=str(reply)[:200])
+    for event in reply.asset_events:
+        scan = by_path.get(str((event.extra or {}).get("scan")))
+        if scan is not None and event.source_run_id is not None:
+            found.setdefault(scan, set()).add(event.source_run_id)
+    return found
 
 
 def _states(run_ids: Sequence[str]) -> dict[str, str]:

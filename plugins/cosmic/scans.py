@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import PurePosixPath
 
 from facilities.errors import UserError
@@ -19,16 +19,19 @@ _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 # `(?![\s\S])` is the end of the text in every dialect; `$` lets a newline through in Python's.
 _END = r"(?![\s\S])"
 SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
-SCAN_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
+# A scan that is named as a result would be copied over one.
+RESULT_ENDING = r"_(?:cdtools|ptychocam)(?:_r[0-9]+|_[0-9a-f]{8})?\.cxi"
+SCAN_PATH_PATTERN = rf"^(?![\s\S]*{RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
 MAX_PATH_LENGTH = 400
 
-# Airflow allows 250 characters; prefix, hash and `__r<number>` need the rest.
-_LONGEST_STEM = 220
+_LONGEST_STEM = 160  # in a run id, which may have 200 characters
 
 _USUAL_NAME = re.compile(
     r"(?P<year>\d{4})/(?P<month>\d{2})/(?P<day>\d{6})/"
     r"NS_(?P<name_day>\d{6})(?P<number>\d{3,})_ccdframes_(?P<i>\d+)_(?P<j>\d+)(?P<suffix>_[A-Za-z0-9._-]+)?\.cxi"
 )
+_PLAIN_SUFFIX = re.compile(r"(_[A-Za-z0-9-]+)*")
+_RUN_ID = re.compile(r"(NS_[0-9]{9,}_[0-9]+_[0-9]+(_[A-Za-z0-9-]+)*|.+\.[0-9a-f]{8})(__r[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,57 @@ class ScanPath:
             return None
         return day if (f"{day.year:04}", f"{day.month:02}") == (match["year"], match["month"]) else None
 
-    def run_id(self, generation: int = 1) -> str:
-        """Id of the scan's run of `transfer_auto_recon`: readable, and unique by a hash of the path.
+    @property
+    def name(self) -> str:
+        """A short name that no other scan has: `NS_230216033_0_0` when the path is a usual one.
 
-        The beamline computer makes the same id (`include/beamline_client`), so a scan that is posted and
-        found missing at the same time still has one run.
-
-        :param generation: 1 is the scan's first run, 2 and up are its deliberate reprocessings.
+        The folder follows from such a name. Any other path has its file's name and a hash: `test.1a2b3c4d`.
+        Neither has `__` in it, and only the second kind has a dot. The client on the beamline computer makes
+        the same names (`include/beamline_client/naming.py`).
         """
         path = str(self.relative)
-        stem = re.sub(r"\.{2,}", ".", path.removesuffix(".cxi").replace("/", "__"))  # Airflow refuses ".."
-        stem = stem[:_LONGEST_STEM].rstrip(".")
-        digest = hashlib.sha256(path.encode()).hexdigest()[:8]
-        return f"scan__{stem}.{digest}" + (f"__r{generation}" if generation > 1 else "")
+        match = _USUAL_NAME.fullmatch(path)
+        if match and self.day and _PLAIN_SUFFIX.fullmatch(match["suffix"] or ""):
+            numbers = f"{match['name_day']}{match['number']}_{match['i']}_{match['j']}"
+            return f"NS_{numbers}{match['suffix'] or ''}"
+        stem = re.sub(r"_{2,}", "_", re.sub(r"\.{2,}", ".", self.stem))[:_LONGEST_STEM].rstrip(".")
+        return f"{stem}.{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+    def run_id(self, generation: int = 1) -> str:
+        """Id of the scan's run of `transfer_auto_recon`: a scan that is posted twice has one run.
+
+        :param generation: 1 is the scan's first run, 2 and up are its reprocessings.
+        """
+        return self.name + (f"__r{generation}" if generation > 1 else "")
+
+    def generation(self, run_id: str) -> int:
+        """Which of the scan's own runs has this id; 0 for any other id."""
+        if run_id == self.name:
+            return 1
+        match = re.fullmatch(re.escape(self.name) + r"__r([1-9][0-9]{0,8})", run_id)
+        return int(match[1]) if match and int(match[1]) > 1 else 0
+
+    def check_run_id(self, run_id: str) -> None:
+        """Check that a run of this scan may have this id.
+
+        :raises UserError: it has the form of an id that is made from a scan, but is none of this scan's.
+        """
+        if _RUN_ID.fullmatch(run_id) and not self.generation(run_id):
+            raise UserError(
+                f"The run id {run_id} is the id of another scan's run, not of {self.relative}",
+                next_step=f"start a run without an id, or with {self.name}, or {self.name}__r2 to reprocess.",
+            )
+
+    def result_tag(self, dag_id: str, run_id: str, run_after: datetime) -> str:
+        """What the names of a run's results end in, so that no two runs have the same.
+
+        Nothing for the scan's first run, `_r2` for a reprocessing, a hash for a run with an id of its own.
+        """
+        generation = self.generation(run_id)
+        if generation:
+            return f"_r{generation}" if generation > 1 else ""
+        identity = "\n".join((dag_id, run_id, run_after.astimezone(UTC).isoformat()))
+        return f"_{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
     def under(self, root: str) -> str:
         """The path below `root`, with forward slashes."""

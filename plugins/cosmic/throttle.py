@@ -34,12 +34,9 @@ class RunLimits(NamedTuple):
     at_once: int
     copies_at_once: int
 
-    def free(self) -> int:
-        """How many more runs may start now; asks Airflow.
-
-        :raises Exception: Airflow's API server does not answer.
-        """
-        return min(self.at_once - runs.count_active(), self.copies_at_once - runs.count_copying())
+    def free(self, now: runs.Activity) -> int:
+        """How many more runs may start."""
+        return min(self.at_once - now.active, self.copies_at_once - now.copying)
 
 
 class ThrottleTrigger(BaseTrigger):
@@ -47,19 +44,33 @@ class ThrottleTrigger(BaseTrigger):
 
     :param at_once: see `RunLimits`.
     :param copies_at_once: see `RunLimits`.
+    :param started: see `runs.activity`.
     :param deadline: end of the wait, in seconds since 1970.
     :param interval: seconds between two requests.
     """
 
-    def __init__(self, *, at_once: int, copies_at_once: int, deadline: float, interval: float = 5.0) -> None:
+    def __init__(
+        self,
+        *,
+        at_once: int,
+        copies_at_once: int,
+        started: Sequence[str],
+        deadline: float,
+        interval: float = 5.0,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.limits = RunLimits(at_once, copies_at_once)
+        self.started = list(started)
         self.deadline = deadline
         self.interval = interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments."""
-        arguments = self.limits._asdict() | {"deadline": self.deadline, "interval": self.interval}
+        arguments = self.limits._asdict() | {
+            "started": self.started,
+            "deadline": self.deadline,
+            "interval": self.interval,
+        }
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -68,13 +79,13 @@ class ThrottleTrigger(BaseTrigger):
             # First of all a sleep: an event right after the deferral may meet the worker still leaving.
             await jittered_sleep(min(self.interval, left))
             try:
-                free = await asyncio.to_thread(self.limits.free)
+                now = await asyncio.to_thread(runs.activity, self.started)
             except Exception:
                 self.log.warning(
                     "How many runs are active could not be read from Airflow's API server.", exc_info=True
                 )
                 continue
-            if free > 0:
+            if self.limits.free(now) > 0:
                 yield TriggerEvent("free")  # type: ignore[no-untyped-call]  # Airflow's
                 return
         yield TriggerEvent("timeout")  # type: ignore[no-untyped-call]  # the same
@@ -149,27 +160,30 @@ class StartRunsOperator(BaseOperator):
     def _continue(self, position: int, deadline: float) -> dict[str, int]:
         starts = runs.runs_to_start(self.days or [])
         limits = RunLimits(int(self.at_once), int(self.copies_at_once))
-        while position < len(starts) and (free := limits.free()) > 0:
+
+        while position < len(starts):
+            started = [start.run_id for start in starts[max(position - limits.at_once, 0) : position]]
+            now = runs.activity(started)
+            free = limits.free(now)
+            if free <= 0:
+                self.log.info(
+                    "%d of %d runs are started. Waiting: %d are active (at_once is %d), %d of them have not "
+                    "finished their transfer (copies_at_once is %d).",
+                    *(position, len(starts), now.active, limits.at_once, now.copying, limits.copies_at_once),
+                )
+                self._wait(limits, started, position, deadline)
             for start in starts[position : position + free]:
                 if not runs.start(start.run_id, start.conf, self.note):
                     self.log.info("Run %s exists already.", start.run_id)
                 position += 1
                 if position % _LOG_EVERY == 0:
                     self.log.info("%d of %d runs are started.", position, len(starts))
-        if position == len(starts):
-            self.log.info("All %d runs are started.", len(starts))
-            return dict(Counter(start.day for start in starts))
-        self.log.info(
-            "%d of %d runs are started; the next when fewer than %d are active and fewer than %d transfer.",
-            position,
-            len(starts),
-            *limits,
-        )
-        return self._wait(limits, position, deadline)
+        self.log.info("All %d runs are started.", len(starts))
+        return dict(Counter(start.day for start in starts))
 
-    def _wait(self, limits: RunLimits, position: int, deadline: float) -> NoReturn:
+    def _wait(self, limits: RunLimits, started: Sequence[str], position: int, deadline: float) -> NoReturn:
         self.defer(
-            trigger=ThrottleTrigger(**limits._asdict(), deadline=deadline),
+            trigger=ThrottleTrigger(**limits._asdict(), started=started, deadline=deadline),
             method_name="resume",
             kwargs={"position": position, "deadline": deadline},
             timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE,

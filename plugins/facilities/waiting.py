@@ -352,7 +352,7 @@ class OutageTrigger(RemoteTrigger):
         vain = OutageEvent(outcome="timeout")
         key = (type(self).__qualname__, *self.connection_key())
         poller = shared_poller(key, lambda: BlockingSource(lambda _: self._answers()))
-        pause, logged_at = self.first_pause, time.monotonic()
+        pause, logged, logged_at = self.first_pause, self.reason, time.monotonic()
         async with poller.subscribe("") as subscription:
             while (left := self.deadline - time.time()) > 0:
                 try:
@@ -364,9 +364,9 @@ class OutageTrigger(RemoteTrigger):
                     return OutageEvent(outcome="answers")
                 if isinstance(answer.error, FacilityError):
                     vain["error"] = answer.error.to_fields()
-                if time.monotonic() - logged_at >= _REPEAT_WARNING:
-                    logged_at = time.monotonic()
-                    self.log.warning("Still holding. %s", answer.error)
+                if str(answer.error) != logged or time.monotonic() - logged_at >= _REPEAT_WARNING:
+                    logged, logged_at = str(answer.error), time.monotonic()
+                    self.log.warning("Still holding. %s", logged)
                 pause = min(pause * 2, max(_MAX_PAUSE, self.first_pause))
         return vain
 

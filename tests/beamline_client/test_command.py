@@ -349,10 +349,22 @@ def test_status_of_all_runs_of_a_scan_counts_the_newest(api: AirflowApi, command
     assert command("status", scan_run_id(SCAN, 5)) == 0
 
 
+def test_status_finds_a_run_with_an_id_of_its_own_and_cancel_stops_it(
+    api: AirflowApi, command: Command
+) -> None:
+    api.add_run("manual__2026-01-01T00:00:00+00:00", "running", {"file_path": "/" + SCAN})
+    api.add_run("of_another", "running", {"file_path": SCAN.replace("033", "034"), "note": SCAN})
+    api.add_run("without_a_scan", "running")
+    (found,) = command.json("status", SCAN)["results"]
+    assert (found["run_id"], found["path"]) == ("manual__2026-01-01T00:00:00+00:00", SCAN)
+    assert [one["outcome"] for one in command.json("cancel", SCAN)["results"]] == ["cancelled"]
+    assert [run["state"] for run in api.runs.values()] == ["failed", "running", "running"]
+
+
 def test_status_of_what_is_not_there_ends_with_6(command: Command) -> None:
     assert command("status", SCAN) == 6
     assert "Airflow has no run of it, and none waits here" in command.out
-    assert command("status", "scan__nothing") == 6
+    assert command("status", "nothing_of_this_id") == 6
 
 
 def test_status_without_airflow_ends_with_7(command: Command, down: Path) -> None:
@@ -377,7 +389,7 @@ def test_cancel_stops_what_goes_on_and_nothing_else(api: AirflowApi, command: Co
     assert api.count("PATCH", ".*") == 1
     assert command("cancel", second) == 0
     assert api.count("PATCH", ".*") == 1
-    assert command("cancel", "scan__nothing") == 6
+    assert command("cancel", "nothing_of_this_id") == 6
 
 
 def test_cancel_withdraws_what_was_not_sent(api: AirflowApi, command: Command, down: Path) -> None:

@@ -23,8 +23,8 @@ def site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_shipped_file_holds_the_facts(site_file: Path) -> None:
     site = beamline()
-    assert str(site.collections.source.id) == "639c49be-604f-423c-9c5d-82a53afe1bf1"
-    assert str(site.collections.destination.id) == "df82346e-9a15-11ea-b3c4-0ae144191ee3"
+    assert str(site.collections.source.id) == "741b96e1-1b98-42a8-918d-daacc24c145f"
+    assert str(site.collections.destination.id) == "d40248e6-d874-4f7b-badd-2c06c16f1a58"
     assert site.collections.destination.path == "/global/cfs/cdirs/als/gsharing/data_mover/7012"
     assert (site.job.account, site.job.qos, site.job.constraint, site.job.nodes, site.job.time_limit) == (
         *("als_g", "regular", "gpu", 1),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferralTimeout, TaskDeferred
+from airflow.sdk.exceptions import TaskDeferred
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +47,11 @@ class FakeAirflow:
     def count_copying(self) -> int:
         return sum(state == "queued" and run not in self.copied for run, state in self.states.items())
 
+    def activity(self, started: Sequence[str]) -> runs.Activity:
+        assert len(started) <= 50
+        assert set(started) <= set(self.runs)
+        return runs.Activity(self.count_active(), self.count_copying())
+
     def end(self, count: int) -> None:
         living = [run for run, state in self.states.items() if state == "queued"]
         for run in living[:count]:
@@ -56,7 +61,7 @@ class FakeAirflow:
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> FakeAirflow:
     fake = FakeAirflow()
-    for name in ("start", "count_active", "count_copying"):
+    for name in ("start", "activity"):
         monkeypatch.setattr(runs, name, getattr(fake, name))
     return fake
 
@@ -162,7 +167,7 @@ def test_broken_off_anywhere_and_begun_again_each_is_started_once(
     monkeypatch: pytest.MonkeyPatch, count: int, at_once: int, breaks: list[int]
 ) -> None:
     fake = FakeAirflow()
-    for name in ("start", "count_active", "count_copying"):
+    for name in ("start", "activity"):
         monkeypatch.setattr(runs, name, getattr(fake, name))
     result: Any = None
     for fail_after in [*breaks, None]:
@@ -178,6 +183,12 @@ def test_broken_off_anywhere_and_begun_again_each_is_started_once(
             fake.end(at_once)
     assert result == {DAY: count}
     assert sorted(fake.runs) == sorted(parse_scan_path(path).run_id() for path, _ in paths(count))
+
+
+def test_the_log_names_what_is_waited_for(airflow: FakeAirflow, capsys: pytest.CaptureFixture[str]) -> None:
+    step(operator(paths(8)))
+    expected = "5 of 8 runs are started. Waiting: 5 are active (at_once is 5), 5 of them have not"
+    assert expected in capsys.readouterr().out
 
 
 def test_after_the_time_limit_the_error_says_how_many_are_started(airflow: FakeAirflow) -> None:
@@ -211,21 +222,21 @@ def test_an_api_server_that_is_silent_is_asked_again(
     assert isinstance(waiting, Waiting)
     answers: Iterator[Any] = iter([ConnectionError("refused"), ConnectionError("refused"), 0])
 
-    def count() -> int:
+    def activity(started: Sequence[str]) -> runs.Activity:
+        assert len(started) == 5
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
-        return int(answer)
+        return runs.Activity(answer, answer)
 
-    monkeypatch.setattr(runs, "count_active", count)
-    monkeypatch.setattr(runs, "count_copying", lambda: 0)
+    monkeypatch.setattr(runs, "activity", activity)
     assert waiting.event() == "free"
 
 
-def test_the_lower_of_two_limits_counts(airflow: FakeAirflow) -> None:
-    assert RunLimits(5, 2).free() == 2
-    assert RunLimits(2, 5).free() == 2
-    assert issubclass(TaskDeferralTimeout, Exception)
+def test_the_lower_of_two_limits_counts() -> None:
+    assert RunLimits(5, 2).free(runs.Activity(0, 0)) == 2
+    assert RunLimits(2, 5).free(runs.Activity(0, 0)) == 2
+    assert RunLimits(9, 5).free(runs.Activity(3, 1)) == 4
 
 
 # Reprocessing everything

@@ -14,7 +14,7 @@ from deployment.env_file import read_env_file
 from deployment.settings import Settings, SettingsError, read_settings
 from dev.local_airflow.settings import REPOSITORY
 
-CLIENT_ID = "639c49be-604f-423c-9c5d-82a53afe1bf1"
+CLIENT_ID = "741b96e1-1b98-42a8-918d-daacc24c145f"
 
 
 @pytest.fixture

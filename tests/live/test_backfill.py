@@ -114,7 +114,7 @@ def test_the_command_line_takes_dates_as_they_are_meant(pipeline: Pipeline) -> N
             finish_backfill(pipeline, days, created["id"])
     assert rows(pipeline, days) == [{"on_disk": 1, "missing": 1, "started": 1}] * 3
     assert [day.finish(day.path(1)) for day in days] == [["success"]] * 3
-    assert all_runs(pipeline, run_id(outside[0].path(1))) == []
+    assert all_runs(pipeline, outside[0].path(1)) == []
 
 
 def test_backwards_and_with_every_way_of_reprocessing_each_scan_is_processed_once(pipeline: Pipeline) -> None:
@@ -133,7 +133,7 @@ def test_backwards_and_with_every_way_of_reprocessing_each_scan_is_processed_onc
         late = days[1].scan(2)
         for behaviour, looked_at in (("none", False), ("failed", False), ("completed", True)):
             run(reprocess_behavior=behaviour)
-            assert bool(all_runs(pipeline, run_id(late))) is looked_at
+            assert bool(all_runs(pipeline, late)) is looked_at
         assert [run["dag_run_id"] for run in finders(pipeline, days)] == [run["dag_run_id"] for run in first]
         assert rows(pipeline, days)[1] == {"on_disk": 2, "processed": 1, "missing": 1, "started": 1}
         assert days[1].finish(late) == ["success"]
@@ -142,13 +142,13 @@ def test_backwards_and_with_every_way_of_reprocessing_each_scan_is_processed_onc
         pipeline.rest.call("PATCH", _run(first[1]), {"state": "failed"})
         more = [day.scan(3) for day in days]
         run(reprocess_behavior="failed")
-        assert [len(all_runs(pipeline, run_id(scan))) for scan in more] == [0, 1]
+        assert [len(all_runs(pipeline, scan)) for scan in more] == [0, 1]
 
         # Everything once more, by the conf of the backfill.
         run(reprocess_behavior="completed", dag_run_conf={"which": "everything", "copies_at_once": 10})
         for day in days:
             assert day.finish(day.path(1), generation=2) == ["success"]
-    assert [len(all_runs(pipeline, run_id(day.path(1)))) for day in days] == [2, 2]
+    assert [len(all_runs(pipeline, day.path(1))) for day in days] == [2, 2]
 
 
 def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipeline: Pipeline) -> None:
@@ -156,7 +156,7 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
     scans = [day.path(number) for day in days for number in range(1, 5)]
 
     def started() -> list[str]:
-        return [scan for scan in scans if all_runs(pipeline, run_id(scan))]
+        return [scan for scan in scans if all_runs(pipeline, scan)]
 
     with changed_site(pipeline, processing=copying_only(days)):
         conf = {"at_once": 2, "copies_at_once": 2}
@@ -172,7 +172,7 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
         finish_backfill(pipeline, days, again["id"])
         for scan in scans:
             assert pipeline.finish(run_id(scan)) == "success"
-    assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1] * len(scans)
+    assert [len(all_runs(pipeline, scan)) for scan in scans] == [1] * len(scans)
     moved = [task for task in pipeline.facility.transfers() if "/2024/09/" in str(task["items"])]
     assert len(moved) == len(scans)
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(6 * 3600)]
 
 SCANS = int(os.environ.get("BACKFILL_SCANS", "1000"))
 MONTH = [date(2024, 10, 1) + timedelta(days=number) for number in range(31)]
-PREFIX = "scan__2024__10__"
+PREFIX = "2024/10/"
 LONG = 5 * 3600.0
 
 

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from cosmic.dag_constants import FLIGHT_CHECK, PROCESS_NEWFILE
+from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
 from support.live import DAG_ID, Live, Pipeline
 
@@ -80,7 +81,7 @@ def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(
 
 def test_the_same_scan_posted_five_times_at_once_is_one_run_one_transfer_one_job(pipeline: Pipeline) -> None:
     scan = pipeline.new_scan()
-    run_id = "scan__" + scan.rsplit("/", 1)[1].removesuffix(".cxi")
+    run_id = parse_scan_path(scan).run_id()
 
     def post(_: int) -> int:
         try:
@@ -112,11 +113,11 @@ def test_the_same_scan_posted_five_times_at_once_is_one_run_one_transfer_one_job
 )
 def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf: dict[str, Any]) -> None:
     with pytest.raises(RestError) as refused:
-        pipeline.rest.trigger(DAG_ID, conf, "scan__bad")
+        pipeline.rest.trigger(DAG_ID, conf, "refused")
     assert refused.value.status == 400
     assert next(iter(set(conf) - {"file_path"}), "file_path") in refused.value.detail
     with pytest.raises(RestError, match="404"):
-        pipeline.rest.run(DAG_ID, "scan__bad")
+        pipeline.rest.run(DAG_ID, "refused")
 
 
 @pytest.mark.parametrize(

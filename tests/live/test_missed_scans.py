@@ -103,17 +103,17 @@ def test_new_scans_are_started_once_the_watcher_is_on(pipeline: Pipeline) -> Non
     scans = [day.scan(number) for number in (901, 902)]
     pipeline.rest.trigger(DAG_ID, {"file_path": scans[0]}, run_id(scans[0]))
     with watching(pipeline):
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[1])), "the new one is started")
+        pipeline.wait_for(lambda: all_runs(pipeline, scans[1]), "the new one is started")
         scans.append(day.scan(903))
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[2])), "and one that comes later")
+        pipeline.wait_for(lambda: all_runs(pipeline, scans[2]), "and one that comes later")
         scans.append(day.scan(904))
         for component in ("scheduler", "triggerer"):
             pipeline.airflow.kill(component)
         pipeline.airflow.start("scheduler", "triggerer")
         pipeline.airflow.wait_ready()
-        pipeline.wait_for(lambda: all_runs(pipeline, run_id(scans[3])), "and one after a crash")
+        pipeline.wait_for(lambda: all_runs(pipeline, scans[3]), "and one after a crash")
     assert day.finish(*scans) == ["success"] * 4
-    assert [len(all_runs(pipeline, run_id(scan))) for scan in scans] == [1, 1, 1, 1]
+    assert [len(all_runs(pipeline, scan)) for scan in scans] == [1, 1, 1, 1]
     run = pipeline.rest.run(DAG_ID, run_id(scans[2]))
     assert run["conf"] == {"do_ptychocam": True, "file_path": scans[2]}
     assert WATCH_SCANS in run["note"]

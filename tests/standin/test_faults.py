@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from standin.faults import BadFaultError, Fault, Faults
 from standin.testing import Facility, spawn, until
 
-LS = "/globus/transfer/v0.10/operation/endpoint/df82346e-9a15-11ea-b3c4-0ae144191ee3"
+LS = "/globus/transfer/v0.10/operation/endpoint/d40248e6-d874-4f7b-badd-2c06c16f1a58"
 
 IMPATIENT = httpx.Timeout(10, read=0.05)
 

@@ -46,7 +46,7 @@ def test_health_and_description(facility: Facility) -> None:
     assert written == facility.description
     assert written["base_url"] == facility.base_url
     assert written["globus"]["transfer_url"] == f"{facility.base_url}/globus/transfer/"
-    assert written["collections"]["data7012"]["id"] == "639c49be-604f-423c-9c5d-82a53afe1bf1"
+    assert written["collections"]["data7012"]["id"] == "741b96e1-1b98-42a8-918d-daacc24c145f"
     assert written["collections"]["nersc7012"]["root"] == str(facility.nersc / "gsharing" / "7012")
 
 

@@ -236,8 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, run
 
     def _list(self, query: dict[str, str]) -> tuple[int, Any]:
-        prefix = query.get("run_id_prefix_pattern", "")
-        found = [run for run_id, run in self.api.runs.items() if run_id.startswith(prefix)]
+        text = query.get("conf_contains", "")
+        found = [run for run in self.api.runs.values() if text in json.dumps(run["conf"])]
         return 200, _page("dag_runs", found, query)
 
     def _one(  # noqa: PLR0911 - a table of answers

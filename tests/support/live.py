@@ -13,6 +13,7 @@ from PIL import Image
 
 from cosmic.dag_constants import CANCEL_ABANDONED_WORK as CLEAN_UP
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from cosmic.scans import parse_scan_path
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.rest import Rest
 from dev.local_airflow.stack import LocalAirflow, running, wait_until
@@ -49,10 +50,8 @@ class Pipeline:
         )
 
     def start(self, scan: str, **conf: Any) -> str:
-        """Start a run for the scan; ptychocam unless the keywords say otherwise."""
-        run_id = f"scan__{uuid.uuid4().hex[:12]}"
-        parameters = {"file_path": scan, **({"do_ptychocam": True} | conf)}
-        return str(self.rest.trigger(DAG_ID, parameters, run_id))
+        """Start a run for the scan; ptychocam unless the keywords say otherwise. Returns the run's id."""
+        return self.rest.trigger(DAG_ID, {"file_path": scan, "do_ptychocam": True, **conf})
 
     def finish(self, run_id: str, timeout: float = SLOW) -> str:
         """Wait for the run's end; returns its state."""
@@ -72,8 +71,8 @@ class Pipeline:
     def jobs_of(self, scan: str) -> list[dict[str, Any]]:
         """Every job that was ever submitted for a scan, from the facility's books."""
         self.wait_for(self._all_have_names, "accounting has the names of all jobs")
-        stem = Path(scan).stem
-        return [job for job in self.facility.jobs() if stem in job["name"]]
+        name = f"-{parse_scan_path(scan).name}"
+        return [job for job in self.facility.jobs() if f"{name}-" in job["name"] or f"{name}_" in job["name"]]
 
     def _all_have_names(self) -> bool:
         """Slurm's own accounting calls a job "allocation" at first."""
@@ -85,7 +84,7 @@ class Pipeline:
 
     def transfers_of(self, run_id: str) -> list[dict[str, Any]]:
         """Every transfer that was ever submitted for a run, from the facility's books."""
-        return [task for task in self.facility.transfers() if task["label"].startswith(run_id)]
+        return [task for task in self.facility.transfers() if task["label"].startswith(f"{run_id}-")]
 
     def let_go(self, scan: str) -> None:
         """Let a job that holds go on."""

@@ -60,21 +60,20 @@ class Day:
 def books(pipeline: Pipeline, prefix: str) -> dict[str, list[str]]:
     """Every run of the scans whose path starts so, by path."""
     found: dict[str, list[str]] = {}
-    start = f"scan__{prefix.replace('/', '__')}"
-    for run in all_runs(pipeline, start):
+    for run in all_runs(pipeline, prefix):
         found.setdefault(run["conf"]["file_path"], []).append(run["dag_run_id"])
     return found
 
 
 def all_runs(pipeline: Pipeline, prefix: str) -> list[dict[str, Any]]:
-    """Runs of `transfer_auto_recon` whose id starts so."""
+    """Runs of `transfer_auto_recon` whose scan's path starts so."""
     runs: list[dict[str, Any]] = []
     while True:
-        query = f"run_id_prefix_pattern={prefix}&limit=100&offset={len(runs)}&order_by=id"
+        query = f"conf_contains={prefix}&limit=100&offset={len(runs)}&order_by=id"
         page = pipeline.rest.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?{query}")
         runs += page["dag_runs"]
         if len(runs) >= page["total_entries"] or not page["dag_runs"]:
-            return runs
+            return [run for run in runs if run["conf"]["file_path"].startswith(prefix)]
 
 
 @contextmanager

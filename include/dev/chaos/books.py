@@ -59,7 +59,7 @@ def reckon(parts: System, scans: list[Scan], spoiled: dict[str, str], ended: set
     result = Reckoning()
     jobs, transfers = parts.facility.jobs(), parts.facility.transfers()
     for scan in scans:
-        own_jobs = [job for job in jobs if scan.stem in job["name"]]
+        own_jobs = [job for job in jobs if scan.run_id in job["name"]]
         own_transfers = [task for task in transfers if task["label"].startswith(f"{scan.run_id}-")]
         if scan.run_id in ended and parts.rest.run(DAG_ID, scan.run_id)["state"] == "failed":
             result.ended_by_a_person.append(scan.run_id)

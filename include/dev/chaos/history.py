@@ -16,7 +16,7 @@ Event = tuple[float, str]
 
 def history(parts: System, scan: Scan) -> list[str]:
     """A line for each event, with its time in UTC."""
-    jobs = [job for job in parts.facility.jobs() if scan.stem in job["name"]]
+    jobs = [job for job in parts.facility.jobs() if scan.run_id in job["name"]]
     transfers = [task for task in parts.facility.transfers() if scan.run_id in (task["label"] or "")]
     events = [*_jobs(jobs), *_tries(parts.rest, scan)]
     events += _requests(_all_requests(parts), scan, [*jobs, *transfers])
@@ -34,12 +34,12 @@ def _all_requests(parts: System) -> list[dict[str, Any]]:
 
 def _requests(requests: list[dict[str, Any]], scan: Scan, works: list[dict[str, Any]]) -> Iterator[Event]:
     """Those that name the scan, or the id of one of its jobs, transfers and submits."""
-    submits = [one["about"] for one in requests if scan.stem in (one["about"] or "")]
+    submits = [one["about"] for one in requests if scan.run_id in (one["about"] or "")]
     ids = {str(work.get("job_id") or work.get("task_id")) for work in works}
     ids |= {about.split("task ")[1].split()[0] for about in submits if "task " in about}
     for one in requests:
         text = " ".join(str(one[key] or "") for key in ("path", "query", "about"))
-        if scan.stem in text or any(found in text for found in ids):
+        if any(found in text for found in (scan.stem, scan.run_id, *ids)):
             answer = one["status"] or "no reply"
             fault = f" [{one['fault']}]" if one["fault"] else ""
             took = f" after {one['ended'] - one['time']:.1f} s" if one["ended"] - one["time"] > 1 else ""

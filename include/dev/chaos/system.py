@@ -76,7 +76,8 @@ def make_scans(count: int, draw: random.Random) -> list[Scan]:
         stem = f"NS_230216{number:03}_ccdframes_0_0"
         (meant,) = draw.choices(("success", "program fails", "no such file"), (35, 3, 2))
         path = f"2023/02/230216/{stem}.cxi"
-        scans.append(Scan(path, f"scan__{stem}", meant, round(draw.uniform(0.5, 10), 1)))
+        run_id = stem.replace("_ccdframes", "")
+        scans.append(Scan(path, run_id, meant, round(draw.uniform(0.5, 10), 1)))
     return scans
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from standin.globus.errors import TaskFaultError, TransferError, bad_request
 from standin.settings import Settings
 
-DATA7012 = "639c49be-604f-423c-9c5d-82a53afe1bf1"
-NERSC7012 = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
+DATA7012 = "741b96e1-1b98-42a8-918d-daacc24c145f"
+NERSC7012 = "d40248e6-d874-4f7b-badd-2c06c16f1a58"
 
 Condition = Literal["up", "connect_failed", "gc_not_connected", "endpoint_error", "deleted"]
 Refusal = Literal["no_account", "session", "policy"]

@@ -23,7 +23,6 @@ from facilities.superfacility.slurm import LogFiles, SlurmJob, SlurmState
 from facilities.superfacility.submission import JobIdentity, NotYet, Submission, Submitted
 from facilities.superfacility.triggers import (
     SubmitTrigger,
-    SystemStatusTrigger,
     cancel_job,
     cancel_jobs_of,
 )
@@ -114,7 +113,7 @@ class SlurmOperator(RemoteWorkOperator):
 
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
-    ) -> SystemStatusTrigger:
+    ) -> SubmitTrigger:
         """What waits until NERSC answers and the machine is up."""
         return SubmitTrigger(
             superfacility_conn_id=self.superfacility_conn_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,7 +13,7 @@ from airflow.sdk import BaseSensorOperator, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from facilities.deferral import STATE_KEY, Wait, end_wait
-from facilities.errors import FacilityError, NotFoundError, TimeLimitError, TransientError, UserError
+from facilities.errors import FacilityError, NotFoundError, TransientError, UserError
 from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.links import SlurmJobLink
@@ -27,7 +26,7 @@ from facilities.superfacility.slurm import (
     job_result,
 )
 from facilities.superfacility.submission import JobIdentity
-from facilities.superfacility.triggers import SlurmJobTrigger, SystemStatusTrigger
+from facilities.superfacility.triggers import SlurmJobTrigger
 from facilities.waiting import read_event
 
 if TYPE_CHECKING:
@@ -218,74 +217,3 @@ def _tails(hook: SuperfacilityHook, machine: str, files: LogFiles) -> list[str]:
         except FacilityError as error:
             tails.append(f"--- {what} ({path}) could not be read: {error.what}.")
     return tails
-
-
-class SystemStatusSensor(SlurmOperator, BaseSensorOperator):
-    """Waits until NERSC's public status page has a machine as active (or degraded). Needs no credentials.
-
-    Example::
-
-        SystemStatusSensor(task_id="perlmutter_is_up", machine="perlmutter", timeout=86_400)
-
-    :param timeout: longest wait, in seconds.
-    :param poke_interval: seconds between two looks; grows to five minutes.
-    :raises TimeLimitError: the machine was not up within `timeout`.
-
-    The others are those of `SlurmOperator`.
-    """
-
-    operator_extra_links = ()
-    valid_modes = ("poke",)
-    ui_color = "#eef2d9"
-
-    def __init__(self, *, poke_interval: float = 30.0, **kwargs: Any) -> None:
-        super().__init__(poke_interval=poke_interval, **kwargs)
-        self.longest_hold = timedelta(seconds=self.timeout)
-        self.first_pause = self.poke_interval
-
-    def run_try(self, context: Context, **holds: Any) -> Any:
-        """Look once, and wait if need be."""
-        try:
-            with closing(self.hook):
-                status = self.hook.status(self.machine)
-            status.require_up()
-        except TransientError as error:
-            self.log.warning("Waiting for %s. %s", self.machine, error)
-            if self.deferrable:
-                self.hold(context, error, **holds)
-            until = time.time() + self.timeout
-            event = asyncio.run(self.outage_trigger(context, str(error), until, self.first_pause).wait())
-            return self.resume_after_outage(context, event)
-        self.log.info("%s", status)
-        return None
-
-    def outage_error(self, context: Context, cause: FacilityError) -> TimeLimitError:  # noqa: ARG002 - no job
-        """The error when the machine was not up for too long."""
-        with closing(self.hook):
-            state = self.hook.describe_status(self.machine)
-        return TimeLimitError(
-            f"{self.machine} was not up within {self.longest_hold}",
-            state=state,
-            next_step=f"look at {self.status_page} and clear the task when it is up.",
-            details=str(cause),
-        )
-
-    def outage_trigger(
-        self,
-        context: Context,  # noqa: ARG002 - the task has no job
-        reason: str,
-        deadline: float,
-        first_pause: float,
-    ) -> SystemStatusTrigger:
-        """What waits until the machine is up."""
-        return SystemStatusTrigger(
-            superfacility_conn_id=self.superfacility_conn_id,
-            machine=self.machine,
-            reason=reason,
-            deadline=deadline,
-            first_pause=first_pause,
-        )
-
-    def cancel_unknown(self, context: Context) -> str:  # noqa: ARG002 - the task has no job
-        """Nothing was submitted."""
-        return ""

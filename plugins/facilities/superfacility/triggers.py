@@ -187,11 +187,24 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
 
 
 @dataclass(eq=False, kw_only=True)
-class SystemStatusTrigger(OutageTrigger):
-    """Waits until NERSC's status page has a machine as active or degraded. Yields an `OutageEvent`.
+class SubmitTrigger(OutageTrigger):
+    """Waits until a submit can go on: NERSC answers and the machine is up. Yields an `OutageEvent`.
 
-    :param superfacility_conn_id: connection of type `superfacility`; no credentials are needed.
+    Example::
+
+        trigger = SubmitTrigger(
+            superfacility_conn_id="superfacility_default",
+            machine="perlmutter",
+            identity=asdict(identity),
+            reason="HTTP 503",
+            deadline=time.time() + 86_400,
+            first_pause=10,
+        )
+
+    :param superfacility_conn_id: connection of type `superfacility`.
     :param machine: such as perlmutter.
+    :param identity: fields of the `JobIdentity` whose jobs are cancelled when the task is ended: a submit may
+        have been acted on just before NERSC fell silent.
     :param delay: seconds to wait in any case, before the first look.
 
     The others are those of `OutageTrigger`.
@@ -202,6 +215,7 @@ class SystemStatusTrigger(OutageTrigger):
 
     superfacility_conn_id: str
     machine: str
+    identity: dict[str, Any]
     delay: float = 0.0
 
     async def wait(self) -> OutageEvent:
@@ -216,42 +230,9 @@ class SystemStatusTrigger(OutageTrigger):
         return (self.superfacility_conn_id, self.machine)
 
     def check(self) -> None:
-        """Look at the status page."""
+        """Look whether the machine is up and the API lets the client in."""
         with closing(SuperfacilityHook(self.superfacility_conn_id, attempts=1)) as hook:
             hook.status(self.machine).require_up()
-
-    def cancel(self) -> Cancellation:
-        """A task that waits for a machine has submitted nothing."""
-        return Cancellation(True, "There was no job to cancel.")
-
-
-@dataclass(eq=False, kw_only=True)
-class SubmitTrigger(SystemStatusTrigger):
-    """Waits until a submit can go on: NERSC answers and the machine is up. Yields an `OutageEvent`.
-
-    Example::
-
-        trigger = SubmitTrigger(
-            superfacility_conn_id="superfacility_default",
-            machine="perlmutter",
-            identity=asdict(identity),
-            reason="HTTP 503",
-            deadline=time.time() + 86_400,
-            first_pause=10,
-        )
-
-    :param identity: fields of the `JobIdentity` whose jobs are cancelled when the task is ended: a submit may
-        have been acted on just before NERSC fell silent.
-
-    The others are those of `SystemStatusTrigger`.
-    """
-
-    identity: dict[str, Any]
-
-    def check(self) -> None:
-        """Look whether the machine is up and the API lets the client in."""
-        super().check()
-        with closing(SuperfacilityHook(self.superfacility_conn_id, attempts=1)) as hook:
             hook.session.get("account/", "Asking NERSC who the client is")
 
     def cancel(self) -> Cancellation:

@@ -18,9 +18,7 @@ from dev.chaos.run import Result
 from dev.chaos.system import Scan
 from dev.chaos.table import table
 
-SCAN = Scan(
-    "2023/02/230216/NS_230216001_ccdframes_0_0.cxi", "scan__NS_230216001_ccdframes_0_0", "success", 1.0
-)
+SCAN = Scan("2023/02/230216/NS_230216001_ccdframes_0_0.cxi", "NS_230216001_0_0", "success", 1.0)
 FAILS = Scan(SCAN.file_path, SCAN.run_id, "program fails", 1.0)
 MISSING = Scan(SCAN.file_path, SCAN.run_id, "no such file", 1.0)
 TOLD = "facilities.errors.UserError: The job failed (exit code 3) cannot allocate the probe"
@@ -29,7 +27,7 @@ TOLD = "facilities.errors.UserError: The job failed (exit code 3) cannot allocat
 def job(state: str = "COMPLETED", **fields: Any) -> dict[str, Any]:
     values = {
         "job_id": "1",
-        "name": f"ptychocam-{SCAN.stem}-0-g0",
+        "name": f"ptychocam-{SCAN.run_id}-0-g0",
         "runs": 1,
         "restarts": 0,
         "exit_code": "0:0",
@@ -121,7 +119,7 @@ def test_a_job_that_found_its_work_claimed_is_counted_and_is_no_second_one() -> 
 
 def test_what_happened_to_a_scan_that_broke_a_promise_is_shown_in_order(tmp_path: Path) -> None:
     begin = datetime(2023, 2, 16, 8, tzinfo=UTC).timestamp()
-    name, api = f"ptychocam-{SCAN.stem}-0-g0", "/nersc/api/v1.2"
+    name, api = f"ptychocam-{SCAN.run_id}-0-g0", "/nersc/api/v1.2"
     entry = {"service": "nersc", "query": "", "status": 200, "fault": None, "about": None, "method": "GET"}
     submit = {"method": "POST", "fault": "delay", "about": f"{name}, task 770001", "status": None}
     lines = [

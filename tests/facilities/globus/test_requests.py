@@ -15,8 +15,8 @@ from facilities.globus.model import check_collection, check_path, check_task_id
 from facilities.globus.submission import DeleteRequest, TransferRequest, check_sync_level, make_label
 from facilities.ownership import Owner
 
-SOURCE = "639c49be-604f-423c-9c5d-82a53afe1bf1"
-DESTINATION = "df82346e-9a15-11ea-b3c4-0ae144191ee3"
+SOURCE = "741b96e1-1b98-42a8-918d-daacc24c145f"
+DESTINATION = "d40248e6-d874-4f7b-badd-2c06c16f1a58"
 
 
 @pytest.mark.parametrize(

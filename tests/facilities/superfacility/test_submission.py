@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from facilities.superfacility.files import CommandResult
 from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, JobIdentity, Submission
 from standin.testing import Facility
-from support.superfacility import RESOURCES, Task, job_of, submits, wait_until
+from support.globus import first_event
+from support.superfacility import RESOURCES, Logged, Task, eventually, job_of, submits, wait_until
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
 LONG = "sleep 60"
@@ -300,14 +303,26 @@ def test_an_outage_holds_and_the_submit_goes_on_by_itself(nersc: Facility, task:
     assert [job["job_id"] for job in task.books()] == [outcome]
 
 
-def test_a_machine_in_maintenance_gets_no_submit(nersc: Facility, task: Task) -> None:
-    nersc.control("nersc", "maintenance", seconds=3600, description="Slurm upgrade")
+def test_a_machine_in_maintenance_gets_no_submit_and_the_log_has_the_end(
+    nersc: Facility, task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = nersc.control("nersc", "maintenance", seconds=3600, description="Slurm upgrade")
+    until = datetime.fromisoformat(planned["end_at"]).astimezone(UTC)
+    logged = Logged(capsys)
     held = task.start(task.submit(LONG))
     assert isinstance(held, TaskDeferred)
     assert not task.books()
-    nersc.control("nersc", "end_maintenance")
     held.trigger.first_pause = 0.05
-    assert task.resume(task.submit(LONG), held, task.fire(held)) == task.books()[0]["job_id"]
+
+    async def wait_until_it_is_up() -> Any:
+        event = asyncio.create_task(first_event(task.trigger(held)))
+        await eventually(lambda: "Outage (Slurm upgrade)" in logged)
+        assert f"until {until:%Y-%m-%dT%H:%M}" in logged
+        await asyncio.to_thread(nersc.control, "nersc", "end_maintenance")
+        return await asyncio.wait_for(event, 120)
+
+    event = asyncio.run(wait_until_it_is_up())
+    assert task.resume(task.submit(LONG), held, event) == task.books()[0]["job_id"]
 
 
 def test_an_expired_client_fails_at_once_and_is_named(nersc: Facility, task: Task) -> None:
