@@ -42,6 +42,8 @@ def keep_error(context: Mapping[str, Any], *, run_again: str = "") -> None:
     if not isinstance(error, BaseException):
         return
     kept = kept_error(error, run_again)
+    # Airflow calls this inside a group of log lines, which its log view folds: this has to be in sight.
+    log.info("::endgroup::")
     log.error("%s", in_lines(kept))
     context["ti"].xcom_push(key=ERROR_KEY, value=dict(kept))
 

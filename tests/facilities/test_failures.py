@@ -43,8 +43,9 @@ def test_a_failure_is_kept_with_its_id_state_and_advice() -> None:
 
 
 def test_the_log_ends_with_short_lines_and_the_command_on_one(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.INFO):
         keep_error({"exception": FAILURE, "ti": Task()}, run_again=COMMAND)
+    assert caplog.messages[-2] == "::endgroup::"
     lines = caplog.messages[-1].splitlines()
     assert lines[-2:] == ["To run it again:", f"    {COMMAND}"]
     assert max(map(len, lines[:-1])) <= 100
