@@ -8,14 +8,16 @@ Copies one scan from the beamline's collection to NERSC's with Globus, runs the 
 with *Trigger*. No engine chosen: the scan is only copied.
 
 **What you see.** `copy_to_nersc` and the `wait` tasks are *deferred* (purple) for as long as the transfer or
-the job takes; their logs show the progress, their buttons open the Globus task and the Slurm job. `submit` is
-deferred while Perlmutter is not up; its log has the reason and the end of the outage, when NERSC names one.
+the job takes; their logs show the progress, their buttons open the Globus task and NERSC's list of jobs.
+`submit` is deferred while Perlmutter is not up; its log has the reason and the end of the outage, when NERSC
+names one. The run's tab *Result* shows what it does and, in the end, figures and previews.
 
 **Run ids.** A scan's first run is named after it (`NS_230216033_0_0`), a later one `NS_230216033_0_0__r2`,
 `__r3`; leave the id empty to get the next. Results lie beside the scan, `_r2` in their names; no two runs
 write the same files.
 
-**When it fails.** The last lines of the red task's log name what failed, its id and what to do.
+**When it fails.** The tab *Result* and the last lines of the red task's log name what failed, its id and what
+to do, with the command that runs the scan again, with more time or memory where the job lacked it.
 Clearing a task is safe: an active transfer or job is taken up again, a finished one is not repeated, a failed
 one is sent again. To run a failed reconstruction again clear its `submit` task. Marking a waiting task as
 failed cancels its transfer or job.

@@ -81,6 +81,14 @@ def test_every_task_is_retried_by_what_failed(dags: dict[str, Any]) -> None:
             assert task.retry_policy is not None, f"{dag_id}.{task.task_id}"
 
 
+def test_every_task_keeps_why_it_failed(dags: dict[str, Any]) -> None:
+    for dag_id, dag in dags.items():
+        for task in dag.tasks:
+            for callbacks in (task.on_failure_callback, task.on_retry_callback):
+                names = [f"{one.__module__}.{one.__name__}" for one in callbacks]
+                assert names == ["cosmic.failures.keep_error"], f"{dag_id}.{task.task_id}"
+
+
 def test_tasks_that_talk_to_a_facility_are_in_its_pool(dags: dict[str, Any]) -> None:
     for dag_id, dag in dags.items():
         for task in dag.tasks:

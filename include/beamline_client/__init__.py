@@ -16,10 +16,11 @@ stand before it. With no engine the scan is copied to NERSC and not reconstructe
 bounds: `submit_scan.py submit --help`.
 
 A scan is one run. Its run id follows from its path, so a scan that is sent twice, by whoever, runs once:
-the second time is answered "already accepted" (exit code 0). Every request is written to the spool
-folder before it is sent and leaves it when Airflow has accepted it. If Airflow cannot be reached, or this
-computer stops, it is sent by the next `submit`, `flush` or `watch`, oldest first. Requests that Airflow
-finds wrong are moved to `rejected/` in the spool folder, with Airflow's message, and hold up nothing.
+the second time is answered "already accepted" (exit code 0, whatever became of the run) and, when that run
+has failed or is done, how to run the scan again: `reprocess`. Every request is written to the spool folder
+before it is sent and leaves it when Airflow has accepted it. If Airflow cannot be reached, or this computer
+stops, it is sent by the next `submit`, `flush` or `watch`, oldest first. Requests that Airflow finds wrong
+are moved to `rejected/` in the spool folder, with Airflow's message, and hold up nothing.
 
 Exit codes: 0 accepted, now or before; 2 bad input or settings, nothing was sent; 3 kept in the spool, to be
 sent later; 4 refused by Airflow (credentials, role, or the request itself); 5 the run failed (`--wait`,

@@ -213,7 +213,7 @@ def _flush(_options: argparse.Namespace, client: Client) -> List[Outcome]:
     names = client.spool.names()
     if not names:
         client.log(f"Nothing waits in {client.spool.folder}.")
-    return list(client.sender.flush(own=names).values())
+    return client.sender.with_pause(list(client.sender.flush(own=names).values()))
 
 
 def _watch(options: argparse.Namespace, client: Client) -> List[Outcome]:

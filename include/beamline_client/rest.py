@@ -135,7 +135,7 @@ class Airflow:
         if reply.status == 403:
             raise RefusedError(
                 f"Airflow does not let us do this ({method} {'/'.join(path)}: {reply.explanation()}). "
-                f"The user needs a role that may start and read runs. {self._how_to_renew()}"
+                f"{_needed_right(method)} {self._how_to_renew()}"
             )
         return reply
 
@@ -198,6 +198,12 @@ class Airflow:
             raise _NoAnswerError(str(error.reason)) from error
         except (OSError, http.client.HTTPException) as error:
             raise _NoAnswerError(str(error) or type(error).__name__) from error
+
+
+def _needed_right(method: str) -> str:
+    if method == "PATCH":
+        return "Only an administrator of this Airflow may cancel runs: ask one, with the run's id."
+    return "The user needs a role that may start and read runs."
 
 
 def _tls(ca_file: Optional[Path]) -> ssl.SSLContext:
@@ -303,18 +309,32 @@ class Runs:
         reply = self.airflow.call("PATCH", (*self._base, run_id), body={"state": "failed"})
         return self._read(reply, f"run {run_id}")
 
+    def is_paused(self) -> bool:
+        """Whether the DAG is paused, so that no run goes on; False when that cannot be found out."""
+        try:
+            data = self._read(self.airflow.call("GET", ("dags", DAG_ID)), f"DAG {DAG_ID}")
+        except ClientError:
+            return False
+        return data.get("is_paused") is True
+
     def result(self, task: Mapping[str, Any]) -> Any:
         """A task's return value, or None when it has none."""
-        reply = self._of_task(task, "xcomEntries", "return_value")
+        return self._xcom(task, "return_value")
+
+    def _xcom(self, task: Mapping[str, Any], key: str) -> Any:
+        reply = self._of_task(task, "xcomEntries", key)
         if reply.status == 404:
             return None
-        value = self._read(reply, f"result of {task['task_id']}").get("value")
+        value = self._read(reply, f"{key} of {task['task_id']}").get("value")
         with contextlib.suppress(ValueError):  # plain text is a value too
             return json.loads(value) if isinstance(value, str) else value
         return value
 
     def errors(self, task: Mapping[str, Any], count: int = 3) -> List[str]:
-        """The last errors in a task's log, at most `count`."""
+        """Why a task failed, as it left it; of one that left nothing, the last errors in its log."""
+        kept = self._xcom(task, "error")
+        if isinstance(kept, dict) and kept.get("what"):
+            return _reason(kept)
         reply = self._of_task(task, "logs", str(task["try_number"]), full_content="true")
         content = self._read(reply, f"log of {task['task_id']}").get("content") or []
         lines: List[str] = []
@@ -356,6 +376,17 @@ class Runs:
 def scan_of(run: Mapping[str, Any]) -> str:
     """The normalized path of a run's scan."""
     return str((run.get("conf") or {}).get("file_path", "")).strip("/")
+
+
+def _reason(kept: Mapping[str, Any]) -> List[str]:
+    """The lines for a person of what a failed task has left: what failed, and what to do."""
+    facts = [str(kept["what"])]
+    facts += [f"id {kept['id']}"] if kept.get("id") else []
+    facts += [f"last state {kept['state']}"] if kept.get("state") else []
+    lines = ["; ".join(facts) + "."]
+    lines += [f"What to do: {kept['next_step']}"] if kept.get("next_step") else []
+    lines += [f"To run it again: {kept['run_again']}"] if kept.get("run_again") else []
+    return lines + [str(kept["details"])] * bool(kept.get("details"))
 
 
 def _refusal(reply: Reply) -> ClientError:

@@ -26,7 +26,7 @@ from beamline_client.errors import (
 )
 from beamline_client.naming import generation_of, scan_run_id
 from beamline_client.output import Outcome, describe, local_time
-from beamline_client.parameters import ENGINES, Conf
+from beamline_client.parameters import DAG_ID, ENGINES, Conf
 from beamline_client.rest import Runs
 from beamline_client.spool import Request, Spool
 
@@ -59,7 +59,21 @@ class Sender:
             done = self.flush(unless=lambda: not names.intersection(self.spool.names()), own=names)
         except (LockedError, SpoolError) as error:
             problem = error
-        return [self._outcome_for(request, written[i], done, problem) for i, request in enumerate(requests)]
+        outcomes = [
+            self._outcome_for(request, written[i], done, problem) for i, request in enumerate(requests)
+        ]
+        return self.with_pause(outcomes)
+
+    def with_pause(self, outcomes: List[Outcome]) -> List[Outcome]:
+        """The outcomes; while the DAG is paused, those of unfinished runs with a sentence that it is."""
+        unfinished = [one for one in outcomes if one.state and one.state not in FINAL_STATES]
+        if not unfinished or not self.runs.is_paused():
+            return outcomes
+        note = f"But {DAG_ID} is paused in Airflow: no run goes on until an administrator unpauses it."
+        return [
+            replace(one, message=f"{one.message} {note}".strip()) if one in unfinished else one
+            for one in outcomes
+        ]
 
     def flush(
         self,
@@ -159,7 +173,7 @@ class Sender:
             state=str(run.get("state")),
             since=local_time(run.get("run_after")),
             url=self.runs.page_url(request.run_id),
-            message=note if is_new else _difference(request.conf, run.get("conf") or {}),
+            message=note if is_new else _about_existing(request, run),
         )
 
     def _kept(self, name: str, error: ClientError) -> Outcome:
@@ -206,6 +220,18 @@ class Sender:
 def _concerns_all(error: ClientError) -> bool:
     """Whether the next request would fail in the same way."""
     return isinstance(error, (RefusedError, UnreachableError)) and not isinstance(error, ServerFaultError)
+
+
+def _about_existing(request: Request, run: Mapping[str, Any]) -> str:
+    """What a run that was there before means for who asks for it again."""
+    again = f"submit_scan.py reprocess {request.path}"
+    difference = _difference(request.conf, run.get("conf") or {})
+    if run.get("state") == "failed":
+        why = f"That run has failed, and is not started again (why: submit_scan.py status {request.run_id})."
+        return f"{why} To run the scan again: {again}. {difference}".strip()
+    if run.get("state") == "success":
+        return f"That run is done. To run the scan once more: {again}. {difference}".strip()
+    return difference
 
 
 def _difference(requested: Conf, existing: Conf) -> str:

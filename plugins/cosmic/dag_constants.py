@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from cosmic.failures import keep_error
 from facilities.retries import RETRIES, facility_retry_policy
 
 TRANSFER_AUTO_RECON = "transfer_auto_recon"
@@ -27,4 +28,6 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retries": RETRIES,
     "retry_delay": timedelta(seconds=10),
     "retry_policy": facility_retry_policy(),
+    "on_failure_callback": keep_error,
+    "on_retry_callback": keep_error,
 }

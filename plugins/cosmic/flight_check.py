@@ -55,7 +55,8 @@ def check_nersc(params: Any = None) -> float | None:
             remote_id=client_id,
             next_step=(
                 "make a new one now: in Iris, under Profile, Superfacility API Clients, level Red; then put "
-                "its id and key in place of the old ones. The old one works until it expires."
+                "its id and key in place of the old ones, in the two files that connection "
+                f"{SUPERFACILITY_CONN_ID} names. The old one works until it expires."
             ),
         )
     return left

@@ -1,39 +1,57 @@
-"""The "Result" tab of a run: its transfer, its reconstructions with previews, its table of missed scans.
+"""The "Result" tab of a run: what became of it, why it failed and what to do, its figures and previews.
 
-The page shows what the run's tasks left in their XComs; the preview is fetched from NERSC when it is shown.
-Paths come from the XComs only, never from the address.
+The page shows what the run's tasks left in Airflow's database; the preview is fetched from NERSC when it is
+shown. Nothing of an address reaches NERSC: a preview's path is worked out from the run.
 """
 
 from __future__ import annotations
 
+import secrets
 from contextlib import closing
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.xcom import XComModel
-from fastapi import Depends, FastAPI, HTTPException, Path
+from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from sqlalchemy import select
 
 from cosmic.beamline import beamline
-from cosmic.dag_constants import COPY_TASK, REPORT_TASK, SUPERFACILITY_CONN_ID
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID
 from cosmic.parameters import ENGINES
-from facilities.errors import FacilityError
+from cosmic.plan import result_prefix
+from cosmic.results import check_png
+from cosmic.run_summary import XComs, summarize
+from cosmic.scans import parse_scan_path
+from facilities.errors import FacilityError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
 
 URL_PREFIX = "/cosmic"
 
-# The page has no script, so none may run on it, whatever finds its way into a path or a warning.
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
+# Only the page's own script runs, whatever finds its way into a path or a warning.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+    "img-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+_IMAGE_HEADERS = _HEADERS | {
+    "Cache-Control": "private, max-age=3600",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Content-Disposition": 'inline; filename="preview.png"',
+}
+_TRY_AGAIN = 60  # seconds until a preview is asked for again when NERSC did not give it
 
 app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
 _templates = Environment(
@@ -46,61 +64,79 @@ MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
 
 @app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
-def result_page(dag_id: DagId, run_id: RunId, session: SessionDep) -> HTMLResponse:
-    """A run's state, its transfer and reconstructions or its table of missed scans, and its tasks."""
-    run = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
-    if run is None:
-        raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
-    tasks = session.scalars(
-        select(TaskInstance)
-        .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
-        .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
-    ).all()
-    html = _templates.get_template("result.html").render(
-        run=run,
-        scan=(run.conf or {}).get("file_path"),
-        transfer=_xcom(session, dag_id, run_id, COPY_TASK),
-        reconstructions=[
-            result for e in ENGINES if (result := _xcom(session, dag_id, run_id, f"{e}.collect"))
-        ],
-        days=_days(session, dag_id, run_id),
-        tasks=tasks,
-        prefix=f"{URL_PREFIX}/dags/{dag_id}/runs/{run_id}",
+def result_page(
+    dag_id: DagId, run_id: RunId, session: SessionDep, user: GetUserDep, request: Request
+) -> HTMLResponse:
+    """What became of a run."""
+    airflow = request.scope.get("root_path", "").removesuffix(URL_PREFIX)
+    summary = summarize(session, _run(session, dag_id, run_id), airflow)
+    may_clear = get_auth_manager().is_authorized_dag(
+        method="PUT", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id), user=user
     )
-    return HTMLResponse(html, headers=_HEADERS)
+    nonce = secrets.token_urlsafe(16)
+    html = _templates.get_template("result.html").render(
+        summary=summary,
+        run=summary.run,
+        may_clear=may_clear,
+        previews=f"{airflow}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
+        try_again=_TRY_AGAIN,
+        nonce=nonce,
+        time=_time_element,
+    )
+    return HTMLResponse(
+        html, headers=_HEADERS | {"Content-Security-Policy": _PAGE_POLICY.format(nonce=nonce)}
+    )
 
 
 @app.get("/dags/{dag_id}/runs/{run_id}/{engine}/preview.png", dependencies=[MayRead])
 def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> Response:
-    """The preview of one reconstruction, fetched from NERSC."""
-    result = _xcom(session, dag_id, run_id, f"{engine}.collect") if engine in ENGINES else None
+    """The preview of one reconstruction, fetched from NERSC: only the run's own, and only a PNG image."""
+    run = _run(session, dag_id, run_id)
+    result = XComs(session, run).mapping(f"{engine}.collect") if engine in ENGINES else None
     if result is None:
         raise HTTPException(404, f"Run {run_id} has no {engine} reconstruction.")
     try:
+        path = _own_preview(run, engine)
+        if result.get("preview") != path:
+            raise HTTPException(404, f"The preview that the run names is not its own, {path}.")
         with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
-            content = hook.download(beamline().job.machine, result["preview"])
+            content = hook.download(beamline().job.machine, path)
+        check_png(content, path)
+    except UserError as error:
+        raise HTTPException(404, f"{error.what}.") from error
     except FacilityError as error:
-        raise HTTPException(502, f"The preview could not be read from NERSC ({error.what}).") from error
-    return Response(
-        content, media_type="image/png", headers=_HEADERS | {"Cache-Control": "private, max-age=3600"}
+        again = {"Retry-After": str(_TRY_AGAIN)}
+        raise HTTPException(
+            502, f"The preview could not be read from NERSC ({error.what}).", again
+        ) from error
+    return Response(content, media_type="image/png", headers=_IMAGE_HEADERS)
+
+
+def _run(session: SessionDep, dag_id: str, run_id: str) -> DagRun:
+    run: DagRun | None = session.scalar(
+        select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
     )
+    if run is None:
+        raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
+    return run
 
 
-def _days(session: SessionDep, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-    """The table of a run of `find_missed_scans`: the final one, or the one from before the starts."""
-    for task_id, key in ((REPORT_TASK, "return_value"), ("compare", "rows")):
-        rows = _xcom_value(session, dag_id, run_id, task_id, key)
-        if isinstance(rows, list):
-            return [row for row in rows if isinstance(row, dict)]
-    return []
+def _own_preview(run: DagRun, engine: str) -> str:
+    """Where the run's job writes its preview.
+
+    :raises UserError: the run is not one of a scan, or the site's settings are wrong.
+    """
+    scan = parse_scan_path((run.conf or {}).get("file_path"))
+    return result_prefix(beamline(), scan, engine, run) + ".png"
 
 
-def _xcom(session: SessionDep, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
-    value = _xcom_value(session, dag_id, run_id, task_id, "return_value")
-    return value if isinstance(value, dict) else None
-
-
-def _xcom_value(session: SessionDep, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
-    query = XComModel.get_many(run_id=run_id, key=key, task_ids=task_id, dag_ids=dag_id, limit=1)
-    row = session.scalars(query).first()
-    return None if row is None else XComModel.deserialize_value(row)
+def _time_element(moment: datetime) -> Markup:
+    """A `<time>`, in the beamline's time zone until the page's script writes it in the viewer's."""
+    try:
+        zone = ZoneInfo(beamline().time_zone)
+    except UserError:  # its settings are wrong, which the failed task says
+        zone = ZoneInfo("UTC")
+    local = moment.astimezone(zone)
+    offset = f"{local:%z}"
+    text = f"{local:%Y-%m-%d %H:%M:%S} {local:%Z} (UTC{offset[:3]}:{offset[3:]})"
+    return Markup('<time datetime="{}">{}</time>').format(local.isoformat(), text)

@@ -66,7 +66,7 @@ def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[
         engine=engine,
         result=output + ".cxi",
         preview=output + ".png",
-        preview_size=_png_size(preview, output + ".png"),
+        preview_size=check_png(preview, output + ".png"),
         bytes=sizes[".cxi"],
         quality=Quality(
             frames=_number(figures, "frames"),
@@ -158,7 +158,7 @@ def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
         state=str(job.get("state", "COMPLETED")),
         next_step=(
             f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
-            "clear the submit task of this engine to run the job again."
+            "start a new run, or clear the submit task of this engine."
         ),
     )
 
@@ -168,8 +168,11 @@ def _number(figures: Mapping[str, Any], key: str) -> Any:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _png_size(content: bytes, path: str) -> list[int]:
-    """Width and height from a PNG's header."""
+def check_png(content: bytes, path: str) -> list[int]:
+    """Width and height in pixels, from a PNG image's header.
+
+    :raises UserError: it is no PNG image.
+    """
     if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or len(content) < 24:
         raise UserError(
             f"The preview {path} is not a PNG image",

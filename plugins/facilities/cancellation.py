@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""States of a task instance in which nobody takes its remote work up again by itself."""
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed"})
+"""States of a task instance in which nobody takes its remote work up again by itself.
+
+Not `removed`: an upgrade has taken the task out of its DAG, and an upgrade ends nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,5 +112,5 @@ def _is_over(ti: TaskInstanceId) -> bool:
     state = next(iter(states.values()))
     over = state in OVER
     if not over:
-        log.info("Not cancelling: task %s is %s, so it was cleared, retried or moved.", owner, state)
+        log.info("Not cancelling: task %s is %s: cleared, retried, or renamed by an upgrade.", owner, state)
     return over

@@ -69,7 +69,7 @@ class FacilityError(Exception):
             parts.append(f"last state {self.state}")
         message = "; ".join(parts) + "."
         if self.next_step:
-            message += f" What to do: {self.next_step}"
+            message += f"\nWhat to do: {self.next_step}"
         if self.details:
             message += f"\n{self.details}"
         return message

@@ -7,7 +7,7 @@ so that no record of its job exists.
 
 Work is an orphan when its run is over (or was deleted), or when the run goes on and all tasks that own the
 work are over. Between two tries, cleared, or waiting is not over. What has no owner in this Airflow is left
-alone.
+alone; so is, with a warning, what a task owns that an upgrade took out of its DAG, while the run goes on.
 
 Each service registers what finds and cancels its work, under its connection type.
 """
@@ -33,6 +33,7 @@ OwningTasks = Mapping[str, Sequence[tuple[str, ...]]]
 """By DAG id: groups of tasks that own one job or transfer, the one that submits it first."""
 
 _RUN_OVER = frozenset({"success", "failed"})
+_REMOVED = "removed"  # state of a task that is not in its DAG any more
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,17 @@ class OrphanCleanup:
         if state in _RUN_OVER:
             return f"the run is over ({state})"
         groups = self.owning_tasks.get(owner.dag_id, ())
-        group = next((tasks for tasks in groups if tasks[0] == owner.task_id), None)
-        if group is None:
-            return None
-        states = task_states(owner.dag_id, group, owner.run_id)
+        group = next((tasks for tasks in groups if tasks[0] == owner.task_id), ())
+        states = task_states(owner.dag_id, group, owner.run_id) if group else {}
         index = "" if owner.map_index < 0 else f"_{owner.map_index}"
-        of_group = {task_id: states.get(task_id + index) for task_id in group}
+        of_group = {task_id: states.get(task_id + index, _REMOVED) for task_id in group}
+        if not group or _REMOVED in of_group.values():
+            log.warning(
+                "Work of %s is left alone: a task that owns it is not in the DAG any more (an upgrade?), and "
+                "its run goes on. To end the work, end the run.",
+                owner,
+            )
+            return None
         if not all(state in OVER for state in of_group.values()):
             return None
         return f"the run goes on, but {', '.join(f'{task} is {state}' for task, state in of_group.items())}"

@@ -152,7 +152,7 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
     :param max_poll_interval: seconds between two polls, at most.
     """
 
-    step_after_deadline: ClassVar[str] = "give the task a longer timeout, then clear it."
+    step_after_deadline: ClassVar[str] = "run it again; the limit is the task's timeout, in the DAG's file."
     failures_before_warning: ClassVar[int] = 1
 
     remote_id: str

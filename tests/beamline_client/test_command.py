@@ -246,6 +246,34 @@ def test_wait_follows_to_the_result(api: AirflowApi, command: Command, quick: No
     assert shown == ["transfer  files = 1", "transfer  rates = [1.5, 2]", "transfer  engines.0.name = a"]
 
 
+def test_a_failed_run_is_shown_with_the_reason_and_advice_that_its_task_left(
+    api: AirflowApi, command: Command
+) -> None:
+    api.add_run(RUN, "failed", {"file_path": SCAN})
+    api.add_task(RUN, "wait", "failed")
+    again = f"submit_scan.py reprocess {SCAN} --param time_limit_minutes=480"
+    api.xcoms[RUN, "wait", "error"] = {
+        "what": "The Slurm job ended as TIMEOUT",
+        "id": "80",
+        "state": "TIMEOUT",
+        "next_step": "give it more time.",
+        "run_again": again,
+        "details": "exit code 0",
+    }
+    assert command("status", SCAN) == 5
+    assert "wait: The Slurm job ended as TIMEOUT; id 80; last state TIMEOUT." in command.out
+    assert "wait: What to do: give it more time." in command.out
+    assert f"wait: To run it again: {again}" in command.out
+    assert api.count("GET", "/logs/") == 0
+
+
+def test_who_may_not_cancel_learns_who_may(api: AirflowApi, command: Command) -> None:
+    api.add_run(RUN, "running", {"file_path": SCAN})
+    api.forbidden.add(("PATCH", "any"))
+    assert command("cancel", SCAN) == 4
+    assert "Only an administrator of this Airflow may cancel runs" in command.out + command.err
+
+
 def test_of_a_run_with_a_report_a_person_sees_the_report_and_a_program_everything(
     api: AirflowApi, command: Command
 ) -> None:

@@ -31,6 +31,41 @@ def test_a_scan_is_accepted_once_however_often_it_is_sent(api: AirflowApi, clien
     assert client.spool.names() == []
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("failed", "That run has failed, and is not started again"), ("success", "That run is done.")],
+)
+def test_a_scan_whose_run_has_ended_is_told_how_to_run_again(
+    api: AirflowApi, client: Client, state: str, said: str
+) -> None:
+    (first,) = client.submit([scan(1)], {"do_ptychocam": True})
+    api.runs[first.run_id]["state"] = state
+    (again,) = client.submit([scan(1)], {"do_ptychocam": True})
+    assert codes([again]) == [("already accepted", 0)]
+    assert said in again.message
+    assert f"submit_scan.py reprocess {scan(1)}" in again.message
+    assert "parameters" not in again.message
+
+
+def test_a_paused_dag_is_told_of_with_what_was_accepted(api: AirflowApi, client: Client) -> None:
+    api.paused = True
+    outcomes = client.submit([scan(1), scan(2)], {"do_ptychocam": True})
+    outcomes += client.submit([scan(1)], {"do_ptychocam": True})
+    assert codes(outcomes) == [("accepted", 0), ("accepted", 0), ("already accepted", 0)]
+    for outcome in outcomes:
+        assert "transfer_auto_recon is paused in Airflow" in outcome.message
+        assert "administrator" in outcome.message
+    api.paused = False
+    assert client.submit([scan(1)], {"do_ptychocam": True})[0].message == ""
+
+
+def test_when_it_cannot_be_found_out_whether_the_dag_is_paused_the_scan_is_accepted_all_the_same(
+    api: AirflowApi, client: Client
+) -> None:
+    api.fault("status", method="GET", path="/transfer_auto_recon$", status=500, times=100)
+    assert codes(client.submit([scan(1)], {"do_ptychocam": True})) == [("accepted", 0)]
+
+
 def test_five_at_once_are_one_run(api: AirflowApi, settings: Settings) -> None:
     def send(_: int) -> str:
         return Client(settings, log=lambda _: None).submit([scan(1)])[0].outcome

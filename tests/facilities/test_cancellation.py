@@ -58,7 +58,7 @@ def _supervise(monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor) -> Super
     return supervisor
 
 
-@pytest.mark.parametrize("state", ["success", "failed", "skipped", "removed", "upstream_failed"])
+@pytest.mark.parametrize("state", ["success", "failed", "skipped", "upstream_failed"])
 def test_a_task_in_a_final_state_is_over(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     supervisor = _supervise(monkeypatch, Supervisor({"scan__1": {"wait": state}}))
     assert task_is_over(TI)
@@ -68,7 +68,8 @@ def test_a_task_in_a_final_state_is_over(monkeypatch: pytest.MonkeyPatch, state:
 
 
 @pytest.mark.parametrize(
-    "state", [None, "deferred", "running", "queued", "scheduled", "up_for_retry", "restarting", "odd"]
+    "state",
+    [None, "deferred", "running", "queued", "scheduled", "up_for_retry", "restarting", "removed", "odd"],
 )
 def test_a_task_in_any_other_state_lives(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
     _supervise(monkeypatch, Supervisor({"scan__1": {"wait": state}}))

@@ -39,7 +39,7 @@ def test_message_has_what_id_state_and_next_step() -> None:
     error = UserError(
         "The job failed", remote_id="42", state="FAILED", next_step="read its log.", details="exit 1"
     )
-    assert str(error) == "The job failed; id 42; last state FAILED. What to do: read its log.\nexit 1"
+    assert str(error) == "The job failed; id 42; last state FAILED.\nWhat to do: read its log.\nexit 1"
 
 
 def test_message_leaves_out_what_is_not_known() -> None:

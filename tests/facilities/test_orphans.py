@@ -129,6 +129,32 @@ def test_work_is_abandoned_when_all_that_looked_after_it_is_over(
     assert f"ptychocam.submit is {submit}, ptychocam.wait is {wait}" in done
 
 
+@pytest.mark.parametrize("wait", ["removed", None])
+def test_an_upgrade_that_renames_a_task_cancels_nothing_while_the_run_goes_on(
+    both: Facility, airflow_says: AirflowSays, caplog: pytest.LogCaptureFixture, wait: str | None
+) -> None:
+    job = start_job(both)
+    airflow_says.runs[DAG, "scan__1"] = "running"
+    tasks = {"ptychocam.submit": "success"} | ({"ptychocam.wait": wait} if wait else {})
+    airflow_says.tasks[DAG, "scan__1"] = tasks | {"ptychocam.follow": "deferred"}
+    assert clean_up()["cancelled"] == []
+    assert job_of(both, job)["state"] == "RUNNING"
+    assert f"Work of {SUBMITTED} is left alone" in caplog.text
+    airflow_says.runs[DAG, "scan__1"] = "failed"
+    assert len(clean_up()["cancelled"]) == 1
+
+
+def test_work_of_a_task_that_the_clean_up_does_not_know_is_left_alone_with_a_warning(
+    both: Facility, airflow_says: AirflowSays, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_job(both, Owner(DAG, "scan__1", "ptychocam.send"))
+    airflow_says.runs[DAG, "scan__1"] = "running"
+    airflow_says.tasks[DAG, "scan__1"] = {"ptychocam.send": "success"}
+    assert clean_up()["cancelled"] == []
+    assert "ptychocam.send" in caplog.text
+    assert "is left alone" in caplog.text
+
+
 def test_a_deleted_run_has_abandoned_its_job_unless_it_may_be_another_airflows(
     both: Facility, airflow_says: AirflowSays, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@
 #   ok           write the three results
 #   hold         the same, once FILE.go exists
 #   fail N       complain and end with code N
+#   half N       the same, but for ptychocam, which writes its results
 #   nothing      succeed without results
 #   empty        succeed with an empty result
 #   text         succeed with a preview that is no image
@@ -17,6 +18,7 @@ case $what in
         until [ -e "$file.go" ]; do read -rt 0.1 -u "$never" || true; done
         ;;
     fail) echo "cannot allocate the probe: see line 17" >&2; exit "$code" ;;
+    half) [[ $0 == */ptychocam* ]] || { echo "the probe has no support" >&2; exit "$code"; } ;;
     nothing) exit 0 ;;
 esac
 cp "$(dirname "$0")/preview.png" "$COSMIC_OUTPUT.png"

@@ -129,8 +129,8 @@ def test_bad_parameters_are_refused_before_a_run_exists(pipeline: Pipeline, conf
             ("FAILED", "exit code 3", "cannot allocate the probe: see line 17", ".err"),
             marks=pytest.mark.both,
         ),
-        ("nothing", "ptychocam.collect", ("_ptychocam.cxi is missing", "clear the submit task")),
-        ("empty", "ptychocam.collect", ("_ptychocam.cxi is empty", "clear the submit task")),
+        ("nothing", "ptychocam.collect", ("_ptychocam.cxi is missing", "start a new run")),
+        ("empty", "ptychocam.collect", ("_ptychocam.cxi is empty", "start a new run")),
         ("text", "ptychocam.collect", ("is not a PNG image",)),
     ],
 )

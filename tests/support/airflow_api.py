@@ -54,11 +54,12 @@ class AirflowApi:
     forbidden: set[tuple[str, str]] = field(default_factory=set)  # (method, token kind): role refuses
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    xcoms: dict[tuple[str, str], Any] = field(default_factory=dict)
+    xcoms: dict[tuple[str, ...], Any] = field(default_factory=dict)
     logs: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     created: list[str] = field(default_factory=list)  # run ids in the order in which runs were made
+    paused: bool = False
     dag_problem: str = ""  # "missing" or "import errors"
     on_request: Callable[[str, str], None] = lambda _method, _path: None
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -204,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 403, {"detail": "Invalid JWT token"}
         if (self.command, "any") in api.forbidden:
             return 403, {"detail": "Forbidden"}
+        if path == DAG_RUNS.removesuffix("/dagRuns") and api.dag_problem != "missing":
+            return 200, {"dag_id": "transfer_auto_recon", "is_paused": api.paused}
         if not path.startswith(DAG_RUNS) or api.dag_problem == "missing":
             return 404, {"detail": "Dag with dag_id: 'transfer_auto_recon' not found"}
         parts = path[len(DAG_RUNS) :].strip("/").split("/")
@@ -253,9 +256,10 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, _page("task_instances", api.tasks.get(parts[0], []), query)
         if parts[3] == "logs":
             return 200, {"content": api.logs.get((parts[0], parts[2]), []), "continuation_token": None}
-        if (parts[0], parts[2]) not in api.xcoms:
-            return 404, {"detail": "XCom entry with key: `return_value` not found"}
-        return 200, {"key": parts[4], "value": json.dumps(api.xcoms[parts[0], parts[2]])}
+        key = (parts[0], parts[2]) if parts[4] == "return_value" else (parts[0], parts[2], parts[4])
+        if key not in api.xcoms:
+            return 404, {"detail": f"XCom entry with key: `{parts[4]}` not found"}
+        return 200, {"key": parts[4], "value": json.dumps(api.xcoms[key])}
 
 
 def _page(key: str, items: list[Any], query: dict[str, str]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
     service = "Globus"
     work = "Globus task"
     step_after_deadline = (
-        "look at the task's event log at Globus; clear the task to try again, or give it a longer timeout."
+        "look at the task's event log at Globus and run it again; the limit is the task's timeout, in the "
+        "DAG's file."
     )
 
     globus_conn_id: str

@@ -25,7 +25,8 @@ from facilities.errors import (
 
 RENEW = (
     "make a new client in Iris (iris.nersc.gov, Profile, Superfacility API Clients), security level red, "
-    "with this machine's address in its IP range, and put its id and key into connection {conn_id}."
+    "with this machine's address in its IP range, and put its id and key in place of the old ones: into "
+    "the two files that connection {conn_id} names, or into the connection itself."
 )
 
 _SHOWN = 1000  # characters of a service's own message that an error carries

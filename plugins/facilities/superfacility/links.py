@@ -1,4 +1,4 @@
-"""The link from a task to its job's page at NERSC."""
+"""The link from a task to where NERSC shows its job."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from facilities.links import RemoteWorkLink
 
 
 class SlurmJobLink(RemoteWorkLink):
-    """The page on which NERSC shows the job."""
+    """NERSC's list of the user's jobs: there is no lasting address of a single one."""
 
-    name = "Slurm job"
+    name = "Slurm jobs at NERSC"

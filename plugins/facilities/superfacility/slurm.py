@@ -447,23 +447,28 @@ def failure_of_job(job: SlurmJob, machine: str) -> FacilityError:
     )
 
 
-_AGAIN = "clear the submit task: the job is submitted again."
+# A cleared task runs with the values that it had: what needs others needs a new run.
+_RUN_AGAIN = "clear the submit task, or start a new run"
+_AGAIN = f"run it again: {_RUN_AGAIN}."
 _NEXT_STEPS: Mapping[SlurmState, str] = {
     SlurmState.NODE_FAIL: _AGAIN,
     SlurmState.BOOT_FAIL: _AGAIN,
-    SlurmState.PREEMPTED: "clear the submit task: the job is submitted again; another qos is not preempted.",
-    SlurmState.TIMEOUT: "give the job more time, or less to do, and clear the submit task.",
-    SlurmState.OUT_OF_MEMORY: "give the job more memory (more GPUs or nodes), and clear the submit task.",
-    SlurmState.CANCELLED: "somebody or the scheduler cancelled it; clear the submit task to submit it again.",
-    SlurmState.DEADLINE: "its deadline passed before it could end; clear the submit task to submit it again.",
+    SlurmState.PREEMPTED: f"run it again: {_RUN_AGAIN}, in another qos for one that is not preempted.",
+    SlurmState.TIMEOUT: "start a new run with more time or less to do; a cleared task has the same time.",
+    SlurmState.OUT_OF_MEMORY: (
+        "start a new run with more GPUs, whose memory it gets too, or less to do; a cleared task has the "
+        "same memory."
+    ),
+    SlurmState.CANCELLED: f"somebody or the scheduler cancelled it; to run it again {_RUN_AGAIN}.",
+    SlurmState.DEADLINE: f"its deadline passed before it could end; to run it again {_RUN_AGAIN}.",
     SlurmState.REVOKED: "another cluster took the job; look for it with sacct at NERSC.",
-    SlurmState.FAILED: "read the output below; when the cause is gone, clear the submit task.",
+    SlurmState.FAILED: f"read the end of its output below; when the cause is gone {_RUN_AGAIN}.",
 }
 
 
 def _next_step(job: SlurmJob) -> str:
     if job.rejected:
-        return "Slurm refused the job; check its resources, then clear the submit task."
+        return "Slurm refused the job: start a new run with other resources."
     if job.state is SlurmState.FAILED and job.signal == 53:
         return (
             "the folder of its output, or its working directory, does not exist: make it, then clear the "

@@ -19,8 +19,9 @@ from facilities.waiting import OutageEvent, OutageTrigger, WaitEnd, WaitEvent, W
 
 log = logging.getLogger(__name__)
 
-_LOG_RUNNING = 600.0  # seconds between lines about a job that runs
-_LOG_PART = 0.1  # of the time limit, for the same
+_LOG_YOUNG = 55.0  # seconds between lines about a job that runs, at first; a poll comes each minute at least
+_LOG_OLD = 595.0  # the same for a job that has run for longer than ten minutes
+_YOUNG = 600.0
 _ESTIMATE_MOVED = 900.0  # seconds by which a start estimate must move to be logged
 
 
@@ -51,7 +52,8 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
     service = "NERSC"
     work = "Slurm job"
     step_after_deadline = (
-        "look at the queue (squeue --me at NERSC); give the task a longer timeout, and clear the submit task."
+        "look at the queue (squeue --me at NERSC) and run it again; the limit is the task's timeout, in the "
+        "DAG's file."
     )
     failures_before_warning = 2
 
@@ -166,9 +168,8 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
             where = f" on {job.node_list}" if job.node_list else ""
             limit = f" of {format_duration(job.limit)}" if job.limit else ""
             text = f"runs{where}: {format_duration(job.elapsed or 0)}{limit}"
-            grown = (job.elapsed or 0) - (before.elapsed or 0)
-            due = now - self._logged_at >= _LOG_RUNNING
-            changed = changed or (due and grown >= _LOG_PART * (job.limit or 0))
+            pause = _LOG_YOUNG if (job.elapsed or 0) <= _YOUNG else _LOG_OLD
+            changed = changed or now - self._logged_at >= pause
         else:
             text = f"is {job.state_text}"
         if changed:

@@ -201,7 +201,7 @@ def test_the_queue_is_told_with_reason_and_estimate_when_they_change() -> None:
     assert "Resources" in _told(watch, _row("PENDING", reason="Resources"), 300)[0]
 
 
-def test_a_running_job_is_told_with_elapsed_of_limit_each_tenth() -> None:
+def test_a_running_job_is_told_with_elapsed_of_limit_each_minute_and_later_each_ten() -> None:
     watch = _watch()
     texts = [
         text
@@ -209,7 +209,9 @@ def test_a_running_job_is_told_with_elapsed_of_limit_each_tenth() -> None:
         for text in _told(watch, _row("RUNNING", elapsed=elapsed, limit=14_400, node_list="nid1"), elapsed)
     ]
     assert texts[0] == "Job 80 runs on nid1: 0 s of 4:00:00."
-    assert 9 <= len(texts) <= 11
+    assert texts[1:11] == [f"Job 80 runs on nid1: 0:{minute:02}:00 of 4:00:00." for minute in range(1, 11)]
+    assert texts[11:13] == [f"Job 80 runs on nid1: 0:{minute:02}:00 of 4:00:00." for minute in (20, 30)]
+    assert len(texts) == 1 + 10 + 22
 
 
 @pytest.mark.parametrize(

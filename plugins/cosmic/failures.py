@@ -1,0 +1,55 @@
+"""Why a task failed, with the command that runs its scan again, with more of what the job lacked."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import facilities.failures
+from cosmic.beamline import beamline
+from cosmic.parameters import RECONSTRUCTION
+from cosmic.scans import parse_scan_path
+from facilities.errors import FacilityError, UserError
+
+# By the state in which a job ended: the parameter of which a new run needs more.
+_LACKING = {"TIMEOUT": "time_limit_minutes", "OUT_OF_MEMORY": "n_gpu"}
+
+
+def keep_error(context: Mapping[str, Any]) -> None:
+    """Keep why a task failed; `on_failure_callback` and `on_retry_callback` of all tasks of the bundle."""
+    error = context.get("exception")
+    state = (error.state if isinstance(error, FacilityError) else None) or ""
+    command = reprocess_command(context.get("params") or {}, state)
+    facilities.failures.keep_error(context, run_again=command)
+
+
+def reprocess_command(params: Mapping[str, Any], state: str) -> str:
+    """The client's command for a new run of a scan; empty when the run was not one of a scan.
+
+    Example: after TIMEOUT, `submit_scan.py reprocess 2023/02/230216/x.cxi --param time_limit_minutes=480`.
+
+    :param params: of the run that failed.
+    :param state: in which its job ended. After TIMEOUT the command asks for twice the time, after
+        OUT_OF_MEMORY for twice the GPUs, up to what a run may have.
+    """
+    if not RECONSTRUCTION.keys() <= {*params}:
+        return ""
+    try:
+        path = parse_scan_path(params["file_path"]).relative
+    except UserError:
+        return ""
+    command = f"submit_scan.py reprocess {shlex.quote(str(path))}"
+    name = _LACKING.get(state.split(" ", maxsplit=1)[0].rstrip("+"))
+    if name is None:
+        return command
+    had = int(params[name] or _minutes(beamline().job.time_limit))
+    more = min(had * 2, RECONSTRUCTION[name].rules["maximum"])
+    return f"{command} --param {name}={more}" if more > had else command
+
+
+def _minutes(time_limit: str) -> int:
+    """Minutes of Slurm's `HH:MM:SS` or `D-HH:MM:SS`."""
+    days, _, clock = time_limit.rpartition("-")
+    hours, minutes, _ = (int(part) for part in clock.split(":"))
+    return (int(days or 0) * 24 + hours) * 60 + minutes

@@ -1,0 +1,230 @@
+"""What became of a run, for people: read from Airflow's database, for the "Result" tab."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from airflow.models.dagrun import DagRun
+from airflow.models.log import Log
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cosmic.dag_constants import COPY_TASK, REPORT_TASK, TRANSFER_AUTO_RECON
+from cosmic.failures import reprocess_command
+from cosmic.parameters import ENGINES, RECONSTRUCTION
+from facilities.failures import ERROR_KEY
+
+_STEPS = {
+    "check_scan": "check of the request",
+    "check_path": "check of the request",
+    COPY_TASK: "copy to NERSC",
+    "submit": "submission to Slurm",
+    "wait": "Slurm job",
+    "collect": "check of the result",
+}
+"""Names for people of tasks, without the engine; others keep their own."""
+
+_DOING = {
+    "deferred": "waiting at the facility",
+    "up_for_retry": "failed, will be tried again",
+    "running": "running",
+    "queued": "about to run",
+    "scheduled": "about to run",
+    "restarting": "about to run",
+}
+_ENDED_BY_HAND = ("patch_dag_run", "patch_task_instance", "patch_task_group_instances", "bulk_task_instances")
+"""Events of Airflow's audit log: somebody set the state of a run or of tasks. Those in bulk name no run."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A task that failed or goes on.
+
+    :param name: for people, such as `cdtools: Slurm job`.
+    :param state: what it is doing, for people.
+    :param error: a `facilities.failures.KeptError`; None: it left none.
+    :param log_url: page of its log.
+    """
+
+    name: str
+    state: str
+    engine: str
+    error: Mapping[str, Any] | None
+    log_url: str
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """Somebody ended the run, or a task of it, by hand.
+
+    :param what: `the run`, or a step's name.
+    """
+
+    who: str
+    when: datetime
+    what: str
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run. What there is not (yet) is None or empty.
+
+    :param outcome: waiting, running, success, failed, partial (failed, but a reconstruction is there) or
+        cancelled.
+    :param transfer: a `facilities.globus.operators.TransferResult`.
+    :param reconstructions: each a `cosmic.results.Reconstruction`.
+    :param jobs: Slurm job by engine, of engines without a result.
+    :param days: the table of a run of `find_missed_scans`.
+    :param days_left: of NERSC's client, of a flight check.
+    """
+
+    run: DagRun
+    outcome: str
+    cancelled: Cancellation | None
+    failed: Sequence[Step]
+    active: Sequence[Step]
+    transfer: Mapping[str, Any] | None = None
+    reconstructions: Sequence[Mapping[str, Any]] = ()
+    jobs: Mapping[str, str] = field(default_factory=dict)
+    days: Sequence[Mapping[str, Any]] = ()
+    days_left: float | None = None
+
+    @property
+    def run_again(self) -> str:
+        """The client's command for another run of the scan; empty for other DAGs' runs."""
+        if self.run.dag_id != TRANSFER_AUTO_RECON:
+            return ""
+        defaults = {name: parameter.default for name, parameter in RECONSTRUCTION.items()}
+        return reprocess_command(defaults | (self.run.conf or {}), "")
+
+    @property
+    def scan(self) -> str:
+        """The path that the run was asked for; empty for other DAGs' runs."""
+        return str((self.run.conf or {}).get("file_path") or "")
+
+
+class XComs:
+    """The XComs of a run, by task and key."""
+
+    def __init__(self, session: Session, run: DagRun) -> None:
+        self._session, self._run = session, run
+
+    def get(self, task_id: str, key: str = "return_value") -> Any:
+        """A value; None when there is none."""
+        query = XComModel.get_many(
+            run_id=self._run.run_id, dag_ids=self._run.dag_id, task_ids=task_id, key=key, limit=1
+        )
+        row = self._session.scalars(query).first()
+        return None if row is None else XComModel.deserialize_value(row)
+
+    def mapping(self, task_id: str, key: str = "return_value") -> dict[str, Any] | None:
+        """A value that is a mapping; None for any other."""
+        value = self.get(task_id, key)
+        return value if isinstance(value, dict) else None
+
+
+def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
+    """Read all about a run.
+
+    :param prefix: of Airflow's address, for links.
+    """
+    tasks = session.scalars(
+        select(TaskInstance)
+        .where(TaskInstance.dag_id == run.dag_id, TaskInstance.run_id == run.run_id)
+        .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
+    ).all()
+    xcoms = XComs(session, run)
+    reconstructions = [found for name in ENGINES if (found := xcoms.mapping(f"{name}.collect"))]
+    failed = [_step(task, xcoms, prefix) for task in tasks if task.state == "failed"]
+    cancelled = _cancellation(session, run, tasks) if run.state == "failed" else None
+    return RunSummary(
+        run=run,
+        outcome=_outcome(run, cancelled, failed, reconstructions),
+        cancelled=cancelled,
+        # A task that was ended by hand has no error of its own: the cancellation is its reason.
+        failed=[step for step in failed if step.error or not cancelled],
+        active=[_step(task, xcoms, prefix) for task in tasks if task.state in _DOING],
+        transfer=xcoms.mapping(COPY_TASK),
+        reconstructions=reconstructions,
+        jobs=_jobs(xcoms, {result["engine"] for result in reconstructions}),
+        days=_days(xcoms),
+        days_left=xcoms.get("check_nersc"),
+    )
+
+
+def _outcome(
+    run: DagRun, cancelled: Cancellation | None, failed: Sequence[Step], reconstructions: Sequence[object]
+) -> str:
+    if run.state != "failed":
+        return "waiting" if run.state == "queued" else str(run.state)
+    if cancelled is not None and not any(step.error for step in failed):
+        return "cancelled"
+    return "partial" if reconstructions else "failed"
+
+
+def _step(task: TaskInstance, xcoms: XComs, prefix: str) -> Step:
+    state = str(task.state)
+    error = xcoms.mapping(task.task_id, ERROR_KEY) if state in ("failed", "up_for_retry") else None
+    mapped = f"/mapped/{task.map_index}" if task.map_index >= 0 else ""
+    return Step(
+        name=step_name(task.task_id),
+        state=_DOING.get(state, state),
+        engine=task.task_id.partition(".")[0] if "." in task.task_id else "",
+        error=error,
+        log_url=f"{prefix}/dags/{task.dag_id}/runs/{task.run_id}/tasks/{task.task_id}{mapped}",
+    )
+
+
+def step_name(task_id: str) -> str:
+    """A task's name for people."""
+    engine, _, rest = task_id.rpartition(".")
+    name = _STEPS.get(rest, rest.replace("_", " "))
+    return f"{engine}: {name}" if engine else name[0].upper() + name[1:]
+
+
+def _cancellation(session: Session, run: DagRun, tasks: Iterable[TaskInstance]) -> Cancellation | None:
+    """Who has ended the run by hand, by Airflow's audit log, since it last began."""
+    began = run.start_date or run.queued_at
+    by_hand = select(Log).where(
+        Log.dag_id == run.dag_id, Log.run_id == run.run_id, Log.event.in_(_ENDED_BY_HAND)
+    )
+    failed = {task.task_id for task in tasks if task.state == "failed"}
+    for entry in session.scalars(by_hand.order_by(Log.dttm.desc())):
+        if entry.dttm is None or (began and entry.dttm < began) or not _sets_failed(entry.extra):
+            continue
+        if entry.event == "patch_dag_run":
+            what = "the run"
+        elif entry.task_id in failed:
+            what = step_name(entry.task_id)
+        else:
+            continue
+        return Cancellation(entry.owner_display_name or entry.owner or "somebody", entry.dttm, what)
+    return None
+
+
+def _sets_failed(extra: str | None) -> bool:
+    try:
+        fields = json.loads(extra or "")
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and (fields.get("state") or fields.get("new_state")) == "failed"
+
+
+def _jobs(xcoms: XComs, done: set[str]) -> dict[str, str]:
+    submitted = {name: xcoms.mapping(f"{name}.submit", "job") for name in ENGINES if name not in done}
+    return {name: str(job["job_id"]) for name, job in submitted.items() if job and job.get("job_id")}
+
+
+def _days(xcoms: XComs) -> list[Mapping[str, Any]]:
+    """The table of a run of `find_missed_scans`: the final one, or the one from before the starts."""
+    for task_id, key in ((REPORT_TASK, "return_value"), ("compare", "rows")):
+        rows = xcoms.get(task_id, key)
+        if isinstance(rows, list):
+            return [row for row in rows if isinstance(row, dict)]
+    return []

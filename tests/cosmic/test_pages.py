@@ -1,0 +1,94 @@
+"""What the Result tab says to people with different rights, and of runs that left little behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
+from fastapi import HTTPException
+from sqlalchemy.orm import Session
+
+from cosmic.beamline import DEFAULT_FILE
+
+RUN_ID = "scan__of_test_pages"
+SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
+BEGAN = datetime(2026, 7, 1, 19, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def pages() -> Any:
+    """The module: what it imports warns, so that it is imported with the plugins."""
+    from cosmic import pages
+
+    return pages
+
+
+@pytest.fixture
+def session(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """The session's database with a run that failed without any task."""
+    monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(DEFAULT_FILE))
+    with create_session() as session:
+        run = DagRun(
+            dag_id="transfer_auto_recon",
+            run_id=RUN_ID,
+            run_type="manual",
+            state="failed",
+            conf={"file_path": SCAN},
+            run_after=BEGAN,
+            start_date=BEGAN,
+        )
+        run.end_date = BEGAN + timedelta(seconds=90)
+        session.add(run)
+        session.flush()
+        yield session
+        session.rollback()
+
+
+@pytest.fixture
+def page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], str]:
+    """Gives the page's HTML for a user who may clear tasks, or not."""
+    return lambda may_clear: _page(pages, session, monkeypatch, may_clear)
+
+
+def _page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch, may_clear: bool) -> str:
+    manager = SimpleNamespace(is_authorized_dag=lambda **_: may_clear)
+    monkeypatch.setattr(pages, "get_auth_manager", lambda: manager)
+    request: Any = SimpleNamespace(scope={"root_path": "/airflow/cosmic"})
+    user: Any = SimpleNamespace()
+    reply = pages.result_page("transfer_auto_recon", RUN_ID, session, user, request)
+    policy = reply.headers["Content-Security-Policy"]
+    html = bytes(reply.body).decode()
+    nonce = html.partition('<script nonce="')[2].partition('"')[0]
+    assert len(nonce) > 20
+    assert f"script-src 'nonce-{nonce}'" in policy
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    return html
+
+
+def test_who_may_not_clear_tasks_learns_what_to_do_instead(page: Callable[[bool], str]) -> None:
+    html = page(False)
+    assert "You may not clear tasks here" in html
+    assert f"<code>submit_scan.py reprocess {SCAN}</code>" in html
+    assert "You may not clear" not in page(True)
+
+
+def test_without_a_script_times_are_the_beamlines_and_say_so(page: Callable[[bool], str]) -> None:
+    html = page(True)
+    time = '<time datetime="2026-07-01T12:00:00-07:00">2026-07-01 12:00:00 PDT (UTC-07:00)</time>'
+    assert time in html
+
+
+def test_a_run_that_was_ended_from_outside_says_so(page: Callable[[bool], str]) -> None:
+    assert "No task of the run has failed by itself" in page(True)
+
+
+def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Session) -> None:
+    for engine in ("ptychocam", "..", "nothing"):
+        with pytest.raises(HTTPException) as refused:
+            pages.preview("transfer_auto_recon", RUN_ID, engine, session)
+        assert refused.value.status_code == 404
