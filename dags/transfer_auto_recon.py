@@ -8,9 +8,9 @@ Copies one scan from the beamline's collection to NERSC's with Globus, runs the 
 with *Trigger*. No engine chosen: the scan is only copied.
 
 **What you see.** `copy_to_nersc` and the `wait` tasks are *deferred* (purple) for as long as the transfer or
-the job takes; their logs show the progress, their buttons open the Globus task and NERSC's list of jobs.
-`submit` is deferred while Perlmutter is not up; its log has the reason and the end of the outage, when NERSC
-names one. The run's tab *Result* shows what it does and, in the end, figures and previews.
+the job takes; their logs show the progress, their buttons open the Globus task and NERSC's list of jobs. The
+tab *Result* of the run shows what it does and, in the end, figures and previews. `submit` is deferred while
+Perlmutter is not up; its log has the reason and the end of the outage, when NERSC names one.
 
 **Run ids.** A scan's first run is named after it (`NS_230216033_0_0`), a later one `NS_230216033_0_0__r2`,
 `__r3`; leave the id empty to get the next. Results lie beside the scan, `_r2` in their names; no two runs

@@ -373,11 +373,6 @@ class Runs:
         )
 
 
-def scan_of(run: Mapping[str, Any]) -> str:
-    """The normalized path of a run's scan."""
-    return str((run.get("conf") or {}).get("file_path", "")).strip("/")
-
-
 def _reason(kept: Mapping[str, Any]) -> List[str]:
     """The lines for a person of what a failed task has left: what failed, and what to do."""
     facts = [str(kept["what"])]
@@ -387,6 +382,11 @@ def _reason(kept: Mapping[str, Any]) -> List[str]:
     lines += [f"What to do: {kept['next_step']}"] if kept.get("next_step") else []
     lines += [f"To run it again: {kept['run_again']}"] if kept.get("run_again") else []
     return lines + [str(kept["details"])] * bool(kept.get("details"))
+
+
+def scan_of(run: Mapping[str, Any]) -> str:
+    """The normalized path of a run's scan."""
+    return str((run.get("conf") or {}).get("file_path", "")).strip("/")
 
 
 def _refusal(reply: Reply) -> ClientError:
