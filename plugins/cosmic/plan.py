@@ -117,5 +117,6 @@ def _job(
             "time_limit": f"{minutes // 60:02}:{minutes % 60:02}:00" if minutes else site.job.time_limit,
             "output": f"{output}_%j.out",
             "error": f"{output}_%j.err",
+            "requeue": True,  # after a node failure or a preemption: under the same id, with the same claim
         },
     }

@@ -86,5 +86,5 @@ def test_a_file_that_is_no_mapping_is_refused(site_file: Path, text: str) -> Non
 
 def test_a_missing_file_is_said_with_its_setting(site_file: Path) -> None:
     site_file.unlink()
-    with pytest.raises(UserError, match=r"cannot be read: No such file.*\[cosmic\] beamline_file"):
+    with pytest.raises(UserError, match=r"(?s)cannot be read: No such file.*\[cosmic\] beamline_file"):
         beamline()
