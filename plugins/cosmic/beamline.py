@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from airflow.configuration import conf
-from airflow.sdk.exceptions import ParamValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from cosmic.parameters import RECONSTRUCTION, Engine, dag_params
+from cosmic.parameters import RECONSTRUCTION, Engine, read_parameters
 from facilities.errors import UserError
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
@@ -154,23 +154,20 @@ class Beamline(_Section):
         layers[f"processing.days.{day}"] = self.processing.days.get(day, {})
         chosen: dict[str, Any] = {}
         for key, values in layers.items():
-            for name, value in values.items():
-                _check_parameter(f"{key}.{name}", name, value)
-            chosen |= values
+            chosen |= _read_layer(key, values)
         return chosen
 
 
-def _check_parameter(key: str, name: str, value: Any) -> None:
-    parameter = RECONSTRUCTION.get(name) if name != "file_path" else None
+def _read_layer(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    table = {name: parameter for name, parameter in RECONSTRUCTION.items() if name != "file_path"}
     try:
-        if parameter is None:
-            raise ParamValidationError("it is not a parameter of transfer_auto_recon")
-        dag_params({name: parameter})[name].resolve(value)
-    except ParamValidationError as error:
+        read = read_parameters(table, values)
+    except UserError as error:
         raise UserError(
-            f"{key} in the beamline's settings cannot be used: {str(error).splitlines()[0]}",
-            next_step="correct the key in beamline.yaml, then clear this task.",
+            f"{key} in the beamline's settings cannot be used: {error.what}",
+            next_step="correct it in beamline.yaml, then clear this task.",
         ) from error
+    return {name: read[name] for name in values}
 
 
 def beamline() -> Beamline:
