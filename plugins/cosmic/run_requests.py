@@ -1,8 +1,8 @@
 """Refuses requests for runs that cannot work, before Airflow makes the run.
 
 Airflow lets through unknown parameters, NaN, and run ids for which there can be no log folder. An ASGI
-middleware in the API server checks what is posted to `dagRuns` and `backfills` of the bundle's DAGs. What comes
-another way (`airflow dags trigger`) is checked by the first task, with the same function.
+middleware in the API server checks what is posted to `dagRuns` and `backfills` of the bundle's DAGs. What
+comes another way (`airflow dags trigger`) is checked by the first task, with the same function.
 """
 
 from __future__ import annotations
