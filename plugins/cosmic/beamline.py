@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -154,20 +153,20 @@ class Beamline(_Section):
         layers[f"processing.days.{day}"] = self.processing.days.get(day, {})
         chosen: dict[str, Any] = {}
         for key, values in layers.items():
-            chosen |= _read_layer(key, values)
+            for name, value in values.items():
+                chosen[name] = _read_parameter(f"{key}.{name}", name, value)
         return chosen
 
 
-def _read_layer(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_parameter(key: str, name: str, value: Any) -> Any:
     table = {name: parameter for name, parameter in RECONSTRUCTION.items() if name != "file_path"}
     try:
-        read = read_parameters(table, values)
+        return read_parameters(table, {name: value})[name]
     except UserError as error:
         raise UserError(
             f"{key} in the beamline's settings cannot be used: {error.what}",
-            next_step="correct it in beamline.yaml, then clear this task.",
+            next_step="correct the key in beamline.yaml, then clear this task.",
         ) from error
-    return {name: read[name] for name in values}
 
 
 def beamline() -> Beamline:

@@ -66,25 +66,27 @@ class RunRequestChecks:
             await self.app(scope, receive, send)
             return
         content = await _read(receive)
+        if content is None:
+            return
         if len(content) > MAX_BODY:
             text = f"The request is longer than {MAX_BODY} bytes; all parameters of a run are about 1,000."
             await JSONResponse({"detail": text}, 413)(scope, receive, send)
             return
         try:
             body = parse(content)
-            dag_id = match["dag_id"] or str(body.get("dag_id"))
-            if dag_id in PARAMETERS:
+            dag_id = match["dag_id"] or str(body and body.get("dag_id"))
+            if body is not None and dag_id in PARAMETERS:
                 check(dag_id, body)
         except UserError as error:
             await JSONResponse({"detail": str(error)}, 400)(scope, receive, send)
             return
-        if match["dag_id"] in PARAMETERS:
+        if body and match["dag_id"] in PARAMETERS:
             send = _ConflictReplies(match["dag_id"], body, scope, receive, send)
         await self.app(scope, _Replay(content, receive), send)
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """The JSON object in a request; {} for what is none, which Airflow refuses itself.
+def parse(content: bytes) -> dict[str, Any] | None:
+    """The JSON object in a request; None for what is none, which Airflow refuses itself.
 
     :raises UserError: it has what Python takes and JSON has not, or what no database can store.
     """
@@ -98,8 +100,8 @@ def parse(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise UserError("The request is nested too deeply", next_step="send plain parameters.") from None
     except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def check(dag_id: str, body: Mapping[str, Any]) -> None:
@@ -122,11 +124,13 @@ def _refuse_constant(name: str) -> None:
     raise UserError(f"{name} is not a number that can be used", next_step="send a number.")
 
 
-async def _read(receive: Receive) -> bytes:
-    """The body, or as much of it as shows that it is too long."""
+async def _read(receive: Receive) -> bytes | None:
+    """The body, or as much of it as shows that it is too long; None: the client has gone."""
     content, more = b"", True
     while more and len(content) <= MAX_BODY:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         content += message.get("body", b"")
         more = message.get("more_body", False)
     return content

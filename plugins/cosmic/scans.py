@@ -24,12 +24,12 @@ SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
 RESULT_ENDING = r"_(?:cdtools|ptychocam)(?:_r[0-9]+|_[0-9a-f]{8})?\.cxi"
 SCAN_PATH_PATTERN = rf"^(?![\s\S]*{RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
 MAX_PATH_LENGTH = 400
-MAX_QUOTED = 100
+MAX_QUOTED = 200
 _PLAIN = (
     "below the beamline's folder: letters, digits, '.', '_' and '-' between slashes, each part at most 200 "
     "characters and beginning with a letter or digit"
 )
-SCAN_PATH = f"the path of a .cxi file such as 2023/02/230216/NS_230216033_ccdframes_0_0.cxi ({_PLAIN})"
+SCAN_PATH = f"the path of a scan such as 2023/02/230216/NS_230216033_ccdframes_0_0.cxi ({_PLAIN})"
 ANY_PATH = f"the path of a file or folder such as 2023/02/230216 ({_PLAIN})"
 
 _LONGEST_STEM = 160  # in a run id, which may have 200 characters
