@@ -69,22 +69,24 @@ class Parameter:
         return {"type": kind, **self.rules, "title": self.title, "section": self.section}
 
     def param(self) -> Param:
-        """The same as an Airflow `Param`: its field in the form sends what is typed, whatever it is.
+        """An Airflow `Param` whose field in the form sends what is typed; `read_parameters` checks it.
 
         Airflow's fields for numbers and dates change what is typed (50e-6 becomes the maximum, 13/13/2023
-        another day), and `maxLength` cuts it. A text field it makes of what may be a text and has examples.
+        another day), and `maxLength` cuts it. It makes a text field of what may be a text and has examples.
+        Of numbers and flags, null is let through, which it also makes of NaN: where Airflow itself refuses a
+        value that has come to a task, it tries again and again.
         """
         from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
 
-        schema = {key: rule for key, rule in self.schema().items() if key not in ("maxLength", "format")}
+        left_out = {"minimum", "maximum", "maxLength", "format"}
+        schema = {key: rule for key, rule in self.schema().items() if key not in left_out}
         description = self.description
         if self.is_number:
             bounds = [self.rules["minimum"], self.rules["maximum"]]
-            schema |= {
-                "type": (["null"] if self.default is None else []) + ["string", self.type],
-                "examples": bounds,
-            }
+            schema |= {"type": ["null", "string", self.type], "examples": bounds}
             description += " From {:g} to {:g}.".format(*bounds)
+        elif self.type == "boolean":
+            schema["type"] = ["null", "boolean"]
         default = {} if self.default is REQUIRED else {"default": self.default}
         return Param(**default, description=description, **schema)
 
@@ -97,7 +99,7 @@ class Parameter:
             return None
         read, fits = self._convert(value)
         if not fits:
-            raise ValueError(f"must be {self._kind()}, not {quoted(value)}")
+            raise ValueError(f"must be {self._kind()}, not {'empty' if value is None else quoted(value)}")
         return read
 
     def _convert(self, value: Any) -> tuple[Any, bool]:
@@ -158,7 +160,7 @@ def read_parameters(table: Mapping[str, Parameter], given: Mapping[str, Any]) ->
         more = len(problems) - _MAX_PROBLEMS
         raise UserError(
             ". ".join(problems[:_MAX_PROBLEMS] + ([f"And {more} more"] if more > 0 else [])),
-            next_step="start a new run with it corrected.",
+            next_step="correct it and start a new run.",
         )
     return values
 

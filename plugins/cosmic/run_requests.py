@@ -45,8 +45,8 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
 """The parameters of each DAG of the bundle."""
 
 MAX_BODY = 64 * 1024  # bytes; all parameters of a run are 1 kB
-MAX_RUN_ID = 200  # the run's log folder, run_id=<id>, may have 255
-_RUN_ID = re.compile(rf"[A-Za-z0-9_.~:+-]{{1,{MAX_RUN_ID}}}")
+MAX_RUN_ID = 240
+RUN_ID = re.compile(rf"[A-Za-z0-9_.~:+-]{{1,{MAX_RUN_ID}}}")  # as in airflow.env
 _PATH = re.compile(r"/api/v2/(dags/(?P<dag_id>[^/]+)/dagRuns|backfills(/dry_run)?)/?")
 
 
@@ -88,15 +88,10 @@ class RunRequestChecks:
 def parse(content: bytes) -> dict[str, Any] | None:
     """The JSON object in a request; None for what is none, which Airflow refuses itself.
 
-    :raises UserError: it has what Python takes and JSON has not, or what no database can store.
+    :raises UserError: it is nested deeper than anything that a run needs.
     """
     try:
-        body = json.loads(content, parse_constant=_refuse_constant)
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            "The request has half of a surrogate pair in it", next_step="send it as valid Unicode."
-        ) from None
+        body = json.loads(content)
     except RecursionError:
         raise UserError("The request is nested too deeply", next_step="send plain parameters.") from None
     except ValueError:
@@ -110,7 +105,7 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
     :raises UserError: it cannot work.
     """
     run_id = body.get("dag_run_id")
-    if isinstance(run_id, str) and run_id and not _RUN_ID.fullmatch(run_id):
+    if isinstance(run_id, str) and run_id and not RUN_ID.fullmatch(run_id):
         raise UserError(
             f"dag_run_id must be at most {MAX_RUN_ID} letters, digits and . _ ~ : + -, not {quoted(run_id)}",
             next_step="send another id, or none.",
@@ -118,10 +113,12 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
     conf = body.get("conf" if "conf" in body else "dag_run_conf")
     if conf is None or isinstance(conf, dict):
         read_parameters(PARAMETERS[dag_id], conf or {})
-
-
-def _refuse_constant(name: str) -> None:
-    raise UserError(f"{name} is not a number that can be used", next_step="send a number.")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "A text in the request has half of a surrogate pair", next_step="send it as valid Unicode."
+        ) from None
 
 
 async def _read(receive: Receive) -> bytes | None:

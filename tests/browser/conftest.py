@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
-from support.browser import chromium, keep_screenshot, logged_in
+from support.browser import chromium, logged_in
 from support.live import Live
 
 _FAILED = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whether the test failed, for its screenshot."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when == "call":
         item.stash[_FAILED] = report.failed
     return report
@@ -57,5 +59,6 @@ def _page(
         yield page
         if folder or request.node.stash.get(_FAILED, False):
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:120]
-            path = keep_screenshot(page, Path(folder) if folder else tmp_path, name)
+            path = Path(folder or tmp_path) / f"{name}.png"
+            page.screenshot(path=path, full_page=True)
             print(f"The page as it was at the end: {path}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
-from cosmic.dag_constants import DEFAULT_ARGS
-from cosmic.run_requests import MAX_BODY, MAX_RUN_ID, PARAMETERS, RunRequestChecks
+from cosmic.run_requests import MAX_BODY, MAX_RUN_ID, PARAMETERS, RUN_ID, RunRequestChecks
 
 RUNS = "/api/v2/dags/transfer_auto_recon/dagRuns"
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -91,11 +91,17 @@ def conf(text: str) -> bytes:
     [
         (conf('"n_gpus": 2'), 400, "There is no parameter 'n_gpus' (did you mean n_gpu?)."),
         (conf('"account": "als"'), 400, "There is no parameter 'account' (there are: file_path, "),
-        (conf('"propagation_distance": NaN'), 400, "NaN is not a number that can be used."),
-        (conf('"probe_support_radius": NaN'), 400, "NaN is not a number that can be used."),
-        (conf('"propagation_distance": -Infinity'), 400, "-Infinity is not a number that can be used."),
+        (conf('"propagation_distance": NaN'), 400, "propagation_distance must be a distance in meters"),
+        (conf('"probe_support_radius": NaN'), 400, "probe_support_radius must be a number from 1 to"),
+        (conf('"propagation_distance": -Infinity'), 400, "propagation_distance must be a distance in"),
+        (conf('"qos": NaN'), 400, "qos must be one of regular, "),
         (conf('"propagation_distance": 1e400'), 400, "propagation_distance must be a distance in meters"),
-        (conf('"probe_initialization": "\\ud800"'), 400, "The request has half of a surrogate pair in it."),
+        (conf('"probe_initialization": "\\ud800"'), 400, "probe_initialization must be the path of a file"),
+        (
+            json.dumps(GOOD | {"note": "\ud800"}).encode(),
+            400,
+            "A text in the request has half of a surrogate",
+        ),
         (conf('"n_gpu": ' + "[" * 30_000), 400, "The request is nested too deeply."),
         (b'{"conf": {}}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
         (b'{"conf": null}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
@@ -105,9 +111,9 @@ def conf(text: str) -> bytes:
             413,
             "The request is longer than 65536 bytes",
         ),
-        (json.dumps(GOOD | {"dag_run_id": "scan__1\n"}).encode(), 400, "dag_run_id must be at most 200 "),
-        (json.dumps(GOOD | {"dag_run_id": "x" * 250}).encode(), 400, "dag_run_id must be at most 200 "),
-        (json.dumps(GOOD | {"dag_run_id": "a/b"}).encode(), 400, "dag_run_id must be at most 200 "),
+        (json.dumps(GOOD | {"dag_run_id": "scan__1\n"}).encode(), 400, "dag_run_id must be at most 240 "),
+        (json.dumps(GOOD | {"dag_run_id": "x" * 250}).encode(), 400, "dag_run_id must be at most 240 "),
+        (json.dumps(GOOD | {"dag_run_id": "a/b"}).encode(), 400, "dag_run_id must be at most 240 "),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(content: bytes, status: int, text: str) -> None:
@@ -147,6 +153,16 @@ def test_what_a_client_left_unfinished_is_dropped() -> None:
     assert (application.received, sent) == ([], [])
 
 
+def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
+    from airflow.configuration import conf as settings
+
+    pattern = settings.get("scheduler", "allowed_run_id_pattern")
+    assert pattern.removesuffix(r"\Z") == "^" + RUN_ID.pattern
+    assert re.match(pattern, "x" * MAX_RUN_ID)
+    for wrong in ("x" * (MAX_RUN_ID + 1), "x\n", "", "a/b"):
+        assert re.match(pattern, wrong) is None
+
+
 def test_every_dag_has_its_parameters_here() -> None:
     from airflow.dag_processing.dagbag import DagBag
 
@@ -156,4 +172,3 @@ def test_every_dag_has_its_parameters_here() -> None:
     assert {dag_id: set(dag.params) for dag_id, dag in dags.items()} == {
         dag_id: set(table) for dag_id, table in PARAMETERS.items()
     }
-    assert DEFAULT_ARGS["owner"] == "bl7012"
