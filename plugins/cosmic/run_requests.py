@@ -28,7 +28,7 @@ from cosmic.dag_constants import (
 )
 from cosmic.parameters import FLIGHT_CHECK as FLIGHT_CHECK_PARAMETERS
 from cosmic.parameters import MISSED_SCANS, NEW_SCANS, RECONSTRUCTION, TRANSFER, Parameter, read_parameters
-from cosmic.scans import quoted
+from cosmic.scans import parse_scan_path, quoted
 from facilities.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
 """The parameters of each DAG of the bundle."""
 
 MAX_BODY = 64 * 1024  # bytes; all parameters of a run are 1 kB
-MAX_RUN_ID = 240
+MAX_RUN_ID = 200
 RUN_ID = re.compile(rf"[A-Za-z0-9_.~:+-]{{1,{MAX_RUN_ID}}}")  # as in airflow.env
 _PATH = re.compile(r"/api/v2/(dags/(?P<dag_id>[^/]+)/dagRuns|backfills(/dry_run)?)/?")
 
@@ -65,7 +65,7 @@ class RunRequestChecks:
         if match is None or match.end() != len(scope["path"]):
             await self.app(scope, receive, send)
             return
-        content = await _read(receive)
+        content = await read_body(receive)
         if content is None:
             return
         if len(content) > MAX_BODY:
@@ -82,7 +82,7 @@ class RunRequestChecks:
             return
         if body and match["dag_id"] in PARAMETERS:
             send = _ConflictReplies(match["dag_id"], body, scope, receive, send)
-        await self.app(scope, _Replay(content, receive), send)
+        await self.app(scope, Replay(content, receive), send)
 
 
 def parse(content: bytes) -> dict[str, Any] | None:
@@ -112,7 +112,9 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
         )
     conf = body.get("conf" if "conf" in body else "dag_run_conf")
     if conf is None or isinstance(conf, dict):
-        read_parameters(PARAMETERS[dag_id], conf or {})
+        values = read_parameters(PARAMETERS[dag_id], conf or {})
+        if dag_id == TRANSFER_AUTO_RECON and isinstance(run_id, str):
+            parse_scan_path(values["file_path"]).check_run_id(run_id)
     try:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -121,7 +123,7 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
         ) from None
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive) -> bytes | None:
     """The body, or as much of it as shows that it is too long; None: the client has gone."""
     content, more = b"", True
     while more and len(content) <= MAX_BODY:
@@ -133,7 +135,7 @@ async def _read(receive: Receive) -> bytes | None:
     return content
 
 
-class _Replay:
+class Replay:
     """Gives the application the body that was read already, then what comes."""
 
     def __init__(self, content: bytes, receive: Receive) -> None:

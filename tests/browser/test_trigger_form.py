@@ -31,23 +31,9 @@ def kind(parameter: Parameter) -> str:
 
 
 # What is typed, and whether a field may accept it; numbers by their bounds.
-NUMBERS = [
-    "50e-6",
-    "1e400",
-    "400",
-    "-1",
-    "1.5",
-    "2",
-    " 3 ",
-    "1 2",
-    "1,5",
-    "",
-    " ",
-    "NaN",
-    "two",
-    "\u0662",
-    LONG,
-]
+NUMBERS = ["50e-6", "400", "-1", "1.5", "2", ""]
+MORE_NUMBERS = ["1e400", " 3 ", "1 2", "1,5", " ", "NaN", "two", "\u0662", LONG]
+EACH_TYPE = ["n_gpu", "propagation_distance", "probe_support_radius"]  # all numbers have one kind of field
 TYPED = {
     "pattern": {
         "/" + SCAN: True,
@@ -72,9 +58,10 @@ TYPED = {
 }
 
 
-def typed(parameter: Parameter) -> dict[str, bool]:
+def typed(name: str, parameter: Parameter) -> dict[str, bool]:
     if parameter.is_number:
-        return {text: fits(parameter, text) for text in NUMBERS}
+        texts = NUMBERS + (MORE_NUMBERS if name in EACH_TYPE else [])
+        return {text: fits(parameter, text) for text in texts}
     return TYPED[kind(parameter)] | ({"": True} if parameter.default is None else {})
 
 
@@ -126,7 +113,7 @@ def conf_of(live: Live, run: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("dag_id", "name"), fields("integer", "number", "pattern", "format"))
 def test_what_is_typed_arrives_or_is_refused(admin: Page, paused: Live, dag_id: str, name: str) -> None:
     form = open_form(admin, dag_id)
-    for text, accepted in typed(PARAMETERS[dag_id][name]).items():
+    for text, accepted in typed(name, PARAMETERS[dag_id][name]).items():
         form.type(name, text)
         outcome = form.submit()
         assert outcome.accepted is accepted, f"{text!r}: {outcome}"
@@ -136,7 +123,7 @@ def test_what_is_typed_arrives_or_is_refused(admin: Page, paused: Live, dag_id: 
         elif name == "file_path" and text == "":
             assert outcome.shown == "This field is required"
         else:
-            assert outcome.shown.startswith(f"400 Bad Request\n{name} must be a")
+            assert outcome.shown.startswith(f"400 Bad Request {name} must be a")
             assert "schema" not in outcome.shown
 
 
@@ -176,7 +163,7 @@ def test_the_propagation_distance_stands_there_as_people_write_it(admin: Page, p
 def test_a_run_id_arrives_or_is_refused(admin: Page, paused: Live, run_id: str) -> None:
     form = open_form(admin, TRANSFER_AUTO_RECON)
     form.retype(form.advanced("Run ID"), run_id)
-    assert "dag_run_id must be at most 240 letters, digits and . _ ~ : + -, not" in form.submit().shown
+    assert "dag_run_id must be at most 200 letters, digits and . _ ~ : + -, not" in form.submit().shown
     form.retype(form.advanced("Run ID"), f"typed_{len(run_id)}")
     assert form.submit().made["dag_run_id"] == f"typed_{len(run_id)}"
 

@@ -111,9 +111,9 @@ def conf(text: str) -> bytes:
             413,
             "The request is longer than 65536 bytes",
         ),
-        (json.dumps(GOOD | {"dag_run_id": "scan__1\n"}).encode(), 400, "dag_run_id must be at most 240 "),
-        (json.dumps(GOOD | {"dag_run_id": "x" * 250}).encode(), 400, "dag_run_id must be at most 240 "),
-        (json.dumps(GOOD | {"dag_run_id": "a/b"}).encode(), 400, "dag_run_id must be at most 240 "),
+        (json.dumps(GOOD | {"dag_run_id": "scan__1\n"}).encode(), 400, "dag_run_id must be at most 200 "),
+        (json.dumps(GOOD | {"dag_run_id": "x" * 250}).encode(), 400, "dag_run_id must be at most 200 "),
+        (json.dumps(GOOD | {"dag_run_id": "a/b"}).encode(), 400, "dag_run_id must be at most 200 "),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(content: bytes, status: int, text: str) -> None:
