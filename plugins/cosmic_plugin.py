@@ -1,4 +1,4 @@
-"""Registers with Airflow: the "Result" tab, names of runs, the timetable and the metrics."""
+"""Registers with Airflow: the "Result" tab, checks and names of new runs, the timetable and the metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages import URL_PREFIX, app
 from cosmic.run_names import RunNames
+from cosmic.run_requests import RunRequestChecks
 from cosmic.timetable import BeamlineDays
 
 preload()
@@ -20,7 +21,10 @@ class CosmicPlugin(AirflowPlugin):
     timetables = [BeamlineDays]
     listeners = [metrics] if metrics.enabled() else []
     fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
-    fastapi_root_middlewares = [{"middleware": RunNames, "name": "names of runs"}]
+    fastapi_root_middlewares = [
+        {"middleware": RunNames, "name": "names of runs"},
+        {"middleware": RunRequestChecks, "name": "checks of requests for runs"},  # the last is the outermost
+    ]
     external_views = [
         {
             "name": "Result",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from airflow.sdk import Param
 
 from cosmic.dag_constants import PROCESS_NEWFILE, TRANSFER_AUTO_RECON
-from cosmic.parameters import RECONSTRUCTION, TRANSFER, dag_params
+from cosmic.parameters import RECONSTRUCTION, REQUIRED, TRANSFER, Parameter
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "parameters.md"
 
@@ -16,63 +13,41 @@ _HEAD = """\
 # Parameters
 
 Made by `make reference` from `plugins/cosmic/parameters.py`. The names are those that the beamline computer
-has always sent. A value that does not fit is refused before a run exists.
+has always sent. Numbers may be sent as text, as the form does. A value that does not fit, and a name that is not
+here, is refused before a run exists.
 """
 
 
 def parameters() -> str:
     """The page."""
     parts = [_HEAD]
-    for dag_id, params in (
-        (TRANSFER_AUTO_RECON, dag_params(RECONSTRUCTION)),
-        (PROCESS_NEWFILE, dag_params(TRANSFER)),
-    ):
+    for dag_id, table in ((TRANSFER_AUTO_RECON, RECONSTRUCTION), (PROCESS_NEWFILE, TRANSFER)):
         parts.append(f"\n## {dag_id}\n")
         section = None
-        for name, param in params.items():
-            if param.schema.get("section") != section:
-                section = param.schema.get("section")
+        for name, parameter in table.items():
+            if parameter.section != section:
+                section = parameter.section
                 parts.append(
                     f"\n### {section}\n\n| name | value | default | meaning |\n| --- | --- | --- | --- |\n"
                 )
-            parts.append(f"| `{name}` | {_values(param.schema)} | {_default(param)} | {_meaning(param)} |\n")
+            meaning = parameter.description.replace("|", "\\|")
+            parts.append(f"| `{name}` | {_values(parameter)} | {_default(parameter)} | {meaning} |\n")
     return "".join(parts)
 
 
-def _values(schema: dict[str, Any]) -> str:
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"] if value is not None)
-    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    text = " or ".join(kind for kind in types if kind != "null")
-    low = schema.get("minimum", schema.get("exclusiveMinimum"))
-    high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    if low is not None or high is not None:
-        text += (
-            f", {low} to {high}"
-            if None not in (low, high)
-            else f", from {low}"
-            if high is None
-            else f", to {high}"
-        )
-    return text
+def _values(parameter: Parameter) -> str:
+    rules = parameter.rules
+    if "enum" in rules:
+        return ", ".join(f"`{value}`" for value in rules["enum"] if value is not None)
+    bounds = f", {rules['minimum']} to {rules['maximum']}" if parameter.is_number else ""
+    return parameter.type + bounds
 
 
-def _default(param: Param) -> str:
-    value = param.value
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return (
-        f"`{value}`"
-        if isinstance(value, str | int | float)
-        else ""
-        if "null" in str(param.schema)
-        else "required"
-    )
-
-
-def _meaning(param: Param) -> str:
-    text = param.schema.get("description_md") or param.description or param.schema["title"]
-    return " ".join(str(text).split()).replace("|", "\\|")
+def _default(parameter: Parameter) -> str:
+    if parameter.default is None or parameter.default is REQUIRED:
+        return "" if parameter.default is None else "required"
+    value = parameter.default
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def parse(arguments: list[str]) -> tuple[Parameters, Path]:
         run_split_reconstructions=_flag(text, "run_split_reconstructions"),
         n_modes=_count(text, "n_modes", low=1, high=32),
         oversampling_factor=_count(text, "oversampling_factor", low=1, high=8),
-        propagation_distance=_number(text, "propagation_distance", low=-1.0, high=1.0),
+        propagation_distance=_number(text, "propagation_distance", low=-0.01, high=0.01),
         simulate_probe_translation=_flag(text, "simulate_probe_translation"),
         n_init_rounds=_count(text, "n_init_rounds", low=0, high=1000),
         n_init_iter=_count(text, "n_init_iter", low=0, high=100_000),

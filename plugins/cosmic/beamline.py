@@ -12,10 +12,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from airflow.configuration import conf
-from airflow.sdk.exceptions import ParamValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from cosmic.parameters import RECONSTRUCTION, Engine, dag_params
+from cosmic.parameters import RECONSTRUCTION, Engine, read_parameters
 from facilities.errors import UserError
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
@@ -155,20 +154,17 @@ class Beamline(_Section):
         chosen: dict[str, Any] = {}
         for key, values in layers.items():
             for name, value in values.items():
-                _check_parameter(f"{key}.{name}", name, value)
-            chosen |= values
+                chosen[name] = _read_parameter(f"{key}.{name}", name, value)
         return chosen
 
 
-def _check_parameter(key: str, name: str, value: Any) -> None:
-    parameter = RECONSTRUCTION.get(name) if name != "file_path" else None
+def _read_parameter(key: str, name: str, value: Any) -> Any:
+    table = {name: parameter for name, parameter in RECONSTRUCTION.items() if name != "file_path"}
     try:
-        if parameter is None:
-            raise ParamValidationError("it is not a parameter of transfer_auto_recon")
-        dag_params({name: parameter})[name].resolve(value)
-    except ParamValidationError as error:
+        return read_parameters(table, {name: value})[name]
+    except UserError as error:
         raise UserError(
-            f"{key} in the beamline's settings cannot be used: {str(error).splitlines()[0]}",
+            f"{key} in the beamline's settings cannot be used: {error.what}",
             next_step="correct the key in beamline.yaml, then clear this task.",
         ) from error
 

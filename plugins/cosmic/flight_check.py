@@ -12,6 +12,8 @@ from airflow.sdk import get_current_context, task
 
 from cosmic.beamline import beamline
 from cosmic.dag_constants import FLIGHT_CHECK, GLOBUS_CONN_ID, SUPERFACILITY_CONN_ID
+from cosmic.parameters import FLIGHT_CHECK as PARAMETERS
+from cosmic.parameters import read_parameters
 from cosmic.scans import parse_safe_path
 from facilities.errors import CredentialsError, NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
@@ -41,6 +43,7 @@ def check_nersc(params: Any = None) -> float | None:
 
     :raises CredentialsError: it is refused, or expires in less than `min_days_left` days.
     """
+    min_days_left = read_parameters(PARAMETERS, params)["min_days_left"]
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         user, left, client_id = hook.user, hook.days_left(), hook.session.client_id
     if left is None:
@@ -49,7 +52,7 @@ def check_nersc(params: Any = None) -> float | None:
         )
         return None
     log.info("NERSC accepts client %s (user %s); it expires in %.1f days.", client_id, user, left)
-    if left < params["min_days_left"]:
+    if left < min_days_left:
         raise CredentialsError(
             f"The Superfacility client expires in {left:.1f} days",
             remote_id=client_id,

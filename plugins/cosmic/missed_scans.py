@@ -17,6 +17,7 @@ from cosmic import reprocessing, runs
 from cosmic.beamline import Beamline, beamline
 from cosmic.comparison import WANTED, Day, ScanStatus, compare_day, leave_alone_what_changes, shorten
 from cosmic.dag_constants import GLOBUS_CONN_ID, REPORT_TASK, WATCH_SCANS
+from cosmic.parameters import MISSED_SCANS, NEW_SCANS, read_parameters
 from cosmic.runs import DayToStart
 from cosmic.scans import ScanPath
 from facilities.errors import UserError
@@ -53,16 +54,17 @@ def compare(params: Any = None) -> dict[str, Any]:
     One XCom for the table (`rows`) and one for what to start (`days`).
     """
     context = get_current_context()
+    values = read_parameters(MISSED_SCANS, params)
     site = beamline()
-    days = days_to_compare(context, params)
-    compared = _compare(site, days, timedelta(minutes=params["min_age_minutes"]))
-    chosen = _choose(compared, params, context["task_state_store"])
+    days = days_to_compare(context, values)
+    compared = _compare(site, days, timedelta(minutes=values["min_age_minutes"]))
+    chosen = _choose(compared, values, context["task_state_store"])
     rows = [_row(day) for day in compared]
     log.info("Before anything is started:\n%s", table(rows))
     for day in chosen:
         log.info("%s: %d to start with %s", day["day"], len(day["scans"]), day["parameters"])
         names = (f"{path} (as r{number})" if number > 1 else path for path, number in day["scans"])
-        log.info("  %s", shorten(names, MAX_NAMES if params["dry_run"] else 10))
+        log.info("  %s", shorten(names, MAX_NAMES if values["dry_run"] else 10))
     return {"rows": rows, "days": chosen}
 
 
@@ -89,8 +91,8 @@ def report(rows: Sequence[DayRow], started: Mapping[str, int] | None) -> list[Da
 @task(pool="globus")
 def start_new_scans(params: Any = None) -> list[str]:
     """Start a run for each finished scan of yesterday and today that has none; returns their paths."""
+    min_age = timedelta(minutes=read_parameters(NEW_SCANS, params)["min_age_minutes"])
     site = beamline()
-    min_age = timedelta(minutes=params["min_age_minutes"])
     compared = _compare(site, _yesterday_and_today(site), min_age, only_without_run=True)
     started = []
     for start in runs.runs_to_start(_days_to_start(compared, _wanted(compared, "missing"))):

@@ -1,18 +1,27 @@
 """The parameters of the DAGs: names, types, bounds and defaults, and how they become command lines.
 
-This is their one home: the DAGs' forms and the checks of posted values and of `processing` in `beamline.yaml`
-are made from it, and the client's table is checked against it. It imports nothing of Airflow's. The names are
-those that the beamline computer has always sent. Airflow's REST API refuses values that do not fit before a
-run exists.
+The DAGs' forms and all checks of values (typed, posted, in `beamline.yaml`) are made from these tables. The
+names are those that the beamline computer has always sent. This module does not import Airflow.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from cosmic.scans import MAX_PATH_LENGTH, SAFE_PATH_PATTERN, SCAN_PATH_PATTERN
+from cosmic.scans import (
+    ANY_PATH,
+    MAX_PATH_LENGTH,
+    SAFE_PATH_PATTERN,
+    SCAN_PATH,
+    SCAN_PATH_PATTERN,
+    quoted,
+)
+from facilities.errors import UserError
 
 if TYPE_CHECKING:
     from airflow.sdk import Param
@@ -23,6 +32,13 @@ ENGINES: tuple[Engine, ...] = ("cdtools", "ptychocam")
 REQUIRED: Any = ...
 """Default of a parameter that must be given."""
 
+_TEXT_OF = {
+    "integer": re.compile(r"[+-]?\d{1,12}", re.ASCII),
+    "number": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII),
+}
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_MAX_PROBLEMS = 5  # in one message
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -31,6 +47,7 @@ class Parameter:
     :param default: value when none is given; None: may be left empty; `REQUIRED`: must be given.
     :param section: heading in the form under which it stands.
     :param rules: further keywords of JSON schema, bounds among them.
+    :param kind: what its values are, for the message that refuses another.
     """
 
     type: Literal["boolean", "integer", "number", "string"]
@@ -39,25 +56,124 @@ class Parameter:
     description: str
     section: str = ""
     rules: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers."""
+        return self.type in _TEXT_OF
 
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its values."""
         kind = ["null", self.type] if self.default is None else self.type
         return {"type": kind, **self.rules, "title": self.title, "section": self.section}
 
+    def param(self) -> Param:
+        """An Airflow `Param` whose field in the form sends what is typed; `read_parameters` checks it.
+
+        Airflow's fields for numbers and dates change what is typed (50e-6 becomes the maximum, 13/13/2023
+        another day), and `maxLength` cuts it. It makes a text field of what may be a text and has examples.
+        Of numbers and flags, null is let through, which it also makes of NaN: where Airflow itself refuses a
+        value that has come to a task, it tries again and again.
+        """
+        from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
+
+        left_out = {"minimum", "maximum", "maxLength", "format"}
+        schema = {key: rule for key, rule in self.schema().items() if key not in left_out}
+        description = self.description
+        if self.is_number:
+            bounds = [self.rules["minimum"], self.rules["maximum"]]
+            schema |= {"type": ["null", "string", self.type], "examples": bounds}
+            description += " From {:g} to {:g}.".format(*bounds)
+        elif self.type == "boolean":
+            schema["type"] = ["null", "boolean"]
+        default = {} if self.default is REQUIRED else {"default": self.default}
+        return Param(**default, description=description, **schema)
+
+    def read(self, value: Any) -> Any:
+        """The value of what was typed or sent: of a number's text, the number.
+
+        :raises ValueError: it does not fit; the message goes on after the parameter's name.
+        """
+        if value is None and self.default is None:
+            return None
+        read, fits = self._convert(value)
+        if not fits:
+            raise ValueError(f"must be {self._kind()}, not {'empty' if value is None else quoted(value)}")
+        return read
+
+    def _convert(self, value: Any) -> tuple[Any, bool]:
+        if self.type == "boolean":
+            return value, isinstance(value, bool)
+        if self.type == "string":
+            return value, isinstance(value, str) and self._is_text(value)
+        number = value
+        if isinstance(value, str) and _TEXT_OF[self.type].fullmatch(value.strip(" ")):
+            number = int(value) if self.type == "integer" else float(value)
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return value, False
+        if not self.rules["minimum"] <= number <= self.rules["maximum"]:  # NaN is out of bounds, too
+            return value, False
+        if self.type == "integer":
+            return int(number), int(number) == number
+        return number, True
+
+    def _is_text(self, value: str) -> bool:
+        rules = self.rules
+        if "enum" in rules:
+            return value in rules["enum"]
+        if rules.get("format") == "date":
+            try:
+                return bool(_DAY.fullmatch(value) and date.fromisoformat(value))
+            except ValueError:
+                return False
+        return len(value) <= rules["maxLength"] and re.search(rules["pattern"], value) is not None
+
+    def _kind(self) -> str:
+        if self.kind:
+            return self.kind
+        if "enum" in self.rules:
+            return "one of " + ", ".join(filter(None, self.rules["enum"]))
+        if self.is_number:
+            kind = "a whole number" if self.type == "integer" else "a number"
+            return f"{kind} from {self.rules['minimum']:g} to {self.rules['maximum']:g}"
+        return "true or false"
+
+
+def read_parameters(table: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all parameters of a table; what is not given has its default.
+
+    :raises UserError: something is missing, does not fit or is no parameter; one line names all of it.
+    """
+    problems = [_unknown(name, table) for name in given if name not in table]
+    values = {}
+    for name, parameter in table.items():
+        value = given.get(name, parameter.default)
+        if value is REQUIRED:
+            problems.append(f"{name} is missing: it must be {parameter.kind}")
+            continue
+        try:
+            values[name] = parameter.read(value)
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        raise UserError(
+            ". ".join(problems[:_MAX_PROBLEMS] + ([f"And {more} more"] if more > 0 else [])),
+            next_step="correct it and start a new run.",
+        )
+    return values
+
+
+def _unknown(name: str, table: Mapping[str, Parameter]) -> str:
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(table) or 'none'}"
+    return f"There is no parameter {quoted(name)} ({hint})"
+
 
 def dag_params(table: Mapping[str, Parameter]) -> dict[str, Param]:
     """`params` of a DAG."""
-    from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
-
-    return {
-        name: Param(
-            **({} if parameter.default is REQUIRED else {"default": parameter.default}),
-            description=parameter.description,
-            **parameter.schema(),
-        )
-        for name, parameter in table.items()
-    }
+    return {name: parameter.param() for name, parameter in table.items()}
 
 
 _MANY = 100_000
@@ -75,13 +191,15 @@ def _number(default: float | None, low: float, high: float, title: str, descript
     return Parameter("number", default, title, description, rules={"minimum": low, "maximum": high})
 
 
-def _path(default: Any, pattern: str, title: str, description: str) -> Parameter:
+def _path(default: Any, pattern: str, kind: str, title: str, description: str) -> Parameter:
     rules = {"minLength": 1, "maxLength": MAX_PATH_LENGTH, "pattern": pattern}
-    return Parameter("string", default, title, description, rules=rules)
+    return Parameter("string", default, title, description, rules=rules, kind=kind)
 
 
 def _day(title: str, description: str) -> Parameter:
-    return Parameter("string", None, title, description, rules={"format": "date"})
+    return Parameter(
+        "string", None, title, description, rules={"format": "date"}, kind="a day such as 2023-02-16"
+    )
 
 
 def _section(heading: str, /, **parameters: Parameter) -> dict[str, Parameter]:
@@ -98,8 +216,13 @@ _CDTOOLS = _section(
     n_modes=_integer(1, 1, 32, "Probe modes", "Incoherent probe modes."),
     # The old flow sent 2, though the script's own default was 1. The flow's value is what users have had.
     oversampling_factor=_integer(2, 1, 8, "Oversampling", "Oversampling of the probe's array."),
-    propagation_distance=_number(
-        50e-6, -1, 1, "Propagation distance (m)", "From the focus to the sample, for the first probe."
+    propagation_distance=Parameter(
+        "number",
+        "50e-6",  # a text, so that the form shows it as people write it
+        "Propagation distance (m)",
+        "In meters, from the focus to the sample, for the first probe: 50e-6 is 50 micrometers.",
+        rules={"minimum": -0.01, "maximum": 0.01},
+        kind="a distance in meters from -0.01 to 0.01 (50e-6 is 50 micrometers)",
     ),
     simulate_probe_translation=_flag(True, "Simulate probe translation", "The lens moves, not the sample."),
     n_init_rounds=_integer(1, 0, 1000, "Initial rounds", "Rounds of the first stage."),
@@ -115,6 +238,7 @@ _CDTOOLS = _section(
     probe_initialization=_path(
         None,
         SAFE_PATH_PATTERN,
+        ANY_PATH,
         "Probe from file",
         "A file with a probe to start from, relative to the beamline's folder at NERSC. Empty: simulated.",
     ),
@@ -130,6 +254,7 @@ RECONSTRUCTION: Mapping[str, Parameter] = {
         file_path=_path(
             REQUIRED,
             SCAN_PATH_PATTERN,
+            SCAN_PATH,
             "File path",
             "The scan, relative to the beamline's collection data7012, such as "
             "2023/02/230216/NS_230216033_ccdframes_0_0.cxi. A leading / is allowed.",
@@ -174,7 +299,11 @@ RECONSTRUCTION: Mapping[str, Parameter] = {
 TRANSFER: Mapping[str, Parameter] = _section(
     "Scan",
     file_path=_path(
-        REQUIRED, SAFE_PATH_PATTERN, "File path", "Of a file or folder, relative to the collection data7012."
+        REQUIRED,
+        SAFE_PATH_PATTERN,
+        ANY_PATH,
+        "File path",
+        "Of a file or folder, relative to the collection data7012.",
     ),
 )
 """Of `process_newfile_7012_ptycho4`."""
@@ -247,6 +376,7 @@ def command_arguments(engine: Engine, params: Mapping[str, Any], scan_file: str,
 
     ptychocam takes options before the file, CDTools takes positional arguments after it.
 
+    :param params: as `read_parameters` returns them.
     :param scan_file: absolute path of the scan at NERSC.
     :param root: absolute path of the beamline's folder at NERSC, below which other files are named.
     """

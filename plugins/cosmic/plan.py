@@ -14,7 +14,14 @@ from airflow.sdk import get_current_context, task
 from cosmic import runs
 from cosmic.beamline import Beamline, beamline
 from cosmic.dag_constants import REPORT_TASK, TRANSFER_AUTO_RECON
-from cosmic.parameters import Engine, chosen_engines, command_arguments
+from cosmic.parameters import (
+    RECONSTRUCTION,
+    TRANSFER,
+    Engine,
+    chosen_engines,
+    command_arguments,
+    read_parameters,
+)
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
 log = logging.getLogger(__name__)
@@ -31,9 +38,10 @@ class Run(Protocol):
 def check_path(params: Any = None) -> dict[str, str]:
     """Plan a transfer only; one XCom per key.
 
-    :raises UserError: `file_path` is not a safe relative path, or the site's settings are wrong.
+    :raises UserError: a parameter does not fit, or the site's settings are wrong.
     """
-    return _transfer(beamline(), parse_safe_path(params["file_path"]))
+    path = read_parameters(TRANSFER, params)["file_path"]
+    return _transfer(beamline(), parse_safe_path(path))
 
 
 @task(multiple_outputs=True, outlets=[runs.OTHER_RUNS])
@@ -43,10 +51,11 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     An engine's job is under the engine's name (`script`: absolute path at NERSC, `arguments`: unquoted,
     `output`: absolute prefix of the result files at NERSC) and `<engine>_resources`.
 
-    :raises UserError: `file_path` is not the path of a scan, or the site's settings are wrong.
+    :raises UserError: a parameter does not fit, or the site's settings are wrong.
     """
+    values = read_parameters(RECONSTRUCTION, params)
     site = beamline()
-    scan = parse_scan_path(params["file_path"])
+    scan = parse_scan_path(values["file_path"])
     if scan.day is None:
         log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
     context = get_current_context()
@@ -54,7 +63,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     scan.check_run_id(run.run_id)
     if not scan.generation(run.run_id):
         runs.enter_other_run(scan, context["outlet_events"])
-    engines = chosen_engines(params)
+    engines = chosen_engines(values)
     log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
     plan: dict[str, Any] = {
         **_transfer(site, scan),
@@ -65,7 +74,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
         "job_script_folder": str(Path(AIRFLOW_HOME) / site.job_script_folder),
     }
     for engine in engines:
-        plan |= _job(site, scan, engine, params, run)
+        plan |= _job(site, scan, engine, values, run)
     return plan
 
 
@@ -96,24 +105,24 @@ def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:
 
 
 def _job(
-    site: Beamline, scan: ScanPath, engine: Engine, params: Mapping[str, Any], run: Run
+    site: Beamline, scan: ScanPath, engine: Engine, values: Mapping[str, Any], run: Run
 ) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
     output = result_prefix(site, scan, engine, run)
-    minutes = params["time_limit_minutes"]
+    minutes = values["time_limit_minutes"]
     return {
         engine: {
             "script": site.script(engine),
-            "arguments": command_arguments(engine, params, scan_file, root),
+            "arguments": command_arguments(engine, values, scan_file, root),
             "output": output,
         },
         f"{engine}_resources": {
             "account": site.job.account,
-            "qos": params["qos"] or site.job.qos,
+            "qos": values["qos"] or site.job.qos,
             "constraint": site.job.constraint,
             "nodes": site.job.nodes,
-            "gpus": params["n_gpu"],
+            "gpus": values["n_gpu"],
             "time_limit": f"{minutes // 60:02}:{minutes % 60:02}:00" if minutes else site.job.time_limit,
             "output": f"{output}_%j.out",
             "error": f"{output}_%j.err",

@@ -15,6 +15,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.run_requests import Replay, read_body
 from cosmic.scans import ScanPath, parse_scan_path
 from facilities.errors import UserError
 
@@ -37,17 +38,19 @@ class RunNames:
         if not is_start or not scope["path"].rstrip("/").endswith(_PATH):
             await self.app(scope, receive, send)
             return
-        content = await _read(receive)
+        content = await read_body(receive)
+        if content is None:
+            return
         body = _object(content)
         scan = None if body is None or body.get("dag_run_id") else _scan(body)
         if body is None or scan is None:
-            await self.app(scope, _Replay(content, receive), send)
+            await self.app(scope, Replay(content, receive), send)
             return
         for _ in range(_TRIES):
             body["dag_run_id"] = await run_in_threadpool(free_run_id, scan)
             content = json.dumps(body).encode()
             answer = _Answer(send)
-            await self.app(_with_length(scope, len(content)), _Replay(content, receive), answer)
+            await self.app(_with_length(scope, len(content)), Replay(content, receive), answer)
             if not answer.held or await run_in_threadpool(free_run_id, scan) == body["dag_run_id"]:
                 break  # it was started, or its id was not what Airflow refused
         await answer.release()
@@ -81,30 +84,9 @@ def _scan(body: dict[str, Any]) -> ScanPath | None:
         return None
 
 
-async def _read(receive: Receive) -> bytes:
-    content, more = b"", True
-    while more:
-        message = await receive()
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-    return content
-
-
 def _with_length(scope: Scope, length: int) -> Scope:
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
-
-
-class _Replay:
-    """Gives the application a body, then what comes."""
-
-    def __init__(self, content: bytes, receive: Receive) -> None:
-        self.first: Message | None = {"type": "http.request", "body": content, "more_body": False}
-        self.receive = receive
-
-    async def __call__(self) -> Message:
-        first, self.first = self.first, None
-        return first or await self.receive()
 
 
 class _Answer:

@@ -15,7 +15,8 @@ from pathlib import PurePosixPath
 from facilities.errors import UserError
 
 # A segment starts with a letter or digit, so that `..`, hidden files and options cannot be named.
-_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+# File systems take names of 255 bytes; results are named after the scan and need the rest.
+_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 # `(?![\s\S])` is the end of the text in every dialect; `$` lets a newline through in Python's.
 _END = r"(?![\s\S])"
 SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
@@ -23,6 +24,13 @@ SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
 RESULT_ENDING = r"_(?:cdtools|ptychocam)(?:_r[0-9]+|_[0-9a-f]{8})?\.cxi"
 SCAN_PATH_PATTERN = rf"^(?![\s\S]*{RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
 MAX_PATH_LENGTH = 400
+MAX_QUOTED = 200
+_PLAIN = (
+    "below the beamline's folder: letters, digits, '.', '_' and '-' between slashes, each part at most 200 "
+    "characters and beginning with a letter or digit"
+)
+SCAN_PATH = f"the path of a scan such as 2023/02/230216/NS_230216033_ccdframes_0_0.cxi ({_PLAIN})"
+ANY_PATH = f"the path of a file or folder such as 2023/02/230216 ({_PLAIN})"
 
 _LONGEST_STEM = 160  # in a run id, which may have 200 characters
 
@@ -124,9 +132,7 @@ def parse_scan_path(text: object) -> ScanPath:
 
     :raises UserError: the text is not such a path; the message shows one that is.
     """
-    return ScanPath(
-        _checked(text, SCAN_PATH_PATTERN, "a scan", "2023/02/230216/NS_230216033_ccdframes_0_0.cxi")
-    )
+    return ScanPath(_checked(text, SCAN_PATH_PATTERN, SCAN_PATH))
 
 
 def parse_safe_path(text: object) -> ScanPath:
@@ -134,17 +140,16 @@ def parse_safe_path(text: object) -> ScanPath:
 
     :raises UserError: the text is not a plain relative path.
     """
-    return ScanPath(_checked(text, SAFE_PATH_PATTERN, "a file or folder", "2023/02/230216"))
+    return ScanPath(_checked(text, SAFE_PATH_PATTERN, ANY_PATH))
 
 
-def _checked(text: object, pattern: str, what: str, example: str) -> PurePosixPath:
+def quoted(value: object) -> str:
+    """A value in a message: on one line, and not too long."""
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "..."
+
+
+def _checked(text: object, pattern: str, kind: str) -> PurePosixPath:
     if isinstance(text, str) and len(text) <= MAX_PATH_LENGTH and re.search(pattern, text):
         return PurePosixPath(text.strip("/"))
-    shown = repr(text) if len(repr(text)) <= 200 else repr(text)[:200] + "..."
-    raise UserError(
-        f"{shown} is not the path of {what} relative to the beamline's collection",
-        next_step=(
-            "start a new run with a path made of letters, digits, '.', '_' and '-' between slashes "
-            f"(no '..', no part that starts with a dot or dash), such as {example}."
-        ),
-    )
+    raise UserError(f"{quoted(text)} is not {kind}", next_step="correct the path.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import math
 import re
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 import uuid
@@ -68,7 +70,7 @@ def test_the_lines_of_the_document_work_as_they_are(pipeline: Pipeline, tmp_path
     started = json.loads(shell.run(login, start))
     assert (started["dag_run_id"], started["state"]) == (run_id(SCAN), "queued")
     assert started["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_iter": 300}
-    assert "Unique constraint violation" in shell.run(login, start, fails=True)
+    assert f"There is a run {run_id(SCAN)} of {DAG_ID} already." in shell.run(login, start, fails=True)
     assert pipeline.finish(run_id(SCAN)) == "success"
 
     state, *tasks = shell.run(login, names, follow).splitlines()
@@ -94,11 +96,18 @@ GOOD = {"file_path": SCAN}
 @pytest.mark.parametrize(
     ("path", "body", "answer"),
     [
-        (RUNS, {"conf": {**GOOD, "n_gpu": 400}}, (400, "n_gpu: 400 is greater than the maximum of 4")),
-        (RUNS, {"conf": {**GOOD, "n_gpu": "4"}}, (400, "is not of type 'integer'")),
-        (RUNS, {"conf": {"file_path": "../x.cxi"}}, (400, "file_path")),
-        (RUNS, {"conf": {}}, (400, "file_path")),
+        (RUNS, {"conf": {**GOOD, "n_gpu": 400}}, (400, "n_gpu must be a whole number from 1 to 4, not 400")),
+        (RUNS, {"conf": {**GOOD, "n_gpu": "8"}}, (400, "n_gpu must be a whole number from 1 to 4, not '8'")),
+        (RUNS, {"conf": {**GOOD, "n_gpus": 1}}, (400, "no parameter 'n_gpus' (did you mean n_gpu?)")),
+        (RUNS, {"conf": {**GOOD, "propagation_distance": math.nan}}, (400, "propagation_distance must be a")),
+        (RUNS, {"conf": {"file_path": "../x.cxi"}}, (400, "the path of a scan such as 2023/")),
+        (RUNS, {"conf": {"file_path": "\ud800.cxi"}}, (400, "the path of a scan such as 2023/")),
+        (RUNS, {"conf": {"file_path": "x" * 256 + ".cxi"}}, (400, "the path of a scan such as 2023/")),
+        (RUNS, {"conf": {}}, (400, "file_path is missing")),
+        (RUNS, {"conf": {**GOOD, "probe_initialization": "x" * 10**6}}, (413, "longer than 65536 bytes")),
         (RUNS, {"conf": GOOD, "dag_run_id": "a/b"}, (400, "a/b")),
+        (RUNS, {"conf": GOOD, "dag_run_id": "x\n"}, (400, "dag_run_id must be at most 200 letters")),
+        (RUNS, {"conf": GOOD, "dag_run_id": "x" * 250}, (400, "dag_run_id must be at most 200 letters")),
         (RUNS, {"conf": GOOD, "logical_date": "x"}, (422, "logical_date")),
         (RUNS, {"conf": GOOD, "dag_run": "x"}, (422, "Extra inputs are not permitted")),
         ("/api/v2/dags/no_such_dag/dagRuns", {}, (404, "not found")),
@@ -115,6 +124,61 @@ def test_what_is_refused_says_why_and_makes_no_run(
     assert f"| {answer[0]} |" in DOCUMENT
     with pytest.raises(RestError, match="404"):
         pipeline.rest.run(DAG_ID, name)
+
+
+def test_the_two_conflicts_are_told_apart(pipeline: Pipeline, beamline: Rest) -> None:
+    name, date = f"conflict_{uuid.uuid4().hex}", "2024-01-01T00:00:00Z"
+    body = {"conf": GOOD, "logical_date": date}
+    beamline.call("POST", RUNS, {"dag_run_id": name, **body})
+    with pytest.raises(RestError, match=f"409.*There is a run {name} of {DAG_ID} already"):
+        beamline.call("POST", RUNS, {"dag_run_id": name, **body})
+    with pytest.raises(
+        RestError, match=f"409.*There is another run of {DAG_ID} with the logical date {date}"
+    ):
+        beamline.call("POST", RUNS, {"dag_run_id": f"{name}_2", **body})
+
+
+@pytest.mark.parametrize(
+    ("conf", "refusal"),
+    [
+        ('{"file_path": "%s", "account": "x"}', "There is no parameter 'account' (there are: file_path, "),
+        ('{"file_path": "%s", "n_gpu": "two"}', "n_gpu must be a whole number from 1 to 4, not 'two'"),
+        ('{"file_path": "%s", "propagation_distance": NaN}', "propagation_distance must be a distance"),
+        ('{"file_path": "%s", "do_cdtools": NaN}', "do_cdtools must be true or false, not empty"),
+    ],
+)
+def test_what_comes_through_the_command_line_fails_in_the_first_task_once(
+    pipeline: Pipeline, conf: str, refusal: str
+) -> None:
+    name = f"command_{uuid.uuid4().hex}"
+    airflow_command(pipeline, "dags", "trigger", DAG_ID, "--run-id", name, "--conf", conf % SCAN)
+    assert pipeline.finish(name) == "failed"
+    task = pipeline.rest.task_instances(DAG_ID, name)["check_scan"]
+    assert (task["state"], task["try_number"]) == ("failed", 1)
+    assert refusal in pipeline.rest.log(DAG_ID, name, "check_scan")
+
+
+def test_the_command_line_refuses_a_run_id_that_cannot_work(pipeline: Pipeline) -> None:
+    for name in ("command\n", "x" * 250):
+        conf = json.dumps(GOOD)
+        said = airflow_command(
+            pipeline, "dags", "trigger", DAG_ID, "--run-id", name, "--conf", conf, fails=True
+        )
+        assert "does not match regex pattern" in said
+
+
+def airflow_command(pipeline: Pipeline, *words: str, fails: bool = False) -> str:
+    """What Airflow's command says, on the machine of the running Airflow."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", *words],
+        env=pipeline.airflow.environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) is fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_the_date_must_be_named(pipeline: Pipeline, beamline: Rest) -> None:

@@ -6,30 +6,28 @@ import math
 from typing import Any
 
 import pytest
-from airflow.sdk import Param
 
-from cosmic.parameters import RECONSTRUCTION, command_arguments, dag_params
+from cosmic.parameters import RECONSTRUCTION, Parameter, command_arguments, read_parameters
 from reconstruction import cdtools_engine, ptychocam
 from reconstruction.program import UsageError
 
-PARAMS = {name: param for name, param in dag_params(RECONSTRUCTION).items() if name != "file_path"}
 PROGRAMS = {"ptychocam": ptychocam, "cdtools": cdtools_engine}
 
 
 def numbers_of(section: str) -> list[str]:
-    return [n for n, p in PARAMS.items() if p.schema["section"] == section and "minimum" in p.schema]
+    return [name for name, p in RECONSTRUCTION.items() if p.section == section and p.is_number]
 
 
 def parse(engine: str, **changes: Any) -> None:
     """Give the program the command line that the DAG makes of these values."""
-    values = {name: param.value for name, param in PARAMS.items()} | changes
+    values = read_parameters(RECONSTRUCTION, {"file_path": "a.cxi"}) | changes
     PROGRAMS[engine].parse(command_arguments(engine, values, "a.cxi", "/root"))  # type: ignore[arg-type]
 
 
-def beyond(param: Param) -> tuple[float, float]:
+def beyond(parameter: Parameter) -> tuple[float, float]:
     """The first values outside the bounds."""
-    low, high = param.schema["minimum"], param.schema["maximum"]
-    if "integer" in param.schema["type"]:
+    low, high = parameter.rules["minimum"], parameter.rules["maximum"]
+    if parameter.type == "integer":
         return low - 1, high + 1
     return math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
 
@@ -42,10 +40,10 @@ def beyond(param: Param) -> tuple[float, float]:
     ],
 )
 def test_the_bounds_of_a_parameter_are_the_dags(engine: str, name: str) -> None:
-    param = PARAMS[name]
-    for value in (param.schema["minimum"], param.schema["maximum"]):
+    parameter = RECONSTRUCTION[name]
+    for value in (parameter.rules["minimum"], parameter.rules["maximum"]):
         parse(engine, **{name: value})
-    for value in beyond(param):
+    for value in beyond(parameter):
         with pytest.raises(UsageError):
             parse(engine, **{name: value})
 

@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not str(body["conf"].get("file_path", "")).endswith(".cxi") or body["conf"].get("n_gpu") == 3:
             return 400, {"detail": "Invalid input for param n_gpu: 3 is refused by this DAG"}
         if run_id in api.runs:
-            return 409, {"detail": {"reason": "Unique constraint violation", "statement": "hidden"}}
+            return 409, {"detail": f"There is a run {run_id} of transfer_auto_recon already."}
         run = api.add_run(run_id, "queued", body["conf"])
         run["note"] = body.get("note")
         return 200, run

@@ -1,0 +1,174 @@
+"""What is posted to start runs: refused in one line, or handed on to Airflow as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from cosmic.run_requests import MAX_BODY, MAX_RUN_ID, PARAMETERS, RUN_ID, RunRequestChecks
+
+RUNS = "/api/v2/dags/transfer_auto_recon/dagRuns"
+SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
+GOOD: dict[str, Any] = {"logical_date": None, "conf": {"file_path": SCAN, "n_gpu": 2}}
+
+
+class Application:
+    """The application behind the middleware: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        content, more = b"", True
+        while more:
+            message = await receive()
+            content += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.received.append(content)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def post(path: str, content: bytes, method: str = "POST", size: int = 1000) -> tuple[int, Any, list[bytes]]:
+    """Status and JSON of the answer to a request that comes in pieces, and what came through."""
+    pieces = [content[n : n + size] for n in range(0, len(content), size)] or [b""]
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": n < len(pieces)}
+        for n, piece in enumerate(pieces, start=1)
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    application = Application()
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    asyncio.run(RunRequestChecks(application)(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(body), application.received
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (RUNS, json.dumps(GOOD).encode()),
+        (RUNS + "/", json.dumps(GOOD | {"dag_run_id": "x" * MAX_RUN_ID}).encode()),
+        (RUNS, json.dumps(GOOD | {"note": "x" * 50_000}).encode()),
+        (RUNS, json.dumps(GOOD | {"dag_run_id": None}).encode()),
+        (RUNS, b"not JSON: Airflow's to refuse"),
+        (RUNS, b"\xff\xfe"),
+        (RUNS, b"[]"),
+        (RUNS, b""),
+        (RUNS, b'{"conf": 5}'),
+        ("/api/v2/dags/another_dag/dagRuns", b'{"conf": {"whatever": 1}}'),
+        ("/api/v2/backfills", b'{"dag_id": "another_dag", "dag_run_conf": {"whatever": 1}}'),
+        ("/api/v2/backfills/dry_run", b'{"dag_id": "find_missed_scans", "dag_run_conf": {"at_once": "3"}}'),
+        ("/api/v2/dags/transfer_auto_recon/dagRuns/x/clear", b"x" * 2 * MAX_BODY),
+        ("/api/v2/variables", b'{"value": NaN}'),
+    ],
+)
+def test_what_is_none_of_its_business_or_right_comes_through_as_it_is(path: str, content: bytes) -> None:
+    assert post(path, content) == (200, {}, [content])
+
+
+def test_only_posts_are_read() -> None:
+    assert post(RUNS, b'{"conf": {"whatever": 1}}', "PATCH") == (200, {}, [b'{"conf": {"whatever": 1}}'])
+
+
+def conf(text: str) -> bytes:
+    return b'{"logical_date": null, "conf": {"file_path": "%s", %s}}' % (SCAN.encode(), text.encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "text"),
+    [
+        (conf('"n_gpus": 2'), 400, "There is no parameter 'n_gpus' (did you mean n_gpu?)."),
+        (conf('"account": "als"'), 400, "There is no parameter 'account' (there are: file_path, "),
+        (conf('"propagation_distance": NaN'), 400, "propagation_distance must be a distance in meters"),
+        (conf('"probe_support_radius": NaN'), 400, "probe_support_radius must be a number from 1 to"),
+        (conf('"propagation_distance": -Infinity'), 400, "propagation_distance must be a distance in"),
+        (conf('"qos": NaN'), 400, "qos must be one of regular, "),
+        (conf('"propagation_distance": 1e400'), 400, "propagation_distance must be a distance in meters"),
+        (conf('"probe_initialization": "\\ud800"'), 400, "probe_initialization must be the path of a file"),
+        (
+            json.dumps(GOOD | {"note": "\ud800"}).encode(),
+            400,
+            "A text in the request has half of a surrogate",
+        ),
+        (conf('"n_gpu": ' + "[" * 30_000), 400, "The request is nested too deeply."),
+        (b'{"conf": {}}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
+        (b'{"conf": null}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
+        (b"{}", 400, "file_path is missing: it must be the path of a scan such as 2023/"),
+        (
+            conf('"probe_initialization": "' + "x" * 10**6 + '"'),
+            413,
+            "The request is longer than 65536 bytes",
+        ),
+        (json.dumps(GOOD | {"dag_run_id": "scan__1\n"}).encode(), 400, "dag_run_id must be at most 200 "),
+        (json.dumps(GOOD | {"dag_run_id": "x" * 250}).encode(), 400, "dag_run_id must be at most 200 "),
+        (json.dumps(GOOD | {"dag_run_id": "a/b"}).encode(), 400, "dag_run_id must be at most 200 "),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(content: bytes, status: int, text: str) -> None:
+    answer, body, received = post(RUNS, content)
+    assert (answer, received) == (status, [])
+    assert body["detail"].startswith(text)
+    assert body["detail"].isprintable()
+
+
+@pytest.mark.parametrize("path", ["/api/v2/backfills", "/airflow/api/v2/backfills/dry_run"])
+def test_the_conf_of_a_backfill_is_checked_too(path: str) -> None:
+    content = b'{"dag_id": "find_missed_scans", "dag_run_conf": {"wich": "failed", "at_once": 401}}'
+    status, body, received = post(path, content)
+    assert (status, received) == (400, [])
+    assert (
+        "'wich' (did you mean which?). at_once must be a whole number from 1 to 400, not 401"
+        in body["detail"]
+    )
+
+
+def test_what_a_client_left_unfinished_is_dropped() -> None:
+    sent: list[Any] = []
+    messages = [
+        {"type": "http.request", "body": json.dumps(GOOD).encode(), "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": RUNS, "headers": []}
+    application = Application()
+    asyncio.run(RunRequestChecks(application)(scope, receive, send))
+    assert (application.received, sent) == ([], [])
+
+
+def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
+    from airflow.configuration import conf as settings
+
+    pattern = settings.get("scheduler", "allowed_run_id_pattern")
+    assert pattern.removesuffix(r"\Z") == "^" + RUN_ID.pattern
+    assert re.match(pattern, "x" * MAX_RUN_ID)
+    for wrong in ("x" * (MAX_RUN_ID + 1), "x\n", "", "a/b"):
+        assert re.match(pattern, wrong) is None
+
+
+def test_every_dag_has_its_parameters_here() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    from dev.local_airflow.settings import REPOSITORY
+
+    dags = DagBag(dag_folder=REPOSITORY / "dags").dags
+    assert {dag_id: set(dag.params) for dag_id, dag in dags.items()} == {
+        dag_id: set(table) for dag_id, table in PARAMETERS.items()
+    }
