@@ -13,8 +13,8 @@ _HEAD = """\
 # Parameters
 
 Made by `make reference` from `plugins/cosmic/parameters.py`. The names are those that the beamline computer
-has always sent. Numbers may be sent as text, as the form does. A value that does not fit, and a name that is not
-here, is refused before a run exists.
+has always sent. Numbers may be sent as text, as the form does. A value that does not fit, and a name that is
+not here, is refused before a run exists.
 """
 
 
