@@ -30,8 +30,13 @@ log = logging.getLogger(__name__)
 class Run(Protocol):
     """What is needed of a run of `transfer_auto_recon`, in a task or in Airflow's database."""
 
-    run_id: str
-    run_after: datetime
+    @property
+    def run_id(self) -> str:
+        """Its id."""
+
+    @property
+    def run_after(self) -> datetime:
+        """When it may begin; tells apart two runs that had the same id one after the other."""
 
 
 @task(multiple_outputs=True)

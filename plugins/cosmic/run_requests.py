@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.models.dagrun import DagRun
@@ -47,6 +48,7 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
 MAX_BODY = 64 * 1024  # bytes; all parameters of a run are 1 kB
 MAX_RUN_ID = 200
 RUN_ID = re.compile(rf"[A-Za-z0-9_.~:+-]{{1,{MAX_RUN_ID}}}")  # as in airflow.env
+_CLOCKS_DIFFER_BY = timedelta(hours=1)  # the UI sends the time of its reader's computer
 _PATH = re.compile(r"/api/v2/(dags/(?P<dag_id>[^/]+)/dagRuns|backfills(/dry_run)?)/?")
 
 
@@ -78,7 +80,7 @@ class RunRequestChecks:
             if body is not None and dag_id in PARAMETERS:
                 check(dag_id, body)
         except UserError as error:
-            await JSONResponse({"detail": str(error)}, 400)(scope, receive, send)
+            await JSONResponse({"detail": " ".join(str(error).splitlines())}, 400)(scope, receive, send)
             return
         if body and match["dag_id"] in PARAMETERS:
             send = _ConflictReplies(match["dag_id"], body, scope, receive, send)
@@ -110,6 +112,7 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
             f"dag_run_id must be at most {MAX_RUN_ID} letters, digits and . _ ~ : + -, not {quoted(run_id)}",
             next_step="send another id, or none.",
         )
+    _check_date(body.get("logical_date"))
     conf = body.get("conf" if "conf" in body else "dag_run_conf")
     if conf is None or isinstance(conf, dict):
         values = read_parameters(PARAMETERS[dag_id], conf or {})
@@ -121,6 +124,19 @@ def check(dag_id: str, body: Mapping[str, Any]) -> None:
         raise UserError(
             "A text in the request has half of a surrogate pair", next_step="send it as valid Unicode."
         ) from None
+
+
+def _check_date(text: object) -> None:
+    """:raises UserError: Airflow would start no task of the run before this logical date."""
+    try:
+        date = datetime.fromisoformat(str(text)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return  # there is none, or it is Airflow's to refuse
+    if date > datetime.now(UTC) + _CLOCKS_DIFFER_BY:
+        raise UserError(
+            f"The logical date {date:%Y-%m-%d %H:%M} UTC is in the future: the run would wait until then",
+            next_step="leave logical_date empty (null); to begin later, give run_after.",
+        )
 
 
 async def read_body(receive: Receive) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -161,6 +162,19 @@ def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
     assert re.match(pattern, "x" * MAX_RUN_ID)
     for wrong in ("x" * (MAX_RUN_ID + 1), "x\n", "", "a/b"):
         assert re.match(pattern, wrong) is None
+
+
+@pytest.mark.parametrize("dag_id", PARAMETERS)
+def test_a_logical_date_in_the_future_is_refused_and_no_other(dag_id: str) -> None:
+    """Airflow would start no task of the run before that date."""
+    body = {"conf": {"file_path": SCAN} if "file_path" in PARAMETERS[dag_id] else {}}
+    for hours, status in ((-24 * 365 * 120, 200), (0, 200), (0.5, 200), (2, 400), (24 * 365 * 70, 400)):
+        date = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+        content = json.dumps(body | {"logical_date": date}).encode()
+        answer, reply, _ = post(f"/api/v2/dags/{dag_id}/dagRuns", content)
+        assert answer == status, (date, reply)
+        if status == 400:
+            assert "is in the future: the run would wait until then" in reply["detail"]
 
 
 def test_every_dag_has_its_parameters_here() -> None:

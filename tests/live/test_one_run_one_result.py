@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import re
+import subprocess
+import sys
 import uuid
 from datetime import date
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from cosmic.scans import parse_scan_path
+from dev.local_airflow.rest import RestError
 from support.live import DAG_ID, SLOW, Pipeline
 from support.missed import Day
 
@@ -86,10 +90,25 @@ def test_runs_with_ids_of_their_own_have_results_of_their_own_and_are_found(pipe
 def test_a_run_cannot_have_the_id_of_another_scan(pipeline: Pipeline) -> None:
     scan, other = pipeline.new_scan(), pipeline.new_scan()
     conf = {"file_path": scan, "do_ptychocam": True}
-    run = pipeline.rest.trigger(DAG_ID, conf, parse_scan_path(other).run_id())
+    run_id = parse_scan_path(other).run_id()
+    with pytest.raises(RestError, match=r"400.*is the id of another scan's run"):
+        pipeline.rest.trigger(DAG_ID, conf, run_id)
+    run = start_on_the_command_line(pipeline, conf, run_id)
     assert pipeline.finish(run) == "failed"
     assert "is the id of another scan's run" in pipeline.rest.log(DAG_ID, run, "check_scan")
     assert pipeline.jobs_of(scan) == pipeline.jobs_of(other) == []
+
+
+def start_on_the_command_line(pipeline: Pipeline, conf: dict[str, Any], run_id: str) -> str:
+    """Start a run past the API server, as an administrator can."""
+    arguments = ["dags", "trigger", DAG_ID, "--run-id", run_id, "--conf", json.dumps(conf)]
+    subprocess.run(
+        [sys.executable, "-m", "airflow", *arguments],
+        env=pipeline.airflow.environment,
+        check=True,
+        capture_output=True,
+    )
+    return run_id
 
 
 @pytest.mark.parametrize("year", [1900, 1970, 2020])
