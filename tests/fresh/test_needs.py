@@ -14,7 +14,7 @@ from support import needs
 
 TESTS = Path(__file__).resolve().parents[1]
 SKIPPING = {"skip", "skipif", "importorskip", "skipTest", "SkipTest"}
-README_TEST = "tests/live/test_rest_contract.py::test_the_lines_of_the_readme_work_as_they_are"
+README_TEST = "tests/live/test_rest_contract.py::test_the_lines_of_the_document_work_as_they_are"
 
 
 def test_every_skip_goes_through_the_list() -> None:
