@@ -73,8 +73,8 @@ class Parameter:
 
         Airflow's fields for numbers and dates change what is typed (50e-6 becomes the maximum, 13/13/2023
         another day), and `maxLength` cuts it. It makes a text field of what may be a text and has examples.
-        Of numbers and flags, null is let through, which it also makes of NaN: where Airflow itself refuses a
-        value that has come to a task, it tries again and again.
+        Null, which it makes of NaN, is let through to our own check: what Airflow itself refuses when a task
+        begins is tried again and again.
         """
         from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
 
@@ -85,8 +85,6 @@ class Parameter:
             bounds = [self.rules["minimum"], self.rules["maximum"]]
             schema |= {"type": ["null", "string", self.type], "examples": bounds}
             description += " From {:g} to {:g}.".format(*bounds)
-        elif self.type == "boolean":
-            schema["type"] = ["null", "boolean"]
         default = {} if self.default is REQUIRED else {"default": self.default}
         return Param(**default, description=description, **schema)
 

@@ -123,7 +123,7 @@ def test_what_is_typed_arrives_or_is_refused(admin: Page, paused: Live, dag_id: 
         elif name == "file_path" and text == "":
             assert outcome.shown == "This field is required"
         else:
-            assert outcome.shown.startswith(f"400 Bad Request {name} must be a")
+            assert outcome.shown.startswith(f"400 Bad Request {name} must be ")
             assert "schema" not in outcome.shown
 
 

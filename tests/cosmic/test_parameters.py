@@ -127,7 +127,7 @@ def test_every_parameter_is_described_and_in_a_section() -> None:
 def test_a_value_that_does_not_fit_is_refused_in_one_line(name: str, value: object, must_be: str) -> None:
     with pytest.raises(UserError) as refused:
         read_parameters(RECONSTRUCTION, {"file_path": "x.cxi", name: value})
-    text = str(refused.value)
+    text = refused.value.what
     assert text.startswith(f"{name} must be {must_be}")
     assert text.isprintable()
     assert len(text) < 600
@@ -182,7 +182,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_name() -> None:
 def test_many_mistakes_make_one_short_line() -> None:
     with pytest.raises(UserError) as refused:
         read_parameters(RECONSTRUCTION, {f"account{n}" * 100: n for n in range(1000)})
-    assert "And 996 more. What to do:" in str(refused.value)  # `file_path` is missing, too
+    assert refused.value.what.endswith("And 996 more")  # `file_path` is missing, too
     assert len(str(refused.value)) < 4000
 
 

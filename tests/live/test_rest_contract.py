@@ -144,7 +144,6 @@ def test_the_two_conflicts_are_told_apart(pipeline: Pipeline, beamline: Rest) ->
         ('{"file_path": "%s", "account": "x"}', "There is no parameter 'account' (there are: file_path, "),
         ('{"file_path": "%s", "n_gpu": "two"}', "n_gpu must be a whole number from 1 to 4, not 'two'"),
         ('{"file_path": "%s", "propagation_distance": NaN}', "propagation_distance must be a distance"),
-        ('{"file_path": "%s", "do_cdtools": NaN}', "do_cdtools must be true or false, not empty"),
     ],
 )
 def test_what_comes_through_the_command_line_fails_in_the_first_task_once(
