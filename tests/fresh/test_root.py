@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,13 @@ touch "$TMPDIR/begun"
 exec sleep 1000
 """
 FAILS = "#!/bin/sh\necho 'E: Failed getting release file'\nexit 1\n"
+
+# What is started in the background of a script ignores SIGINT, and hands that on.
+HEEDS_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 Fresh = Callable[[str], subprocess.Popen[str]]
 
@@ -68,7 +76,7 @@ def fresh(tmp_path: Path) -> Fresh:
         (commands / "debootstrap").chmod(0o755)
         environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "TMPDIR": str(parent)}
         return subprocess.Popen(
-            ["bash", ROOT_SH, "make test"],
+            [sys.executable, "-c", HEEDS_SIGINT, "bash", ROOT_SH, "make test"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
