@@ -171,7 +171,8 @@ def test_a_run_id_arrives_or_is_refused(admin: Page, paused: Live, run_id: str) 
 def test_a_backfill_refuses_and_sends_the_same(admin: Page, paused: Live) -> None:
     form = TriggerForm(admin, FIND_MISSED_SCANS).open(backfill=True)
     form.set_date("From", "2023/02/16")
-    form.set_date("To", "2023/02/16")
+    form.set_date("To", "2023/02/18")
+    form.dialog.get_by_text("Override parameters on existing runs").click()  # without it, none are sent
     for wrong in ("400.5", "401", "1e2", ""):
         form.type("at_once", wrong)
         assert "at_once must be a whole number from 1 to 400, not" in form.submit().shown

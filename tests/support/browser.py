@@ -147,8 +147,7 @@ class TriggerForm:
         """Type a day (YYYY/MM/DD) into a field for a date and a time."""
         field = self.dialog.locator("[data-part=root][data-scope=field]", has_text=label)
         field.get_by_test_id("datetime-input").click()
-        popover = self.page.get_by_placeholder("YYYY/MM/DD")
-        self.retype(popover, day)
+        self.retype(self.page.locator("[placeholder='YYYY/MM/DD']:visible"), day)
         self.page.keyboard.press("Escape")
 
     def submit(self) -> Outcome:
