@@ -70,7 +70,7 @@ def test_the_help_lists_each_parameter_with_bounds_and_default(
         assert f"  {name} (" in shown
         assert parameter.description in shown
     assert "  n_modes (1)\n      a whole number from 1 to 32. Incoherent probe modes." in shown
-    assert "  propagation_distance (5e-05)\n      a number from -1 to 1. " in shown
+    assert '  propagation_distance ("50e-6")\n      a number from -0.01 to 0.01. In meters' in shown
     assert "      regular, realtime, debug, premium, shared, or none. " in shown
     assert "GPUs of the job, 1 to 4" in shown
 

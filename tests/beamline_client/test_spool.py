@@ -191,6 +191,7 @@ def test_a_request_is_on_disk_before_it_is_sent(
         "sync ",
         "remove from pending",
         "sync ",
+        "GET transfer_auto_recon",  # is it paused?
     ]
 
 

@@ -62,7 +62,7 @@ def calls(hook: GlobusHook, place: Place, collection: str) -> list[Callable[[], 
 @pytest.mark.parametrize(
     ("refusal", "requires", "says"),
     [
-        ("no_account", None, "the client has no account on collection ALS BL7.0.1.2 (stand-in) (639c49be-"),
+        ("no_account", None, "the client has no account on collection ALS BL7.0.1.2 (stand-in) (741b96e1-"),
         ("session", SESSION, "it asks for an identity of the domain lbl.gov (Session reauthentication"),
         (
             "policy",

@@ -65,7 +65,7 @@ def test_each_form_of_a_key_gets_a_token(
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o601])
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path, pem: str, mode: int) -> None:
     path = private(tmp_path / "key.pem", pem, mode)
-    with pytest.raises(CredentialsError, match=rf"mode {mode:04o}.*chmod 600 {path}"):
+    with pytest.raises(CredentialsError, match=rf"(?s)mode {mode:04o}.*chmod 600 {path}"):
         _read(key_file=str(path))
 
 
