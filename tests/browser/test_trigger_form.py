@@ -17,13 +17,24 @@ from support.live import Live
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(1800)]
 
+EACH_TYPE = ["n_gpu", "propagation_distance", "probe_support_radius"]  # all numbers have one kind of field
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 LONG = "9" * 1000
 
 
-def fields(*kinds: str) -> list[tuple[str, str]]:
+def fields(*kinds: str) -> list[Any]:
     """All fields of these kinds, as DAG and parameter."""
-    return [(dag, name) for dag, table in PARAMETERS.items() for name in table if kind(table[name]) in kinds]
+    return [
+        pytest.param(dag, name, marks=pytest.mark.slow if repeats(name, parameter) else ())
+        for dag, table in PARAMETERS.items()
+        for name, parameter in table.items()
+        if kind(parameter) in kinds
+    ]
+
+
+def repeats(name: str, parameter: Parameter) -> bool:
+    """Whether a field differs from one that is tested anyway in its bounds only; `make test-slow` has all."""
+    return parameter.is_number and name not in EACH_TYPE
 
 
 def kind(parameter: Parameter) -> str:
@@ -33,7 +44,6 @@ def kind(parameter: Parameter) -> str:
 # What is typed, and whether a field may accept it; numbers by their bounds.
 NUMBERS = ["50e-6", "400", "-1", "1.5", "2", ""]
 MORE_NUMBERS = ["1e400", " 3 ", "1 2", "1,5", " ", "NaN", "two", "\u0662", LONG]
-EACH_TYPE = ["n_gpu", "propagation_distance", "probe_support_radius"]  # all numbers have one kind of field
 TYPED = {
     "pattern": {
         "/" + SCAN: True,
