@@ -14,6 +14,7 @@ from support.live import DAG_ID, SLOW, Pipeline
 from support.missed import FINDER, Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
+SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
 
 COPY_ONLY = {"do_ptychocam": False}
 
@@ -180,9 +181,9 @@ def test_interrupted_and_started_again_each_scan_is_processed_exactly_once(pipel
 @pytest.mark.parametrize(
     ("changes", "status", "said"),
     [
-        ({"dag_run_conf": {"which": "all"}}, 422, "which"),
-        ({"dag_run_conf": {"at_once": 0}}, 422, "at_once"),
-        ({"dag_id": DAG_ID}, 422, "non-periodic"),
+        ({"dag_run_conf": {"which": "all"}}, 400, "which must be one of missing, failed, everything"),
+        ({"dag_run_conf": {"at_once": 0}}, 400, "at_once must be a whole number from 1 to 400"),
+        ({"dag_id": DAG_ID, "dag_run_conf": {"file_path": SCAN}}, 422, "non-periodic"),
         ({"to_date": "2024-08-31T00:00:00Z"}, 422, "must not be after"),
     ],
 )
