@@ -85,7 +85,7 @@ NEEDS = {
     "jq": Need("the README's REST examples", commands("jq"), ("jq",)),
     "postgresql": Need("Airflow on PostgreSQL, and its upgrade", postgresql, ("postgresql",)),
     "docker-compose": Need("make compose-config", commands("docker-compose"), ("docker-compose",)),
-    "chromium": Need("a browser", commands("chromium"), ("chromium", "fonts-dejavu-core")),
+    "chromium": Need("a browser", commands("chromium"), ("chromium", "fonts-dejavu-core", "libatomic1")),
     "slurm": Need("make slurm-test", commands(*SLURM), SLURM_PACKAGES),
     "cdtools": Need("reconstruction with CDTools", CDTOOLS_PYTHON.exists, otherwise="make cdtools"),
     "python3.8": Need(
