@@ -50,13 +50,20 @@ class Reconstruction(TypedDict):
 
 
 @task(pool="nersc", multiple_outputs=False)
-def collect(engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[str, Any]) -> Reconstruction:
+def collect(
+    engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[str, Any] | None
+) -> Reconstruction:
     """Check that a finished job left what it should have, and read its figures.
 
     :param plan: of the engine, as `check_scan` made it.
-    :param job: the sensor's result.
-    :raises UserError: a file is missing, empty or of another type than its name.
+    :param job: the sensor's result; None when somebody has marked the sensor as success.
+    :raises UserError: there is no finished job, or a file is missing, empty or of another type than its name.
     """
+    if job is None:
+        raise UserError(
+            f"{engine}.wait was marked as success before its job had ended, which cancelled the job",
+            next_step=f"clear {engine}.submit: the job is submitted again.",
+        )
     output = plan["output"]
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
         sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}

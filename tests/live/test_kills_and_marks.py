@@ -70,6 +70,14 @@ def test_marking_a_waiting_job_cancels_it_at_the_facility(
     scan, run_id = holding
     pipeline.rest.set_task_state(DAG_ID, run_id, "ptychocam.wait", state)
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["CANCELLED"], "the job is cancelled")
+    assert pipeline.finish(run_id) == "failed"
+    if state == "success":
+        said = "ptychocam.wait was marked as success before its job had ended, which cancelled the job"
+        assert said in pipeline.rest.log(DAG_ID, run_id, "ptychocam.collect")
+        pipeline.rest.clear(DAG_ID, run_id, ["ptychocam.submit"])  # as it advises
+        pipeline.let_go(scan)
+        assert pipeline.finish(run_id) == "success"
+        assert sorted(pipeline.job_states(scan)) == ["CANCELLED", "COMPLETED"]
 
 
 def test_clearing_a_waiting_job_takes_up_the_living_one(pipeline: Pipeline, holding: tuple[str, str]) -> None:

@@ -40,6 +40,7 @@ FAILED_KEY = "slurm_failed"
 _REPLY_WAIT = 30.0  # seconds in the worker for the API to run sbatch; longer waits are deferred
 _SOON = 10.0  # seconds until the next step when a reply was lost
 _FORGOTTEN_AFTER = 86_400.0  # seconds after which a job that nothing lists is not looked for any more
+_ACCOUNTING_LAG = 120.0  # seconds by which the accounting may come after the queue
 _CLOCK_SKEW = 120.0  # seconds by which the facility's clock may differ from ours
 _NAMELESS_FOR = 600.0  # seconds; Slurm needs four to give a job its name
 _COLUMNS = ("JobID", "State", "Submit", "Start", "End", "ElapsedRaw", "ExitCode", "NodeList", "JobName")
@@ -319,7 +320,7 @@ class Submission:
             return self._check_missing(known)
         if accounted.refused and (owner := self._owner_instead_of(accounted)):
             return self._take_owner(owner, known)
-        if accounted.lost and (wait := self._unconfirmed(accounted)):
+        if wait := self._unconfirmed(accounted):
             return wait
         if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
             return known
@@ -359,20 +360,30 @@ class Submission:
         return known.generation + 1
 
     def _unconfirmed(self, job: SlurmJob) -> NotYet | None:
-        """Wait until a state that a requeue may undo was seen twice, far enough apart."""
+        """Wait until a state that may not stay was seen twice, far enough apart.
+
+        A requeue may undo a lost job. One that has left the queue and still runs in the accounting has
+        ended: after a clear it matters how.
+        """
+        if job.lost:
+            patience, pause, why = self.confirm, self.confirm, "Slurm may start it again"
+        elif self.cleared and not job.final:
+            patience, pause, why = _ACCOUNTING_LAG, _SOON, "it has left the queue, and accounting lags behind"
+        else:
+            return None
         now = self._clock()
         kept = self._get(CONFIRM_KEY)
         if self._store is None:  # then the end by Slurm's clock has to do
             ended = datetime.fromisoformat(job.ended).timestamp() if job.ended else 0.0
-            left = ended + _CLOCK_SKEW + self.confirm - now
+            left = ended + _CLOCK_SKEW + patience - now
         elif isinstance(kept, dict) and kept.get("job_id") == job.job_id:
-            left = float(kept["since"]) + self.confirm - now
+            left = float(kept["since"]) + patience - now
         else:
-            left = self.confirm
+            left = patience
             self._set(CONFIRM_KEY, {"job_id": job.job_id, "since": now})
         if left <= 0:
             return None
-        return NotYet(left, f"Slurm may start job {job.job_id} ({job.state_text}) again")
+        return NotYet(min(left, pause), f"job {job.job_id} is {job.state_text}: {why}")
 
     # A job that may be there
 
@@ -408,7 +419,7 @@ class Submission:
         """The job that was found; or the generation to submit next."""
         if job.refused and (owner := self._owner_instead_of(job)):
             return self._take_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
-        if job.lost and (wait := self._unconfirmed(job)):
+        if wait := self._unconfirmed(job):
             return wait
         unreported = intent.generation == found if intent is not None else not self.cleared
         if job.state not in FAILED or (unreported and not job.rejected):

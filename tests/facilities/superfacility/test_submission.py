@@ -180,6 +180,24 @@ def test_a_cleared_task_takes_up_what_lives_or_succeeded_and_replaces_what_faile
     assert task.ti.xcoms["job"]["new"] == (jobs == 2)
 
 
+def test_a_task_that_is_cleared_before_accounting_has_its_jobs_end_submits_a_new_one(
+    nersc: Facility, task: Task
+) -> None:
+    """As after a person has ended the job: the queue has it no more, and it runs still in the accounting."""
+    lag = 3.0
+    nersc.control("nersc", "set", sacct_lag=lag)
+    first = task.finish(task.submit(LONG))
+    hook = task.submit()().hook
+    wait_until(lambda: hook.jobs("perlmutter", [first], "sacct"))
+    ended = time.monotonic()
+    hook.cancel("perlmutter", first)
+    task.clear()
+    second = task.finish(task.submit(LONG))
+    assert second != first
+    assert time.monotonic() - ended >= lag
+    assert len(task.books()) == 2
+
+
 @pytest.mark.parametrize("killed", ["before the answer", "after the id was saved"])
 @pytest.mark.parametrize("store", [True, False])
 def test_a_job_that_failed_while_its_worker_was_killed_is_not_run_again(
