@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from reconstruction.arrays import Bool, Complex, Real
+from reconstruction.beam_mask import recognize
 
 PLANCK = 6.62607015e-34  # J s
 LIGHT_SPEED = 299792458.0  # m/s
@@ -47,6 +48,7 @@ class Scan:
     :param intensities: (n,), beam intensity of each frame, or None.
     :param defocus: metres from the focus to the sample, or None.
     :param near_field: as the file says, or None when it does not.
+    :param notes: how ambiguous things in the file were read; `warnings`: what a person should look at.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Scan:
     intensities: Real | None = None
     defocus: float | None = None
     near_field: bool | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -103,6 +106,7 @@ class _Reader:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self.file = file
+        self.notes: list[str] = []
         self.warnings: list[str] = []
 
     def read(self) -> Scan:
@@ -121,10 +125,11 @@ class _Reader:
             wavelength=self._wavelength(),
             dark=self._dark(shape),
             illumination=self._illumination(shape),
-            illumination_mask=self._illumination_mask(shape),
+            illumination_mask=self._illumination_mask(frames),
             intensities=self._intensities(len(frames)),
             defocus=self._scalar(f"{SOURCE}/illumination_distance"),
             near_field=self._near_field(),
+            notes=tuple(self.notes),
             warnings=tuple(self.warnings),
         )
 
@@ -288,14 +293,23 @@ class _Reader:
         probe = probe.reshape(-1, *probe.shape[-2:])[0] if probe.ndim >= 2 else probe
         return self._fitting(place, probe, shape).astype(np.complex64)
 
-    def _illumination_mask(self, shape: tuple[int, int]) -> Bool | None:
+    def _illumination_mask(self, frames: Real) -> Bool | None:
         found = self._optional((f"{SOURCE}/probe_mask", f"{DETECTOR}/probe_mask"))
         if found is None:
             return None
-        mask: Bool = self._fitting(found[0], found[1], shape) != 0
-        return mask
+        place, value = found
+        read = recognize(self._fitting(place, value, frames.shape[1:]) != 0, frames.mean(axis=0))
+        self.notes.append(f"{place} is {read.order}.")
+        if read.inverted:
+            self.warnings.append(f"{place} is zero in the beam and not outside it; used the other way round.")
+        if not read.fits:
+            self.warnings.append(
+                f"{place} does not lie where the frames have light, in whatever order it is read; "
+                "it was used as it is. Check the file's preprocessing, or reconstruct without the mask."
+            )
+        return read.mask
 
-    def _fitting(self, place: str, value: Real, shape: tuple[int, int]) -> Real:
+    def _fitting(self, place: str, value: Real, shape: tuple[int, ...]) -> Real:
         if value.shape != shape:
             self._fail(place, f"has shape {value.shape}, the frames {shape}")
         return value
