@@ -13,7 +13,7 @@ import numpy as np
 
 from reconstruction.arrays import Bool, Real
 
-ALIKE = 0.1  # correlation of a mask with the light; below it the mask fits in no order
+ALIKE = 0.3  # correlation of a mask with the light; below it the mask fits in no order
 ORDERS = {
     False: "centered, as the frames are",
     True: "in Fourier order (zero frequency at [0, 0])",
@@ -26,7 +26,7 @@ class BeamMask:
 
     :param order: for a person.
     :param inverted: the file had True outside the light.
-    :param fits: False when no reading of the mask lies where the light is; it is then as the file had it.
+    :param fits: False when no reading of the mask lies where the light is; it is of no use then.
     """
 
     mask: Bool

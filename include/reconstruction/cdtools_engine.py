@@ -23,7 +23,8 @@ from reconstruction.geometry import (
     measure_magnification,
     object_shape,
 )
-from reconstruction.program import UsageError, output_prefix, run, whole_number
+from reconstruction.program import UsageError, output_prefix, run, say, whole_number
+from reconstruction.quality import judge, relative
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scan import Scan, read_scan
 
@@ -202,11 +203,12 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
         f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV, {kind}",
         flush=True,
     )
-    for warning in geometry.warnings:
-        print(f"warning: {warning}", flush=True)
+    say(scan.notes, (*scan.warnings, *geometry.warnings))
     from reconstruction import fancy  # noqa: PLC0415 - torch takes seconds to import, and wrong arguments need none of it
 
     outcome = fancy.reconstruct(scan, parameters, geometry)
+    doubts = judge(scan, relative(scan, outcome.solution.errors[-1]))
+    say((), doubts)
     finished = Run(
         engine=ENGINE,
         parameters={**asdict(parameters), "distance_used": geometry.distance},
@@ -214,7 +216,7 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
         errors_are=ERRORS_ARE,
         geometry=kind,
         resolution_m=outcome.resolution_m,
-        warnings=geometry.warnings + outcome.warnings,
+        warnings=(*geometry.warnings, *outcome.warnings, *doubts),
     )
     figures = write_result(prefix, scan, outcome.solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)

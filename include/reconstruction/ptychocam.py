@@ -17,7 +17,8 @@ import numpy as np
 
 from reconstruction.geometry import is_near_field, measure_magnification
 from reconstruction.illumination import first_probe, illumination_mask
-from reconstruction.program import Progress, UsageError, output_prefix, run, whole_number
+from reconstruction.program import Progress, UsageError, output_prefix, run, say, whole_number
+from reconstruction.quality import judge
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scan import Scan, ScanError, read_scan
 from reconstruction.solver import Options, Solver
@@ -68,18 +69,21 @@ def reconstruct(options: Options, path: Path) -> None:
     probe, origin = first_probe(scan)
     print(f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV", flush=True)
     print(f"first illumination: {origin}", flush=True)
+    say(scan.notes, scan.warnings)
     mask = illumination_mask(scan) if options.use_illu_mask else None
     try:
         with np.errstate(over="raise", invalid="raise"):
             solution = Solver(scan, options, probe=probe, mask=mask).run(Progress(options.iterations))
     except FloatingPointError as error:
         raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
+    doubts = judge(scan, solution.errors[-1])
+    say((), doubts)
     finished = Run(
         engine=ENGINE,
         parameters={**asdict(options), "first_illumination": origin},
         seconds=time.monotonic() - started,
         errors_are=ERRORS_ARE,
-        warnings=_warnings(scan, options),
+        warnings=(*_warnings(scan, options), *doubts),
     )
     figures = write_result(prefix, scan, solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)

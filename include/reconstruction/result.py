@@ -106,6 +106,7 @@ def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
         "wavelength_m": float(f"{scan.wavelength:.8g}"),
         "resolution_m": run.resolution_m,
         "scale": float((np.abs(solution.probe) ** 2).sum()),  # counts that the probe brings to a frame
+        "notes": list(scan.notes),  # how what is ambiguous in the file was read
         "warnings": [*scan.warnings, *run.warnings],
     }
 
