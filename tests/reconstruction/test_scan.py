@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from reconstruction.scan import DATA, DETECTOR, GEOMETRY, SOURCE, ScanError, read_scan
 from standin.synthetic_scan import SyntheticScan
+from support import damage
 
 Changed = Callable[[Callable[[h5py.File], Any]], Path]
 
@@ -188,3 +191,27 @@ def test_useless_intensities_are_left_out_and_told(changed: Changed) -> None:
     scan = read_scan(changed(lambda file: file.update({f"{SOURCE}/illumination_intensities": np.ones(3)})))
     assert scan.intensities is None
     assert "not one positive number for each frame" in scan.warnings[0]
+
+
+def test_reading_takes_the_frames_memory_and_little_more(tmp_path: Path, synthetic: SyntheticScan) -> None:
+    """Also of a file from which frames and pixels are left out."""
+    path = tmp_path / "large.cxi"
+    shutil.copyfile(synthetic.cxi, path)
+    with h5py.File(path, "a") as file:
+        frames = np.kron(file[damage.FRAMES][()], np.ones((8, 4, 4), dtype=np.float32))
+        frames[3] = np.nan
+        frames[5] = 0.0
+        damage.replace(file, damage.FRAMES, frames)
+        damage.replace(file, damage.TRANSLATIONS, np.repeat(file[damage.TRANSLATIONS][()], 8, axis=0))
+        for name in (f"{DETECTOR}/mask", f"{DETECTOR}/probe_mask", f"{SOURCE}/illumination"):
+            del file[name]
+    size = frames.nbytes
+    del frames
+    tracemalloc.start()
+    try:
+        scan = read_scan(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(scan.frames) == 64 * 8 - 2
+    assert peak < 1.2 * size
