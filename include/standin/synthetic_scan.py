@@ -79,8 +79,8 @@ class Layout:
     :param compression: of the frames.
     """
 
-    translations_of: Literal["probe", "sample"] = "sample"
-    guess_defocus: float = -47e-6
+    translations_of: Literal["probe", "sample"] = "probe"
+    guess_defocus: float = 47e-6
     energy_index: int = 0
     region: int = 0
     offline: bool = False
