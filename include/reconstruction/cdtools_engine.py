@@ -184,6 +184,8 @@ def decide_geometry(
         f"Near field: the frames move {measured.value:.4g} times as far as the sample, so the focus is "
         f"{distance:.4g} m before it; propagation_distance {given:g} m was not used."
     )
+    if distance * given < 0:
+        warning += " If that is the wrong side, the positions in the file are the other's: set positions."
     return Geometry(near_field=True, distance=distance, warnings=(warning, *_near_field_notes(parameters)))
 
 

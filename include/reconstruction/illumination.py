@@ -16,6 +16,7 @@ from reconstruction.arrays import Bool, Complex, Real
 from reconstruction.conventions import mirrored
 from reconstruction.geometry import (
     Magnification,
+    far_field,
     far_field_pixel,
     focus_to_sample,
     inverse_far_field,
@@ -25,8 +26,11 @@ from reconstruction.scan import Scan
 from reconstruction.solver import Options, Solver
 
 BRIGHT = 0.05  # of the mean frame's peak: what belongs to the beam itself, not to what the sample scattered
+IN_FILE = "the illumination in the file"
 TRIAL_FRAMES = 64
-TRIAL_ITERATIONS = 4
+TRIAL_ITERATIONS = 8
+TRIAL_PIXELS = 192
+BEAM_AND_MORE = 1.25
 CLEARLY = 0.9  # of an earlier guess's error: what a later one's must stay below
 
 
@@ -104,7 +108,10 @@ def from_mean_frame(scan: Scan, distances: Sequence[tuple[float, str]]) -> list[
 
 
 def try_out(scan: Scan, guesses: Sequence[Guess]) -> Trial:
-    """A few iterations with each guess, on frames beside each other; a later one must be clearly better.
+    """A few iterations with each guess; the first goes, unless a later one is clearly better.
+
+    Neighboring frames are enough for that, and of large frames the middle, where the beam is: the same scan
+    with larger pixels.
 
     :param guesses: one or more.
     """
@@ -112,14 +119,37 @@ def try_out(scan: Scan, guesses: Sequence[Guess]) -> Trial:
         return Trial(guess=guesses[0], errors={})
     away = np.linalg.norm(scan.translations - np.median(scan.translations, axis=0), axis=1)
     near = np.sort(np.argsort(away, kind="stable")[:TRIAL_FRAMES])
-    some = replace(scan, frames=scan.frames[near], translations=scan.translations[near], intensities=None)
-    options = Options(iterations=TRIAL_ITERATIONS)
-    errors = [Solver(some, options, probe=guess.probe).run(lambda *_: None).errors[-1] for guess in guesses]
+    middle = _middle(scan)
+    some = replace(
+        scan,
+        frames=scan.frames[near][:, *middle],
+        good=scan.good[middle],
+        translations=scan.translations[near],
+        dark=None if scan.dark is None else scan.dark[middle],
+        intensities=None,
+        illumination=None,
+        illumination_mask=None,
+    )
+    options, errors = Options(iterations=TRIAL_ITERATIONS, period_illu_refine=1), []
+    for guess in guesses:
+        probe = inverse_far_field(far_field(guess.probe)[middle])
+        errors.append(Solver(some, options, probe=probe).run(lambda *_: None).errors[-1])
     chosen = 0
     for index, error in enumerate(errors):
         chosen = index if error < CLEARLY * errors[chosen] else chosen
     tried = {guess.origin: round(error, 5) for guess, error in zip(guesses, errors, strict=True)}
     return Trial(guess=guesses[chosen], errors=tried)
+
+
+def _middle(scan: Scan) -> tuple[slice, slice]:
+    """The part of a frame around the beam's axis that holds the beam, and `TRIAL_PIXELS` at least."""
+    lit = illumination_mask(scan)
+    slices = []
+    for axis, n in enumerate(scan.detector_shape):
+        reach = np.abs(np.flatnonzero(lit.any(axis=1 - axis)) - n // 2).max(initial=0)
+        half = min(n // 2, max(TRIAL_PIXELS // 2, int(BEAM_AND_MORE * reach)))
+        slices.append(slice(n // 2 - half, n // 2 + half if half < n // 2 else n))
+    return slices[0], slices[1]
 
 
 def illumination_mask(scan: Scan) -> Bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from reconstruction.conventions import expected_defocus, positions_in_file, sample_moves, sign_warning
 from reconstruction.geometry import is_near_field, measure_magnification
-from reconstruction.illumination import first_guesses, illumination_mask, try_out
+from reconstruction.illumination import IN_FILE, Trial, first_guesses, illumination_mask, try_out
 from reconstruction.program import Progress, UsageError, output_prefix, run, say, whole_number
 from reconstruction.quality import judge
 from reconstruction.result import Run, make_folder, remove_old, write_result
@@ -74,7 +74,8 @@ def reconstruct(options: Options, path: Path) -> None:
     expected = defocus.at(scan.energy_ev)
     trial = try_out(scan, first_guesses(scan, measured, expected=expected))
     print(f"positions are the {positions}'s; first illumination: {trial.guess.origin}", flush=True)
-    say(scan.notes, scan.warnings)
+    found = _warnings(scan, options, trial)
+    say(scan.notes, (*scan.warnings, *found))
     mask = illumination_mask(scan) if options.use_illu_mask else None
     try:
         with np.errstate(over="raise", invalid="raise"):
@@ -97,19 +98,25 @@ def reconstruct(options: Options, path: Path) -> None:
         },
         seconds=time.monotonic() - started,
         errors_are=ERRORS_ARE,
-        warnings=(*_warnings(scan, options), *doubts),
+        warnings=(*found, *doubts),
     )
     figures = write_result(prefix, scan, solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 
 
-def _warnings(scan: Scan, options: Options) -> list[str]:
-    if scan.illumination is None and not options.period_illu_refine:
-        return [
-            "The file holds no illumination and -r was not given: "
+def _warnings(scan: Scan, options: Options, trial: Trial) -> list[str]:
+    origin, warnings = trial.guess.origin, []
+    if scan.illumination is not None and not origin.startswith(IN_FILE):
+        warnings.append(
+            f"The illumination in the file was not used: beginning with {origin}, the first iterations come "
+            "much nearer to the frames."
+        )
+    if not origin.startswith(IN_FILE) and not options.period_illu_refine:
+        warnings.append(
+            "No illumination of the file was used and -r was not given: "
             "the guess from the mean frame was used as it is."
-        ]
-    return []
+        )
+    return warnings
 
 
 def main() -> int:

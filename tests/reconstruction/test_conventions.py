@@ -209,6 +209,16 @@ def test_a_distance_far_from_the_truth_gives_way_to_the_beamlines(
     assert len(near.record["first_illuminations_tried"]) == 2  # type: ignore[arg-type]
 
 
+def test_positions_that_are_read_the_wrong_way_are_told_in_the_near_field_too(scan: Scan) -> None:
+    near, measured = replace(scan, near_field=True), Magnification(value=-2000.0, correlation=0.95)
+    geometry = decide_geometry(near, Parameters(), measured, expected=15e-6)
+    assert geometry.distance == pytest.approx(-scan.distance / 2001)
+    assert "If that is the wrong side" in geometry.warnings[0]
+    right = decide_geometry(near, Parameters(), replace(measured, value=800.0), expected=15e-6)
+    assert right.distance > 0
+    assert "If that is the wrong side" not in right.warnings[0]
+
+
 def test_a_guess_of_the_wrong_sign_sticks_and_is_replaced(
     cosmic: Callable[..., SyntheticScan], tmp_path: Path
 ) -> None:
@@ -229,7 +239,7 @@ def test_a_guess_of_the_wrong_sign_sticks_and_is_replaced(
     assert way.correlation < 0.7
     trial = try_out(scan, first_guesses(scan, measure_magnification(scan), expected=15e-6))
     assert trial.guess.origin == "the illumination in the file, conjugated and turned by 180 degrees"
-    assert trial.errors["the illumination in the file"] > 1.2 * trial.errors[trial.guess.origin]
+    assert trial.errors["the illumination in the file"] > 2 * trial.errors[trial.guess.origin]
     error, way = outcome(trial.guess.probe)
     assert error < 0.07
     assert way.upright
