@@ -22,6 +22,7 @@ from facilities.superfacility.slurm import (
     SUCCEEDED,
     LogFiles,
     SlurmJob,
+    SlurmState,
     failure_of_job,
     job_result,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _TAIL_LINES = 30
 _TAIL_PATIENCE = 60.0  # seconds for which reading the output of a failed job is tried again
 _TAIL_PAUSE = 5.0
+_REASON = 400  # characters of the last line
 
 
 class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
@@ -144,7 +146,10 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         """Raise what a job's end without success means, with the last lines of its output."""
         error = failure_of_job(job, self.machine)
         with closing(self.hook):
-            error.add_details(*_tails(self.hook, self.machine, self._log_files(context).of(job)))
+            tails = _tails(self.hook, self.machine, self._log_files(context).of(job))
+        if job.state is SlurmState.FAILED and (reason := _last_line(tails[0])):
+            error.what += f": {reason}"
+        error.add_details(*tails)
         raise error
 
     def identity(self, context: Context) -> JobIdentity:
@@ -191,6 +196,12 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
             return LogFiles(self.stdout, self.stderr)
         resources = self.submitted(context).get("resources") or {}
         return LogFiles(resources.get("output"), self.stderr or resources.get("error"))
+
+
+def _last_line(tail: str) -> str:
+    """The last line that a program wrote: most end with why they failed."""
+    lines = [line.strip() for line in tail.splitlines()[1:] if line.strip()]
+    return lines[-1][:_REASON].rstrip(".") if lines and lines != ["(empty)"] else ""
 
 
 def _tails(hook: SuperfacilityHook, machine: str, files: LogFiles) -> list[str]:
