@@ -103,7 +103,7 @@ RECONSTRUCTED = [
     Row("darks subtracted", damage.dark_frames_kept, "the dark frames were subtracted already"),
     Row("fewer frames", damage.only(frames=49), "has 49 frames and 64 positions"),
     Row("fewer positions", damage.only(positions=49), "has 64 frames and 49 positions"),
-    Row("aborted", damage.only(frames=49, positions=49), "The scan ended early, after 49 of 64 points"),
+    Row("aborted", damage.only(frames=49, positions=49), "has 49 of the 64 points that were planned"),
     Row(
         "no first illumination",
         damage.illumination(lambda probe: probe * np.nan),
@@ -114,7 +114,12 @@ RECONSTRUCTED = [
         damage.illumination(damage.one_lit_pixel),
         "The illumination in the file was not used",
     ),
-    Row("nine frames", damage.only(frames=9, positions=9), "after 9 of 64 points", correlation=0.8),
+    Row(
+        "nine frames",
+        damage.only(frames=9, positions=9),
+        "has 9 of the 64 points that were planned",
+        correlation=0.8,
+    ),
     Row("negated positions", damage.scaled(-1.0, damage.TRANSLATIONS), "sample is", correlation=0.0),
     Row("half the step", damage.scaled(0.5, damage.TRANSLATIONS), "probably wrong", correlation=0.0),
     Row("dim frames", damage.dimmed(1e-3), "The frames are dim", correlation=0.0),
