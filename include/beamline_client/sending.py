@@ -108,7 +108,7 @@ class Sender:
                 if pending[0] not in own:
                     self.log(describe(outcome))
                 skipped += [pending[0]] if error else []
-                if error and (_concerns_all(error) or len(skipped) >= MAX_SKIPPED):
+                if error and (concerns_all(error) or len(skipped) >= MAX_SKIPPED):
                     done.update({name: self._kept(name, error) for name in pending[1:]})
                     return done
 
@@ -217,7 +217,7 @@ class Sender:
         return self._started(request, is_new, run)
 
 
-def _concerns_all(error: ClientError) -> bool:
+def concerns_all(error: ClientError) -> bool:
     """Whether the next request would fail in the same way."""
     return isinstance(error, (RefusedError, UnreachableError)) and not isinstance(error, ServerFaultError)
 
