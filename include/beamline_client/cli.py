@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -14,7 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence
 
 import beamline_client
 from beamline_client.client import Client
@@ -33,6 +34,7 @@ from beamline_client.errors import (
     UnreachableError,
     worst_exit_code,
 )
+from beamline_client.listen import ADDRESS, EndedScans, Listener
 from beamline_client.naming import folder_of, is_scan
 from beamline_client.output import Outcome, describe, local_time, to_stderr, to_stdout
 from beamline_client.parameters import (
@@ -118,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--done-suffix", default="", metavar="SUFFIX", help="finished when <scan>SUFFIX is there")
     add("--interval", default="5", metavar="SECONDS", help="between looks (5)")
     add("--existing", action="store_true", help="also submit what was there before the first watch")
+    add = command(
+        "listen", run, about="submit each scan when the processing program says it has ended"
+    ).add_argument
+    add("--address", default=ADDRESS, help=f"where the processing program publishes ({ADDRESS})")
+    add("--settle", default="2", metavar="SECONDS", help="unchanged for that long is closed (2)")
+    add("--interval", default="1", metavar="SECONDS", help="between looks (1)")
     return parser
 
 
@@ -270,19 +278,71 @@ def _watch(options: argparse.Namespace, client: Client) -> List[Outcome]:
     client.requests("submit", [], given)
     interval = seconds(options.interval)
     folder = Path(options.folder).resolve()
-    name = "watch-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+
+    def watch(journal_file: Path) -> NoReturn:
+        watched = _open_folder(options, client, folder, journal_file)
+        known = f"{len(watched.journal.old)} old files, {len(watched.journal.submitted)} submitted"
+        client.log(f"Watching {folder} ({known}).")
+        Watcher(client, watched, given).run(interval)
+
+    return _until_stopped(client, f"watch-{_short_hash(str(folder))}", f"{folder} is being watched", watch)
+
+
+def _listen(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    given = parameters_from_options(options.param, options.engine, options.n_gpu)
+    client.requests("submit", [], given)
+    interval, settle = seconds(options.interval), seconds(options.settle)
+    root = client.settings.data_root
+    if root is None or not root.is_dir():
+        raise InputError(
+            f"Where are the scans on this computer? data_root in [client] must name that folder, not {root}."
+        )
+
+    def listen(journal_file: Path) -> NoReturn:
+        with _journal_errors(journal_file):
+            journal = Journal(journal_file)
+            if journal.is_new:
+                journal.begin({})
+        scans = EndedScans(root, journal, settle=settle, log=client.log)
+        watcher = Watcher(client, scans, given)
+        with Listener(options.address, scans.add, client.log) as listener:
+            client.log(f"Listening to {options.address}, for scans in {root}.")
+            while True:
+                watcher.check()
+                listener.wait(interval)
+
+    name = f"listen-{_short_hash(f'{options.address} {root}')}"
+    return _until_stopped(client, name, f"{options.address} is being listened to", listen)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _until_stopped(client: Client, name: str, what: str, loop: Callable[[Path], NoReturn]) -> List[Outcome]:
+    """Run a loop until Ctrl-C or SIGTERM, in one process at a time; it is given the file for its journal.
+
+    :raises InputError: another process runs it already.
+    """
     signal.signal(signal.SIGTERM, _stop)
     try:
         with client.spool.lock(name, 1.0):
-            watched = _open_folder(options, client, folder, client.spool.folder / f"{name}.jsonl")
-            known = f"{len(watched.journal.old)} old files, {len(watched.journal.submitted)} submitted"
-            client.log(f"Watching {folder} ({known}).")
-            Watcher(client, watched, given).run(interval)
+            loop(client.spool.folder / f"{name}.jsonl")
     except KeyboardInterrupt:
-        client.log("Stopped watching. What was found is kept or sent.")
+        client.log("Stopped. What was found is kept or sent.")
         return []
     except LockedError as error:
-        raise InputError(f"{folder} is being watched already, by another submit_scan.") from error
+        raise InputError(f"{what} already, by another submit_scan.") from error
+
+
+@contextlib.contextmanager
+def _journal_errors(journal_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"{journal_file}, which records what was submitted, cannot be used: {error}."
+        ) from error
 
 
 def _open_folder(
@@ -295,7 +355,7 @@ def _open_folder(
         raise InputError(f"{folder} is not below data_root, {root}.")
     if "/" in options.done_suffix:
         raise InputError("--done-suffix is what comes after the scan's file name, as in .done.")
-    try:
+    with _journal_errors(journal_file):
         watched = WatchedFolder(
             folder,
             Journal(journal_file),
@@ -307,10 +367,6 @@ def _open_folder(
         )
         if watched.journal.is_new:
             watched.journal.begin({} if options.existing else watched.files())
-    except OSError as error:
-        raise SpoolError(
-            f"{journal_file}, where the watch keeps what it did, cannot be used: {error}."
-        ) from error
     return watched
 
 
@@ -325,6 +381,7 @@ COMMANDS: Dict[str, Callable[[argparse.Namespace, Client], List[Outcome]]] = {
     "cancel": _cancel,
     "flush": _flush,
     "watch": _watch,
+    "listen": _listen,
 }
 
 

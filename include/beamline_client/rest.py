@@ -393,7 +393,8 @@ def _reason(kept: Mapping[str, Any]) -> List[str]:
     lines = ["; ".join(facts) + "."]
     lines += [f"What to do: {kept['next_step']}"] if kept.get("next_step") else []
     lines += [f"To run it again: {kept['run_again']}"] if kept.get("run_again") else []
-    return lines + [str(kept["details"])] * bool(kept.get("details"))
+    lines += [str(kept["details"])] if kept.get("details") else []
+    return lines
 
 
 def scan_of(run: Mapping[str, Any]) -> str:

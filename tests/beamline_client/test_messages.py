@@ -84,7 +84,7 @@ class _PlainOnly(pickle._Unpickler):  # type: ignore[name-defined,misc] # the on
 
 
 def read_or_refuse(content: bytes) -> None:
-    """Whatever is read has only plain values in it; Python finds no class in it, and the same values, if any."""
+    """What is read has only plain values in it; Python finds no class there, and the same values if any."""
     try:
         value = read_pickle(content)
     except BadMessageError:
