@@ -83,7 +83,8 @@ def read_pickle(content: bytes) -> Any:
             machine.step(opcode.name, argument)
     except BadMessageError:
         raise
-    except (ValueError, LookupError, OverflowError, TypeError, struct.error):
+    except (ValueError, LookupError, OverflowError, TypeError, struct.error, Warning):
+        # Of warnings only where Python is set to raise them: odd escapes in a text cause them.
         raise BadMessageError("it is a damaged pickle, or none") from None
     raise BadMessageError("it is a pickle without an end")
 

@@ -15,6 +15,7 @@ from beamline_client.errors import ACCEPTED, worst_exit_code
 IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that do not run, or not yet
 _MAX_TEXT = 600  # characters shown of a sentence
 _MAX_LIST = 200  # and of a list of numbers
+_MAX_NAMES = 20  # of files with which nothing is to be done
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def _describe_scan(scan: Outcome) -> str:
         key = (one.outcome, *errors, *([printable(one.message)] if one.message else []))
         groups.setdefault(key, []).append(one.run_id or one.path)
     for (outcome, *reasons), names in sorted(groups.items(), key=lambda group: group[0][0] == "done"):
+        is_plain = outcome in ("done", "had ended") and len(names) > _MAX_NAMES
         lines += textwrap.wrap(
-            f"{outcome}: {', '.join(names)}",
+            f"{outcome}: {f'{len(names)} files (--json names them)' if is_plain else ', '.join(names)}",
             110,
             initial_indent="  ",
             subsequent_indent="    ",

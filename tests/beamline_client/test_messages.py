@@ -260,6 +260,7 @@ def test_circles_are_refused(content: bytes) -> None:
         (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.", "damaged"),
         (b"\x8e" + struct.pack("<Q", 2**62) + b"x.", "damaged"),
         (b"\x8b" + struct.pack("<i", -5) + b"x.", "damaged"),
+        (b"S'\\u0100'\n.", "damaged"),
         (b"K\x01" * MAX_BYTES, f"longer than {MAX_BYTES} bytes"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -185,3 +186,17 @@ def test_another_program_submits_with_one_line(
     assert "flush" in said
     config.write_text("")
     assert run()[0] == ["not submitted 2 "]
+
+
+def test_the_line_in_the_document_works_as_it_is(api: AirflowApi, config: Path, tmp_path: Path) -> None:
+    document = (SOURCE.parents[1] / "docs" / "how-to" / "send-scans.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    settings = tmp_path / "home" / ".config" / "cosmic" / "client.ini"
+    settings.parent.mkdir(parents=True)
+    config.rename(settings)
+    source = source.replace("/opt/cosmic/submit_scan.py", str(PROGRAM))
+    environment = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-W", "error", "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert api.runs[RUN]["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_gpu": 4}

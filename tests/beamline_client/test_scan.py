@@ -179,6 +179,18 @@ def test_800_files_take_few_requests(api: AirflowApi, client: Client) -> None:
     assert f"why it failed is read of {scan_module.MAX_REASONS} files: submit_scan.py status RUN" in shown
 
 
+def test_many_files_with_which_nothing_is_to_be_done_are_not_listed(api: AirflowApi, client: Client) -> None:
+    for energy in range(21):
+        add(api, file(energy), "success")
+    failed = [add(api, file(energy, 1), "failed") for energy in range(30)]
+    shown = describe(Scan(client, NAME).status())
+    assert shown.splitlines()[-1] == "  done: 21 files (--json names them)"
+    assert all(run_id in shown for run_id in failed)
+    assert describe(Scan(client, NAME).cancel()).splitlines()[-1] == (
+        "  had ended: 51 files (--json names them)"
+    )
+
+
 def test_when_airflow_goes_away_while_reasons_are_read(stack: AirflowApi, settings: Settings) -> None:
     stack.fault("status", path="taskInstances", status=503, times=1000)
     client = Client(replace(settings, timeout=0.3), log=lambda _: None)
