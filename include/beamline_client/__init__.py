@@ -9,8 +9,8 @@ One file, Python 3.8 or newer, nothing to install: copy it to the beamline compu
     submit_scan.py reprocess FILE|SCAN...      a new run, with the parameters of the last one and those given
     submit_scan.py flush                       send what was kept while Airflow could not be reached
     submit_scan.py watch FOLDER                submit each scan when it is finished, until stopped
-    submit_scan.py listen                      submit each scan when the processing program says that it has
-                                               ended (stopped or aborted), until stopped; needs pyzmq
+    submit_scan.py listen                      submit each scan when the processing program reports its end
+                                               (stop or abort), until stopped; needs pyzmq
 
 FILE is the scan's path below the beamline's collection, as in
 `2023/02/230216/NS_230216033_ccdframes_0_0.cxi`; a leading `/`, or the folder named in `data_root`, may

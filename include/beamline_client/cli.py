@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--interval", default="5", metavar="SECONDS", help="between looks (5)")
     add("--existing", action="store_true", help="also submit what was there before the first watch")
     add = command(
-        "listen", run, about="submit each scan when the processing program says it has ended"
+        "listen", run, about="submit each scan when the processing program reports its end"
     ).add_argument
     add("--address", default=ADDRESS, help=f"where the processing program publishes ({ADDRESS})")
     add("--settle", default="2", metavar="SECONDS", help="unchanged for that long is closed (2)")

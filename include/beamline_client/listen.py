@@ -1,4 +1,4 @@
-"""Listen mode: submits each scan when the beamline's processing program says that it has ended."""
+"""Listen mode: submits each scan when the beamline's processing program reports its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beamline_client.watch import FileState, Journal, WatchedFolder, state_of_fi
 ADDRESS = "tcp://localhost:37013"  # of the processing program, as it comes
 MAX_AWAITED = 1000  # scans that have ended without a file; of more, the oldest are given up
 LATE = 60.0  # seconds until a file that is not there is mentioned
-NOBODY = 10.0  # seconds until it is mentioned that nobody publishes
+NO_PUBLISHER = 10.0  # seconds until a publisher that is not there is mentioned
 # What crosses the network: the ends of scans by topic, and dictionaries without a topic (JSON, pickle).
 BEGINNINGS = (b"stop", b"abort", b"{", b"\x80", b"(", b"}")
 _ADDRESS = re.compile(
@@ -64,7 +64,7 @@ class EndedScans(WatchedFolder):
                 try:
                     self.journal.await_file(path)
                 except OSError as error:
-                    self.log(f"{_now()}  It will be forgotten if this stops: {self.journal.path}: {error}")
+                    self.log(f"{_now()}  It is lost if this program stops: {self.journal.path}: {error}")
             self._awaited[path] = time.monotonic()
             for oldest in list(self._awaited)[:-MAX_AWAITED]:
                 del self._awaited[oldest]
@@ -103,7 +103,7 @@ class Listener:
         self.log = log
         self._refused: Counter[str] = Counter()
         self._failure: Optional[BaseException] = None
-        self._was_connected = False
+        self._connected: Optional[bool] = None  # until it is for the first time
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listen", daemon=True)
         self._zmq = _load_zmq()
@@ -149,11 +149,11 @@ class Listener:
             poller = self._zmq.Poller()
             poller.register(self._socket, self._zmq.POLLIN)
             poller.register(self._monitor, self._zmq.POLLIN)
-            patience = time.monotonic() + NOBODY
+            patience = time.monotonic() + NO_PUBLISHER
             while not self._end.is_set():
                 ready = dict(poller.poll(_POLL_MS))
-                if not ready and not self._was_connected and time.monotonic() > patience:
-                    self.log(f"{_now()}  Nobody publishes at {self.address} yet; waiting.")
+                if not ready and self._connected is None and time.monotonic() > patience:
+                    self.log(f"{_now()}  There is no publisher at {self.address} yet; waiting.")
                     patience = math.inf
                 if self._monitor in ready:
                     self._connection_changed()
@@ -165,12 +165,13 @@ class Listener:
     def _connection_changed(self) -> None:
         event = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
         if event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._was_connected = True
+            self._connected = True
             self.log(f"{_now()}  Connected to {self.address}.")
-        else:
+        elif self._connected:
+            self._connected = False
             self.log(
                 f"{_now()}  The connection to {self.address} is lost. Scans that end until it is back are "
-                "not heard of: find_missed_scans starts them, or submit_scan.py FILE."
+                "missed: find_missed_scans starts them, or submit_scan.py FILE."
             )
 
     def _receive(self) -> None:

@@ -1,4 +1,4 @@
-"""Listening to the processing program: what it says has ended is submitted once its file is closed, once."""
+"""Listening to the processing program: a scan is submitted when its end is reported and its file closed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +51,7 @@ class Publisher:
 
     def __init__(self, port: int = 0) -> None:
         self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.XPUB)  # a PUB that says who subscribes
+        self.socket = self.context.socket(zmq.XPUB)  # a PUB that shows its subscriptions
         self.socket.setsockopt(zmq.LINGER, 0)
         self.port = port or self.socket.bind_to_random_port("tcp://127.0.0.1")
         if port:
@@ -60,14 +62,14 @@ class Publisher:
         return f"tcp://127.0.0.1:{self.port}"
 
     def wait_for_subscriptions(self) -> set[bytes]:
-        """Wait until a listener has said what it wants to hear."""
+        """Wait until a listener has subscribed to all that it takes."""
         found: set[bytes] = set()
         while len(found) < len(listen.BEGINNINGS):
-            assert self.socket.poll(SLOW * 1000), found
+            assert self.socket.poll(int(SLOW) * 1000), found
             found.add(self.socket.recv())
         return found
 
-    def say(self, event: str, name: str) -> None:
+    def publish(self, event: str, name: str) -> None:
         self.socket.send_multipart([event.encode(), json.dumps({"identifier": name}).encode()])
 
     def close(self) -> None:
@@ -115,7 +117,7 @@ class Beamline:
         self.now += after
         self.watcher.check()
 
-    def said(self, text: str) -> int:
+    def logged(self, text: str) -> int:
         return sum(text in line for line in self.messages)
 
 
@@ -137,7 +139,7 @@ def test_a_scan_that_has_ended_is_submitted(api: AirflowApi, beamline: Beamline,
     beamline.check(3)
     assert api.created == [scan_run_id(scan(1))]
     assert api.runs[scan_run_id(scan(1))]["conf"] == {"file_path": scan(1), "do_ptychocam": True}
-    assert beamline.said(f"{event}: {identifier(1)}") == 1
+    assert beamline.logged(f"{event}: {identifier(1)}") == 1
 
 
 def test_a_file_that_grows_or_is_not_all_there_is_waited_for(api: AirflowApi, beamline: Beamline) -> None:
@@ -151,7 +153,7 @@ def test_a_file_that_grows_or_is_not_all_there_is_waited_for(api: AirflowApi, be
     beamline.check(0)
     beamline.check(10)
     assert api.created == []
-    assert beamline.said(f"Left alone: {scan(1)}: only 6000 of {len(whole)} bytes are there") == 1
+    assert beamline.logged(f"Left alone: {scan(1)}: only 6000 of {len(whole)} bytes are there") == 1
     path.write_bytes(whole)
     beamline.check(0)
     beamline.check(1)
@@ -179,7 +181,7 @@ def test_a_file_that_is_open_for_writing_grows_until_it_is_closed(
     assert api.created == [scan_run_id(scan(1))]
 
 
-def test_an_end_that_is_said_again_makes_no_second_run(api: AirflowApi, beamline: Beamline) -> None:
+def test_an_end_that_is_reported_again_makes_no_second_run(api: AirflowApi, beamline: Beamline) -> None:
     beamline.write(1)
     for _ in range(3):
         beamline.scans.add(end(1))
@@ -188,12 +190,12 @@ def test_an_end_that_is_said_again_makes_no_second_run(api: AirflowApi, beamline
     beamline.check(3)
     beamline.check(3)
     assert api.count("POST", DAG_RUNS) == 1
-    assert beamline.said("stop: ") == 1
+    assert beamline.logged("stop: ") == 1
     beamline.write(1, 50)
     beamline.scans.add(end(1))
     beamline.check(3)
     assert api.count("POST", DAG_RUNS) == 1
-    assert beamline.said("it changed after it was submitted (to run it again: reprocess)") == 1
+    assert beamline.logged("it changed after it was submitted (to run it again: reprocess)") == 1
 
 
 def test_a_file_that_does_not_come_is_mentioned_and_taken_when_it_does(
@@ -202,7 +204,7 @@ def test_a_file_that_does_not_come_is_mentioned_and_taken_when_it_does(
     beamline.scans.add(end(1, "abort"))
     for _ in range(4):
         beamline.check(20)
-    assert beamline.said(f"it has ended, but there is no file {beamline.root / scan(1)} yet") == 1
+    assert beamline.logged(f"it has ended, but there is no file {beamline.root / scan(1)} yet") == 1
     beamline.write(1)
     beamline.check(0)
     beamline.check(3)
@@ -216,10 +218,10 @@ def test_a_link_in_place_of_the_file_is_left_alone(api: AirflowApi, beamline: Be
     for _ in range(9):
         beamline.check(10)
     assert api.created == []
-    assert beamline.said("there is no file") == 1
+    assert beamline.logged("there is no file") == 1
 
 
-def test_what_was_heard_survives_a_stop_of_the_program(api: AirflowApi, beamline: Beamline) -> None:
+def test_an_awaited_file_survives_a_stop_of_the_program(api: AirflowApi, beamline: Beamline) -> None:
     beamline.scans.add(end(1))
     beamline.scans.add(end(2))
     beamline.write(1)
@@ -242,7 +244,7 @@ def test_a_disk_that_is_full_forgets_nothing_while_the_program_runs(
     with monkeypatch.context() as patch:
         patch.setattr(watch, "append_to_file", full)
         beamline.scans.add(end(1))
-    assert beamline.said("It will be forgotten if this stops") == 1
+    assert beamline.logged("It is lost if this program stops") == 1
     beamline.write(1)
     beamline.check(0)
     beamline.check(3)
@@ -260,7 +262,7 @@ def test_while_airflow_is_away_the_request_is_kept(
     beamline.check(0)
     beamline.check(3)
     assert [request.path for request in client.spool.pending()] == [scan(1)]
-    assert beamline.said("1 waiting: It waits in") == 1
+    assert beamline.logged("1 waiting: It waits in") == 1
     beamline.client = client
     beamline.start()
     beamline.check()
@@ -292,17 +294,17 @@ def test_a_flood_of_names_takes_bounded_memory(beamline: Beamline, monkeypatch: 
     for number in range(100, 130):
         beamline.scans.add(end(number))
     assert len(beamline.scans._awaited) == 10
-    assert beamline.said("its file did not come, and 10 others are awaited") == 20
+    assert beamline.logged("its file did not come, and 10 others are awaited") == 20
 
 
-def test_the_ends_of_scans_are_heard_in_each_form(publisher: Publisher, messages: list[str]) -> None:
+def test_the_ends_of_scans_are_received_in_each_form(publisher: Publisher, messages: list[str]) -> None:
     ends: list[End] = []
     with Listener(publisher.address, ends.append, messages.append):
         publisher.wait_for_subscriptions()
-        publisher.say("start", identifier(1))
-        publisher.say("stop", identifier(1))
+        publisher.publish("start", identifier(1))
+        publisher.publish("stop", identifier(1))
         publisher.socket.send_multipart([b"frame", b"{}", b"\0" * 4_000_000])
-        publisher.say("abort", identifier(2))
+        publisher.publish("abort", identifier(2))
         publisher.socket.send_json({"event": "stop", "identifier": identifier(3)})
         for protocol in range(6):
             publisher.socket.send(pickle.dumps({"event": "stop", "identifier": identifier(4)}, protocol))
@@ -321,7 +323,7 @@ class _Runs:
         return os.system, (self.command,)
 
 
-def test_hostile_messages_are_refused_and_the_next_end_is_heard(
+def test_hostile_messages_are_refused_and_the_next_end_is_received(
     publisher: Publisher, messages: list[str], tmp_path: Path
 ) -> None:
     ends: list[End] = []
@@ -341,7 +343,7 @@ def test_hostile_messages_are_refused_and_the_next_end_is_heard(
         for content in hostile:
             publisher.socket.send(content)
             publisher.socket.send_multipart([b"stop", content])
-        publisher.say("stop", identifier(1))
+        publisher.publish("stop", identifier(1))
         assert wait_until(lambda: end(1) in ends, SLOW, 0.02)
     assert not trace.exists()
     refused = [line for line in messages if "A message was refused" in line]
@@ -357,7 +359,7 @@ def test_the_same_refusal_is_not_logged_each_time(publisher: Publisher, messages
         publisher.wait_for_subscriptions()
         for _ in range(500):
             publisher.socket.send_multipart([b"stop", b"{}"])
-        publisher.say("stop", identifier(1))
+        publisher.publish("stop", identifier(1))
         assert wait_until(lambda: bool(ends), SLOW, 0.02)
     counts = [line.partition("refused")[2].partition(":")[0] for line in messages if "refused" in line]
     assert counts == [
@@ -369,22 +371,24 @@ def test_the_same_refusal_is_not_logged_each_time(publisher: Publisher, messages
     ]
 
 
-def test_a_lost_connection_is_said_and_comes_back(publisher: Publisher, messages: list[str]) -> None:
+def test_a_lost_connection_is_logged_and_comes_back(publisher: Publisher, messages: list[str]) -> None:
     ends: list[End] = []
 
-    def said(text: str) -> Callable[[], bool]:
+    def logged(text: str) -> Callable[[], bool]:
         return lambda: any(text in line for line in messages)
 
     with Listener(publisher.address, ends.append, messages.append):
         publisher.wait_for_subscriptions()
-        publisher.say("stop", identifier(1))
+        publisher.publish("stop", identifier(1))
         assert wait_until(lambda: bool(ends), SLOW, 0.02)
         publisher.close()
-        assert wait_until(said(f"The connection to {publisher.address} is lost. Scans that end"), SLOW, 0.02)
+        assert wait_until(
+            logged(f"The connection to {publisher.address} is lost. Scans that end"), SLOW, 0.02
+        )
         again = Publisher(publisher.port)
         try:
             again.wait_for_subscriptions()
-            again.say("abort", identifier(2))
+            again.publish("abort", identifier(2))
             assert wait_until(lambda: len(ends) == 2, SLOW, 0.02)
         finally:
             again.close()
@@ -392,7 +396,7 @@ def test_a_lost_connection_is_said_and_comes_back(publisher: Publisher, messages
     assert sum("Connected to" in line for line in messages) == 2
 
 
-def test_a_publisher_that_comes_later_is_heard(messages: list[str]) -> None:
+def test_a_publisher_that_comes_later_is_received(messages: list[str]) -> None:
     first = Publisher()
     port = first.port
     first.close()
@@ -401,10 +405,30 @@ def test_a_publisher_that_comes_later_is_heard(messages: list[str]) -> None:
         publisher = Publisher(port)
         try:
             publisher.wait_for_subscriptions()
-            publisher.say("stop", identifier(1))
+            publisher.publish("stop", identifier(1))
             assert wait_until(lambda: ends == [end(1)], SLOW, 0.02)
         finally:
             publisher.close()
+
+
+def test_another_kind_of_server_is_no_publisher(messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "NO_PUBLISHER", 1.5)  # it connects again every half second
+    answered: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def hang_up() -> None:
+            while len(answered) < 3:
+                connection, _ = server.accept()
+                answered.append(connection.send(b"220 mail.example.org\r\n"))
+                connection.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(hang_up)
+            with Listener(f"tcp://127.0.0.1:{port}", lambda _: None, messages.append):
+                assert wait_until(lambda: len(answered) == 3 and bool(messages), SLOW, 0.02)
+    (line,) = messages
+    assert line.endswith("yet; waiting.")
 
 
 def test_a_defect_while_receiving_ends_the_program_loudly(publisher: Publisher, messages: list[str]) -> None:
@@ -414,7 +438,7 @@ def test_a_defect_while_receiving_ends_the_program_loudly(publisher: Publisher, 
     def listen_on() -> None:
         with Listener(publisher.address, fail, messages.append) as listener:
             publisher.wait_for_subscriptions()
-            publisher.say("stop", identifier(1))
+            publisher.publish("stop", identifier(1))
             listener.wait(SLOW)
 
     with pytest.raises(RuntimeError, match="a defect"):
@@ -433,11 +457,11 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def test_a_publisher_that_does_not_come_is_mentioned(
     messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen, "NOBODY", 0.1)
+    monkeypatch.setattr(listen, "NO_PUBLISHER", 0.1)
     with Listener("tcp://[::1]:1", lambda _: None, messages.append):
         assert wait_until(lambda: bool(messages), SLOW, 0.02)
     (line,) = messages
-    assert line.endswith("Nobody publishes at tcp://[::1]:1 yet; waiting.")
+    assert line.endswith("There is no publisher at tcp://[::1]:1 yet; waiting.")
 
 
 Program = Callable[..., "subprocess.Popen[str]"]
@@ -456,8 +480,8 @@ def test_the_program_listens_until_it_is_stopped(
     api: AirflowApi, program: Program, data: Path, tmp_path: Path
 ) -> None:
     context = zmq.Context()
-    socket = context.socket(zmq.PUB)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    program_socket = context.socket(zmq.PUB)
+    port = program_socket.bind_to_random_port("tcp://127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
     try:
         listening = program("listen", "--address", address, "--settle", "0.1", "--engine", "cdtools")
@@ -474,12 +498,14 @@ def test_the_program_listens_until_it_is_stopped(
             with h5py.File(path, "w") as file:
                 file["x"] = number
 
-        def heard() -> bool:
+        def received() -> bool:
             for number, event in ((1, b"stop"), (2, b"abort")):
-                socket.send_multipart([event, json.dumps({"identifier": identifier(number)}).encode()])
+                program_socket.send_multipart(
+                    [event, json.dumps({"identifier": identifier(number)}).encode()]
+                )
             return len(api.created) == 2
 
-        assert wait_until(heard, SLOW, 0.1)
+        assert wait_until(received, SLOW, 0.1)
         listening.send_signal(signal.SIGTERM)
         out, _ = listening.communicate(timeout=SLOW)
     finally:

@@ -75,7 +75,7 @@ def test_shared_values_and_optimized_pickles_are_read(value: Any) -> None:
         assert read_pickle(content) == read_pickle(pickletools.optimize(content)) == shared
 
 
-class _PlainOnly(pickle._Unpickler):  # type: ignore[name-defined,misc] # the one in Python: its memo is a dict
+class _PlainOnly(pickle._Unpickler):  # the one in Python: its memo is a dict
     def find_class(self, module: str, name: str) -> Any:
         raise AssertionError(f"{module}.{name} would be run")
 

@@ -139,7 +139,7 @@ def test_energies_and_regions_are_sorted_as_numbers(api: AirflowApi, client: Cli
     ]
 
 
-def test_files_that_nobody_submitted_are_counted_where_they_can_be_seen(
+def test_files_that_were_not_submitted_are_counted_where_they_can_be_seen(
     stack: AirflowApi, settings: Settings, tmp_path: Path
 ) -> None:
     for path in (file(0), file(4), file(4).replace(".cxi", "_ptychocam.cxi"), file(5, 0, "NS_2302160331")):
@@ -200,7 +200,7 @@ def test_when_airflow_goes_away_while_reasons_are_read(stack: AirflowApi, settin
     assert f"failed: {NAME}_2_0, {NAME}_2_1" in describe(status)
 
 
-def test_a_reason_that_cannot_be_read_is_said(stack: AirflowApi, client: Client) -> None:
+def test_a_reason_that_cannot_be_read_is_shown(stack: AirflowApi, client: Client) -> None:
     stack.fault("status", path=f"{NAME}_2_0/taskInstances", status=418, times=1000)
     shown = describe(Scan(client, NAME).status())
     assert f"failed: {NAME}_2_0\n      why it failed cannot be read: Airflow answered 418" in shown
@@ -346,7 +346,8 @@ def test_what_another_process_is_sending_is_not_withdrawn_and_named(
 
 def test_nothing_is_there_to_cancel_or_reprocess(api: AirflowApi, client: Client) -> None:
     assert Scan(client, NAME).cancel().exit_code == 6
-    assert Scan(client, NAME).reprocessed(*Scan(client, NAME).plan({})).exit_code == 6
+    assert Scan(client, NAME).plan({}) == ([], [])
+    assert Scan(client, NAME).reprocessed([], []).exit_code == 6
 
 
 def run_command(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

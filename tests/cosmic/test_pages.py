@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
 from fastapi import HTTPException
 from sqlalchemy.orm import Session
 
@@ -97,7 +98,13 @@ def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Sess
 def add_file(session: Session, run_id: str, state: str) -> None:
     """Add a run of another file of the scan."""
     session.add(
-        DagRun(dag_id="transfer_auto_recon", run_id=run_id, run_type="manual", state=state, run_after=BEGAN)
+        DagRun(
+            dag_id="transfer_auto_recon",
+            run_id=run_id,
+            run_type="manual",
+            state=DagRunState(state),
+            run_after=BEGAN,
+        )
     )
     session.flush()
 
