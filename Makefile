@@ -20,12 +20,13 @@ VENV := .venv/.installed-$(shell (cat requirements.txt requirements-dev.txt cons
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
 CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
+READERS := .venv-readers/.installed-$(shell cksum < requirements-readers.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help client demo test test-long test-slow lint bench chaos cdtools clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
+.PHONY: help client demo test test-long test-slow lint bench chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,8 @@ chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (
 	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
 
 cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of the same name
+
+readers: $(READERS) ## Install ptychodus and MANTiS, which read results and stacks in the tests
 
 up: ## The production stack with Docker Compose, as .env says (PROFILES=standin,celery ARGS='--scale worker=2')
 	@$(if $(filter undefined,$(origin PROFILES)),,PROFILES='$(PROFILES)') bash include/deployment/up $(ARGS)
@@ -94,7 +97,7 @@ constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
-	rm -rf .run build .venv .venv-cli .venv-cdtools
+	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-readers
 
 define need_python
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and '$(PYTHON)' is not on the PATH. Install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -130,3 +133,11 @@ $(CDTOOLS):
 	@echo "Installing CDTools and torch into .venv-cdtools (about a minute, once)"
 	$(call new_venv,.venv-cdtools)
 	@.venv-cdtools/bin/pip install -q --no-compile torch==2.13.0 && .venv-cdtools/bin/pip install -q --no-compile -r requirements-cdtools.txt && touch $@
+
+# ptychodus without what its windows and servers need: its readers are all that is used.
+$(READERS):
+	$(need_python)
+	@echo "Installing ptychodus and MANTiS into .venv-readers (about a minute, once)"
+	$(call new_venv,.venv-readers)
+	@.venv-readers/bin/pip install -q --no-compile -r requirements-readers.txt
+	@.venv-readers/bin/pip install -q --no-compile --no-deps ptychodus==1.7.0 && touch $@

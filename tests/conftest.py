@@ -55,6 +55,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 LIVE = "tests/live/"
 OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
 LONGEST = (
+    "tests/browser/test_trigger_form.py",
     LIVE,
     *OWN_AIRFLOW,
     "tests/reconstruction/test_cdtools.py",

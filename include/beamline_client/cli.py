@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -14,7 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence
 
 import beamline_client
 from beamline_client.client import Client
@@ -24,12 +25,17 @@ from beamline_client.errors import (
     INTERRUPTED,
     SPOOLED,
     STILL_RUNNING,
+    UNREACHABLE,
     ClientError,
     InputError,
     LockedError,
+    RetryLaterError,
     SpoolError,
+    UnreachableError,
     worst_exit_code,
 )
+from beamline_client.listen import ADDRESS, EndedScans, Listener
+from beamline_client.naming import folder_of, is_scan
 from beamline_client.output import Outcome, describe, local_time, to_stderr, to_stdout
 from beamline_client.parameters import (
     DAG_ID,
@@ -39,6 +45,7 @@ from beamline_client.parameters import (
     describe_parameters,
     parameters_from_options,
 )
+from beamline_client.scan import Scan
 from beamline_client.sending import FINAL_STATES
 from beamline_client.spool import Request
 from beamline_client.watch import Journal, WatchedFolder, Watcher
@@ -100,10 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     submit = command("submit", run, wait, about="start a run for each scan")
     submit.add_argument("names", nargs="+", metavar="FILE")
     reprocess = command("reprocess", run, wait, about="start a new run of scans that have run")
-    reprocess.add_argument("names", nargs="+", metavar="FILE")
-    command("status", about="how far it is").add_argument("names", nargs="*", metavar="FILE|RUN")
+    reprocess.add_argument("names", nargs="+", metavar="FILE|SCAN")
+    reprocess.add_argument("--all", action="store_true", help="of a SCAN all files, not only what failed")
+    status = command("status", about="how far it is")
+    status.add_argument("names", nargs="*", metavar="FILE|RUN|SCAN")
     cancel = command("cancel", about="stop runs, withdraw requests")
-    cancel.add_argument("names", nargs="+", metavar="FILE|RUN")
+    cancel.add_argument("names", nargs="+", metavar="FILE|RUN|SCAN")
     command("flush", about="send what was kept")
     add = command("watch", run, about="submit each scan in a folder when it is finished").add_argument
     add("folder", metavar="FOLDER", help="data_root or a folder below it; or the collection's root")
@@ -111,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--done-suffix", default="", metavar="SUFFIX", help="finished when <scan>SUFFIX is there")
     add("--interval", default="5", metavar="SECONDS", help="between looks (5)")
     add("--existing", action="store_true", help="also submit what was there before the first watch")
+    add = command(
+        "listen", run, about="submit each scan when the processing program reports its end"
+    ).add_argument
+    add("--address", default=ADDRESS, help=f"where the processing program publishes ({ADDRESS})")
+    add("--settle", default="2", metavar="SECONDS", help="unchanged for that long is closed (2)")
+    add("--interval", default="1", metavar="SECONDS", help="between looks (1)")
     return parser
 
 
@@ -158,6 +173,11 @@ def _print_outcomes(outcomes: Sequence[Outcome], code: int, as_json: bool) -> No
 def _submit(options: argparse.Namespace, client: Client) -> List[Outcome]:
     given = parameters_from_options(options.param, options.engine, options.n_gpu)
     limit = seconds(options.wait_limit) if options.wait_limit else math.inf
+    for name in filter(is_scan, options.names):
+        raise InputError(
+            f"{name} is a whole scan, which status, reprocess and cancel take. Submit its files, such as "
+            f"{folder_of(name)}/{name}_ccdframes_0_0.cxi."
+        )
     requests = client.requests(options.command, options.names, given, options.any_name)
     if options.dry_run:
         return [_dry_run(request, client) for request in requests]
@@ -171,9 +191,40 @@ def _submit(options: argparse.Namespace, client: Client) -> List[Outcome]:
     return [_after_wait(outcome, runs.get(outcome.run_id), client) for outcome in outcomes]
 
 
+def _reprocess(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    scans = [name for name in dict.fromkeys(options.names) if is_scan(name)]
+    options.names = [name for name in options.names if not is_scan(name)]
+    if options.all and not scans:
+        raise InputError(
+            "--all is for a scan's name, as in NS_230216033: a file that is named runs again anyhow."
+        )
+    outcomes = _submit(options, client) if options.names else []
+    return outcomes + [_reprocess_scan(Scan(client, name), options, client) for name in scans]
+
+
+def _reprocess_scan(scan: Scan, options: argparse.Namespace, client: Client) -> Outcome:
+    given = parameters_from_options(options.param, options.engine, options.n_gpu)
+    limit = seconds(options.wait_limit) if options.wait_limit else math.inf
+    try:
+        requests, left = scan.plan(given, options.all)
+    except (UnreachableError, RetryLaterError) as error:
+        message = f"{error} Nothing was sent or kept: reprocess it again when Airflow can be reached."
+        return Outcome(scan.name, "", "not known", UNREACHABLE, message=message)
+    if options.dry_run:
+        return scan.reprocessed([_dry_run(request, client) for request in requests], left)
+    client.log(f"{scan.name}: {len(requests)} of {len(requests) + len(left)} files are to run again.")
+    outcome = scan.reprocessed(client.sender.deliver(requests) if requests else [], left)
+    started = [one.run_id for one in outcome.files if one.outcome.endswith("accepted")]
+    if not options.wait or not started:
+        return outcome
+    client.log(describe(outcome))
+    scan.wait(started, limit)
+    return scan.status()
+
+
 def _dry_run(request: Request, client: Client) -> Outcome:
     address = f"{client.settings.url}/api/v2/dags/{DAG_ID}/dagRuns"
-    if request.kind == "reprocess":
+    if not request.run_id:
         message = f"would POST to {address} the newest run's parameters with {json.dumps(request.conf)}"
     else:
         body = {"dag_run_id": request.run_id, "logical_date": None, "conf": request.conf}
@@ -191,7 +242,10 @@ def _after_wait(outcome: Outcome, run: Optional[Mapping[str, Any]], client: Clie
 
 def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
     if options.names:
-        return [outcome for name in options.names for outcome in client.status(name)]
+        found = [
+            [Scan(client, name).status()] if is_scan(name) else client.status(name) for name in options.names
+        ]
+        return [outcome for outcomes in found for outcome in outcomes]
     outcomes = []
     for request in client.spool.pending():
         message = f"Since {local_time(request.created)}; to send it: submit_scan.py flush"
@@ -206,7 +260,10 @@ def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
 
 
 def _cancel(options: argparse.Namespace, client: Client) -> List[Outcome]:
-    return [outcome for name in options.names for outcome in client.cancel(name)]
+    found = [
+        [Scan(client, name).cancel()] if is_scan(name) else client.cancel(name) for name in options.names
+    ]
+    return [outcome for outcomes in found for outcome in outcomes]
 
 
 def _flush(_options: argparse.Namespace, client: Client) -> List[Outcome]:
@@ -221,19 +278,71 @@ def _watch(options: argparse.Namespace, client: Client) -> List[Outcome]:
     client.requests("submit", [], given)
     interval = seconds(options.interval)
     folder = Path(options.folder).resolve()
-    name = "watch-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+
+    def watch(journal_file: Path) -> NoReturn:
+        watched = _open_folder(options, client, folder, journal_file)
+        known = f"{len(watched.journal.old)} old files, {len(watched.journal.submitted)} submitted"
+        client.log(f"Watching {folder} ({known}).")
+        Watcher(client, watched, given).run(interval)
+
+    return _until_stopped(client, f"watch-{_short_hash(str(folder))}", f"{folder} is being watched", watch)
+
+
+def _listen(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    given = parameters_from_options(options.param, options.engine, options.n_gpu)
+    client.requests("submit", [], given)
+    interval, settle = seconds(options.interval), seconds(options.settle)
+    root = client.settings.data_root
+    if root is None or not root.is_dir():
+        raise InputError(
+            f"Where are the scans on this computer? data_root in [client] must name that folder, not {root}."
+        )
+
+    def listen(journal_file: Path) -> NoReturn:
+        with _journal_errors(journal_file):
+            journal = Journal(journal_file)
+            if journal.is_new:
+                journal.begin({})
+        scans = EndedScans(root, journal, settle=settle, log=client.log)
+        watcher = Watcher(client, scans, given)
+        with Listener(options.address, scans.add, client.log) as listener:
+            client.log(f"Listening to {options.address}, for scans in {root}.")
+            while True:
+                watcher.check()
+                listener.wait(interval)
+
+    name = f"listen-{_short_hash(f'{options.address} {root}')}"
+    return _until_stopped(client, name, f"{options.address} is being listened to", listen)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _until_stopped(client: Client, name: str, what: str, loop: Callable[[Path], NoReturn]) -> List[Outcome]:
+    """Run a loop until Ctrl-C or SIGTERM, in one process at a time; it is given the file for its journal.
+
+    :raises InputError: another process runs it already.
+    """
     signal.signal(signal.SIGTERM, _stop)
     try:
         with client.spool.lock(name, 1.0):
-            watched = _open_folder(options, client, folder, client.spool.folder / f"{name}.jsonl")
-            known = f"{len(watched.journal.old)} old files, {len(watched.journal.submitted)} submitted"
-            client.log(f"Watching {folder} ({known}).")
-            Watcher(client, watched, given).run(interval)
+            loop(client.spool.folder / f"{name}.jsonl")
     except KeyboardInterrupt:
-        client.log("Stopped watching. What was found is kept or sent.")
+        client.log("Stopped. What was found is kept or sent.")
         return []
     except LockedError as error:
-        raise InputError(f"{folder} is being watched already, by another submit_scan.") from error
+        raise InputError(f"{what} already, by another submit_scan.") from error
+
+
+@contextlib.contextmanager
+def _journal_errors(journal_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"{journal_file}, which records what was submitted, cannot be used: {error}."
+        ) from error
 
 
 def _open_folder(
@@ -246,7 +355,7 @@ def _open_folder(
         raise InputError(f"{folder} is not below data_root, {root}.")
     if "/" in options.done_suffix:
         raise InputError("--done-suffix is what comes after the scan's file name, as in .done.")
-    try:
+    with _journal_errors(journal_file):
         watched = WatchedFolder(
             folder,
             Journal(journal_file),
@@ -258,10 +367,6 @@ def _open_folder(
         )
         if watched.journal.is_new:
             watched.journal.begin({} if options.existing else watched.files())
-    except OSError as error:
-        raise SpoolError(
-            f"{journal_file}, where the watch keeps what it did, cannot be used: {error}."
-        ) from error
     return watched
 
 
@@ -271,11 +376,12 @@ def _stop(_number: int, _frame: Optional[FrameType]) -> None:
 
 COMMANDS: Dict[str, Callable[[argparse.Namespace, Client], List[Outcome]]] = {
     "submit": _submit,
-    "reprocess": _submit,
+    "reprocess": _reprocess,
     "status": _status,
     "cancel": _cancel,
     "flush": _flush,
     "watch": _watch,
+    "listen": _listen,
 }
 
 

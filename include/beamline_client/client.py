@@ -102,13 +102,19 @@ class Client:
         return requests
 
     def submit(
-        self, files: Iterable[str], parameters: Optional[Conf] = None, *, any_name: Optional[bool] = None
+        self,
+        files: Iterable[str],
+        parameters: Optional[Conf] = None,
+        *,
+        any_name: Optional[bool] = None,
+        limit: float = math.inf,
     ) -> List[Outcome]:
         """Write a request for each scan to disk, then send what the spool holds, these included.
 
+        :param limit: seconds after which nothing more is sent; what is left stays in the spool.
         :raises InputError: a path or a parameter is wrong; nothing was kept or sent.
         """
-        return self.sender.deliver(self.requests("submit", files, parameters, any_name))
+        return self.sender.deliver(self.requests("submit", files, parameters, any_name), limit)
 
     def reprocess(
         self, files: Iterable[str], changes: Optional[Conf] = None, *, any_name: Optional[bool] = None

@@ -20,6 +20,7 @@ _USUAL_PATH = re.compile(
     re.ASCII,
 )
 _PLAIN_SUFFIX = re.compile(r"(?:_[A-Za-z0-9-]+)*")
+_SCAN = re.compile(r"NS_(?P<day>\d{6})\d{3,}", re.ASCII)
 _RUN_ID = re.compile(r"[A-Za-z0-9_.~:+-]+")
 _MAX_STEM = 160  # in a run id, which may have 200 characters
 
@@ -55,6 +56,31 @@ def unusual_name(path: str) -> Optional[str]:
     except ValueError:
         return f"{year}-{month}-{day[4:]} is not a date"
     return None
+
+
+def is_scan(text: str) -> bool:
+    """Whether this is the name of a scan, which has a file for each energy and region: `NS_230216033`."""
+    return _SCAN.fullmatch(text) is not None
+
+
+def is_file_of(scan: str, path: str) -> bool:
+    """Whether the file at a normalized path belongs to the scan `NS_<yymmdd><nnn>`, by its name."""
+    return path.startswith(f"{folder_of(scan)}/{scan}_ccdframes_")
+
+
+def folder_of(name: str) -> str:
+    """The folder below the collection's root that follows from the name of a scan, or of a file of it.
+
+        >>> folder_of("NS_230216033_ccdframes_0_0")
+        '2023/02/230216'
+
+    :raises InputError: no folder follows from it.
+    """
+    match = _SCAN.match(name)
+    if not match:
+        raise InputError(f"{name[:100]!r} does not begin like NS_230216033: no folder follows from it.")
+    day = match["day"]
+    return f"20{day[:2]}/{day[2:4]}/{day}"
 
 
 def scan_name(path: str) -> str:

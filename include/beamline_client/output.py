@@ -5,14 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+import textwrap
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from beamline_client.errors import ACCEPTED
+from beamline_client.errors import ACCEPTED, worst_exit_code
 
 IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that do not run, or not yet
 _MAX_TEXT = 600  # characters shown of a sentence
 _MAX_LIST = 200  # and of a list of numbers
+_MAX_NAMES = 20  # of files with which nothing is to be done
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Outcome:
     tasks: Dict[str, str] = field(default_factory=dict)  # state by task
     results: Dict[str, Any] = field(default_factory=dict)  # return value by task, of a run that has ended
     errors: Dict[str, List[str]] = field(default_factory=dict)  # last errors by failed task
+    files: List[Outcome] = field(default_factory=list)  # of a scan that was named as a whole
 
 
 def to_stdout(message: str) -> None:
@@ -44,6 +48,8 @@ def to_stderr(message: str) -> None:
 
 def describe(outcome: Outcome) -> str:
     """An outcome for a person: what matters of it; `--json` has all."""
+    if outcome.files:
+        return _describe_scan(outcome)
     head = outcome.path or outcome.run_id
     facts = [outcome.since if outcome.outcome == "accepted" else f"accepted {outcome.since}"]
     facts += [f"state {outcome.state}"] if outcome.state != outcome.outcome else []
@@ -62,6 +68,40 @@ def describe(outcome: Outcome) -> str:
         lines += [f"  {name}  {key} = {_shortened(item)}" for key, item in _rows("", value)]
     for name, errors in outcome.errors.items():
         lines += [f"  {name}: {printable(error)}" for error in errors or ["see its log on the page"]]
+    return "\n".join(lines)
+
+
+def of_scan(scan: str, files: Sequence[Outcome], first: str, url: str) -> Outcome:
+    """The outcomes of a scan's files as one, which has the gravest of their exit codes.
+
+    :param first: the outcome that is counted first, "7 of 80 done".
+    """
+    counts = Counter(one.outcome for one in files)
+    words = [f"{counts.pop(first, 0)} of {len(files)} {first}"]
+    words += [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
+    code = worst_exit_code(one.exit_code for one in files)
+    return Outcome(scan, "", ", ".join(words), code, url=url, files=list(files))
+
+
+def _describe_scan(scan: Outcome) -> str:
+    """The counts, then the files, those with the same outcome and for the same reason together."""
+    message = f". {scan.message}" if scan.message else ""
+    lines = [f"{scan.path}: {scan.outcome}{message}"] + ([f"  page   {scan.url}"] if scan.url else [])
+    groups: Dict[Tuple[str, ...], List[str]] = {}
+    for one in scan.files:
+        errors = [printable(error) for errors in one.errors.values() for error in errors]
+        key = (one.outcome, *errors, *([printable(one.message)] if one.message else []))
+        groups.setdefault(key, []).append(one.run_id or one.path)
+    for (outcome, *reasons), names in sorted(groups.items(), key=lambda group: group[0][0] == "done"):
+        is_plain = outcome in ("done", "had ended") and len(names) > _MAX_NAMES
+        lines += textwrap.wrap(
+            f"{outcome}: {f'{len(names)} files (--json names them)' if is_plain else ', '.join(names)}",
+            110,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+        lines += [f"      {reason}" for reason in reasons]
     return "\n".join(lines)
 
 

@@ -289,16 +289,28 @@ class Runs:
         """:raises NoSuchRunError: Airflow does not know it."""
         return self._read(self.airflow.call("GET", (*self._base, run_id)), f"run {run_id}")
 
+    def list_url(self, text: str) -> str:
+        """Address of the list of the runs in the UI whose ids have this text in them."""
+        query = urllib.parse.urlencode({"run_id_pattern": text})
+        return f"{self.airflow.settings.url}/dags/{DAG_ID}/runs?{query}"
+
     def of_scan(self, path: str) -> List[Dict[str, Any]]:
-        """All runs of the scan at a normalized path, whatever their ids, the oldest first."""
-        query = {"conf_contains": path, "order_by": "id"}
+        """All runs of the file at a normalized path, whatever their ids, the oldest first."""
+        return [run for run in self.of_files(path) if scan_of(run) == path]
+
+    def of_files(self, beginning: str) -> List[Dict[str, Any]]:
+        """All runs of the files whose normalized paths begin so, whatever their ids, the oldest first.
+
+        One request for each 100 runs.
+        """
+        query = {"conf_contains": beginning, "order_by": "id"}
         try:
             found = self._pages(self._base, "dag_runs", query)
         except NoSuchRunError as error:
             raise RetryLaterError(
                 f"Airflow has no DAG {DAG_ID} at the moment. Tell whoever runs it."
             ) from error
-        return [run for run in found if scan_of(run) == path]
+        return [run for run in found if scan_of(run).startswith(beginning)]
 
     def tasks(self, run_id: str) -> List[Dict[str, Any]]:
         """Task instances of a run."""
@@ -381,7 +393,8 @@ def _reason(kept: Mapping[str, Any]) -> List[str]:
     lines = ["; ".join(facts) + "."]
     lines += [f"What to do: {kept['next_step']}"] if kept.get("next_step") else []
     lines += [f"To run it again: {kept['run_again']}"] if kept.get("run_again") else []
-    return lines + [str(kept["details"])] * bool(kept.get("details"))
+    lines += [str(kept["details"])] if kept.get("details") else []
+    return lines
 
 
 def scan_of(run: Mapping[str, Any]) -> str:

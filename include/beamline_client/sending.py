@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
+import time
 from dataclasses import replace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -46,8 +48,12 @@ class Sender:
         self.runs = runs
         self.log = log
 
-    def deliver(self, requests: Sequence[Request]) -> List[Outcome]:
-        """Write requests to the spool and send them, after those that are pending already."""
+    def deliver(self, requests: Sequence[Request], limit: float = math.inf) -> List[Outcome]:
+        """Write requests to the spool and send them, after those that are pending already.
+
+        :param limit: seconds after which nothing more is sent; what is left stays in the spool.
+        """
+        end = time.monotonic() + limit
         try:
             written = self.spool.add(requests)
         except (SpoolError, LockedError) as error:
@@ -56,7 +62,7 @@ class Sender:
         done: Dict[str, Outcome] = {}
         names = {request.name for request in written}
         try:
-            done = self.flush(unless=lambda: not names.intersection(self.spool.names()), own=names)
+            done = self.flush(unless=lambda: not names.intersection(self.spool.names()), own=names, end=end)
         except (LockedError, SpoolError) as error:
             problem = error
         outcomes = [
@@ -81,6 +87,7 @@ class Sender:
         unless: Callable[[], bool] = lambda: False,
         own: Iterable[str] = (),
         limit: Optional[float] = None,
+        end: float = math.inf,
     ) -> Dict[str, Outcome]:
         """Send what the spool holds, oldest first, until it is empty or nothing more can be sent.
 
@@ -90,6 +97,7 @@ class Sender:
         :param unless: give up waiting for the lock when this becomes true.
         :param own: file names of requests whose outcome the caller shows; the others' are logged.
         :param limit: seconds to wait for the lock; by default the `timeout` of the settings.
+        :param end: after this time, of the monotonic clock, the rest is kept.
         :returns: the outcome of each request that was looked at, by its file name.
         :raises LockedError: another process is sending.
         """
@@ -103,12 +111,16 @@ class Sender:
                 pending = [name for name in self.spool.names() if name not in skipped]
                 if not pending:
                     return done
+                if done and time.monotonic() > end:
+                    late = RetryLaterError("There was no time left to send it.")
+                    done.update({name: self._kept(name, late) for name in pending})
+                    return done
                 outcome, error = self._send(pending[0])
                 done[pending[0]] = outcome
                 if pending[0] not in own:
                     self.log(describe(outcome))
                 skipped += [pending[0]] if error else []
-                if error and (_concerns_all(error) or len(skipped) >= MAX_SKIPPED):
+                if error and (concerns_all(error) or len(skipped) >= MAX_SKIPPED):
                     done.update({name: self._kept(name, error) for name in pending[1:]})
                     return done
 
@@ -217,7 +229,7 @@ class Sender:
         return self._started(request, is_new, run)
 
 
-def _concerns_all(error: ClientError) -> bool:
+def concerns_all(error: ClientError) -> bool:
     """Whether the next request would fail in the same way."""
     return isinstance(error, (RefusedError, UnreachableError)) and not isinstance(error, ServerFaultError)
 

@@ -83,23 +83,23 @@ class Spool:
         self.sent_folder = folder / "sent"
 
     def add(self, requests: Iterable[Request]) -> List[Request]:
-        """Write requests to disk and return them as written. A submission that is pending is not doubled.
+        """Write requests to disk and return them as written. A run that is pending is not doubled.
 
         :raises SpoolError: the disk is full or not writable.
         """
         with self.lock("writing", 30.0), self._os_errors():
             for leftover in self.pending_folder.glob("*.tmp"):
                 leftover.unlink()
-            known = {request.run_id: request for request in self.pending() if request.kind == "submit"}
+            known = {request.run_id: request for request in self.pending() if request.run_id}
             number = max([time.time_ns()] + [int(name[:20]) + 1 for name in self.names()])
             written = []
             for request in requests:
-                if request.kind == "submit" and request.run_id in known:
+                if request.run_id in known:
                     written.append(known[request.run_id])
                     continue
                 added = replace(request, name=f"{number:020d}-{os.urandom(4).hex()}.json")
                 self._write(self.pending_folder, added)
-                known[added.run_id] = added
+                known.update({added.run_id: added} if added.run_id else {})
                 written.append(added)
                 number += 1
             return written

@@ -31,13 +31,15 @@ class FileState(NamedTuple):
 class Journal:
     """The scans that a watch has dealt with, a line each in a file that only grows: it survives a power cut.
 
-    `old` are the files that were there before the first watch of the folder, `submitted` the others.
+    `old` are the files that were there before the first watch of the folder, `submitted` the others, and
+    `awaited` those that a message has announced.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.old: Dict[str, FileState] = {}
         self.submitted: Dict[str, FileState] = {}
+        self.awaited: Dict[str, FileState] = {}
         self.is_new = not path.exists()
         if not self.is_new:
             content = path.read_text(encoding="utf-8", errors="replace")
@@ -56,6 +58,12 @@ class Journal:
         append_to_file(self.path, self._line("submitted", name, state))
         self.submitted[name] = state
 
+    def await_file(self, name: str) -> None:
+        """Record that a scan was announced; its file may not be there yet."""
+        state = FileState(0, 0)
+        self.awaited[name] = state
+        append_to_file(self.path, self._line("awaited", name, state))
+
     @staticmethod
     def _line(kind: str, name: str, state: FileState) -> str:
         return json.dumps([kind, name, *state]) + "\n"
@@ -64,7 +72,8 @@ class Journal:
         # A torn line is skipped: that scan is submitted again, which Airflow answers with "already accepted".
         with contextlib.suppress(ValueError, TypeError, KeyError):
             kind, name, size, mtime_ns = json.loads(line)
-            {"old": self.old, "submitted": self.submitted}[kind][name] = FileState(int(size), int(mtime_ns))
+            known = {"old": self.old, "submitted": self.submitted, "awaited": self.awaited}[kind]
+            known[name] = FileState(int(size), int(mtime_ns))
 
 
 class WatchedFolder:
@@ -105,7 +114,7 @@ class WatchedFolder:
         found = {}
         files = self.files()
         for name, state in sorted(files.items(), key=lambda item: (item[1].mtime_ns, item[0])):
-            if self._is_settled(name, state, now) and not self._is_known(name, state) and self._is_scan(name):
+            if self._is_settled(name, state, now) and not self.is_known(name, state) and self._is_scan(name):
                 found[name] = state
         for name in set(self._unchanged_since).difference(files):
             del self._unchanged_since[name]
@@ -122,7 +131,7 @@ class WatchedFolder:
             for name in names:
                 may_be_scan = name.endswith(".cxi") and not name.startswith(".")
                 if may_be_scan and (not self.done_suffix or name + self.done_suffix in present):
-                    state = _state_of_file(Path(folder, name))
+                    state = state_of_file(Path(folder, name))
                     if state:
                         found[start + name] = state
         return found
@@ -136,36 +145,38 @@ class WatchedFolder:
             return False
         return now - since >= self.settle
 
-    def _is_known(self, name: str, state: FileState) -> bool:
+    def is_known(self, name: str, state: FileState) -> bool:
+        """Whether a file was submitted, or is an old one."""
         submitted = self.journal.submitted.get(name)
         if submitted and submitted != state:
-            self._log_once(name, "it changed after it was submitted (to run it again: reprocess)")
+            self.log_once(name, "it changed after it was submitted (to run it again: reprocess)")
         return submitted is not None or self.journal.old.get(name) == state
 
     def _is_scan(self, name: str) -> bool:
         try:
             reason = unusual_name(normalize_path(name))
         except InputError as error:
-            self._log_once(name, str(error))
+            self.log_once(name, str(error))
             return False
         if reason and not self.any_name:
-            self._log_once(name, f"{reason}; to submit such files too: --any-name")
+            self.log_once(name, f"{reason}; to submit such files too: --any-name")
             return False
         defect = _defect_of_hdf5(self.folder / name[len(self.prefix) :])
         if defect:
-            self._log_once(name, defect)
+            self.log_once(name, defect)
         return not defect
 
     def _log_unreadable(self, error: OSError) -> None:
-        self._log_once(str(error.filename), f"cannot be looked into: {error.strerror}")
+        self.log_once(str(error.filename), f"cannot be looked into: {error.strerror}")
 
-    def _log_once(self, name: str, reason: str) -> None:
+    def log_once(self, name: str, reason: str) -> None:
+        """Log why a file is left alone, when the reason is a new one."""
         if self._logged.get(name) != reason:
             self._logged[name] = reason
             self.log(f"Left alone: {printable(name)}: {reason}")
 
 
-def _state_of_file(path: Path) -> Optional[FileState]:
+def state_of_file(path: Path) -> Optional[FileState]:
     """None when it is not a regular file, or gone since the folder was listed."""
     try:
         status = path.lstat()

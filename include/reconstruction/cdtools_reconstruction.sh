@@ -3,7 +3,7 @@
 #   run_split_reconstructions n_modes oversampling_factor propagation_distance simulate_probe_translation
 #   n_init_rounds n_init_iter n_final_iter translation_randomization probe_initialization init_background
 #   probe_support_radius
-# Results: $COSMIC_OUTPUT.{cxi,png,json}, or beside the scan.
+# Results: $COSMIC_OUTPUT.{cxi,h5,png,json}, or beside the scan.
 set -euo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"

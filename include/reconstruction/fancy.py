@@ -209,7 +209,12 @@ class _Run:
         probe = (model.probe.detach() * model.probe_norm).numpy() / int(model.oversampling)
         background = model.background.detach().numpy() ** 2
         factor = count_scale(self.scan.frames, background * self.scan.good, probe)
-        obj, probe = model.obj.detach().numpy() / factor, probe * factor
+        # The model itself, so that what CDTools saves of it is the solution.
+        model.obj.data /= factor
+        model.probe_norm *= factor
+        obj, probe = model.obj.detach().numpy(), probe * factor
+        if model.near_field:  # cdtools-py 0.3.2 cannot save a tensor that is conjugated only in name
+            model.inv_angular_spectrum_propagator = model.inv_angular_spectrum_propagator.resolve_conj()
         corner = model.min_translation.numpy().astype(np.float64) - np.array(probe.shape[-2:]) // 2
         return Solution(
             obj=obj,
@@ -219,6 +224,7 @@ class _Run:
             pixel=np.linalg.norm(model.obj_basis.numpy().astype(np.float64), axis=0),
             background=background,
             errors=self.errors,
+            model=model.save_results(),
         )
 
     def _illuminated(self, probe: Complex, shape: tuple[int, ...]) -> Real:

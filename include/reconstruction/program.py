@@ -50,7 +50,7 @@ def output_prefix(scan: Path, engine: str) -> Path:
         return scan.with_name(f"{scan.name.removesuffix('.cxi')}_{engine}")
     if given.endswith("/") or "\0" in given:
         raise UsageError(
-            f"{OUTPUT_VARIABLE} is {given!r}; it takes a path to which .cxi, .png and .json are added"
+            f"{OUTPUT_VARIABLE} is {given!r}; it takes a path to which .cxi, .h5, .png and .json are added"
         )
     return Path(given)
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Reconstructs a scan with ptychocam: [-i ITERATIONS] [-r PERIOD] [-T PERIOD] [-M] FILE.cxi
-# Results: $COSMIC_OUTPUT.{cxi,png,json}, or beside the scan.
+# Results: $COSMIC_OUTPUT.{cxi,h5,png,json}, or beside the scan.
 set -euo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"

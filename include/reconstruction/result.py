@@ -1,4 +1,4 @@
-"""What a reconstruction leaves behind: `<prefix>.cxi`, `<prefix>.png`, `<prefix>.json`.
+"""What a reconstruction leaves behind: `<prefix>.cxi`, `.h5` (CDTools' layout), `.png` and `.json`.
 
 Each appears whole or not at all (a temporary name, then a rename), and the JSON comes last: where it
 is, the reconstruction succeeded.
@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from reconstruction import VERSION
+from reconstruction import VERSION, cdtools_file
 from reconstruction.arrays import Bool, Real
 from reconstruction.files import hdf5_image, write_whole
 from reconstruction.preview import render
@@ -63,10 +63,13 @@ def make_folder(prefix: Path) -> None:
 
 
 def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
-    """Write the three files; returns what the JSON holds."""
+    """Write the four files; returns what the JSON holds."""
     region, well_lit = lit(solution.illuminated, SCANNED), lit(solution.illuminated, WELL_LIT)
     image = hdf5_image(lambda file: _fill(file, scan, solution, run, region))
     write_whole(_named(prefix, ".cxi"), image)
+    del image  # as large as the object, twice
+    model = hdf5_image(lambda file: cdtools_file.fill_file(file, scan, solution))
+    write_whole(_named(prefix, ".h5"), model)
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     title = f"{scan.path.name}   {run.engine}   {solution.pixel[0] * 1e9:.3g} nm pixels"
@@ -160,6 +163,13 @@ def _fill(file: h5py.File, scan: Scan, solution: Solution, run: Run, region: Boo
     image["process_1/parameters"] = json.dumps(run.parameters)
     image["process_1/errors"] = np.array(solution.errors)
     image["process_1/errors"].attrs["meaning"] = run.errors_are
+    # Where ptychocam puts them: arrays like a frame.
+    image["process_1/final_illumination"] = solution.probe[0]
+    image["process_1/final_illumination"].attrs.update(units="square root of counts", axes="y:x")
+    if solution.background is not None:
+        image["process_1/final_background"] = solution.background
+        image["process_1/final_background"].attrs["units"] = "counts"
+    file["entry_1/image_latest"] = h5py.SoftLink(f"/{IMAGE}")
     file[f"{DATA}/data"] = h5py.SoftLink(f"/{IMAGE}/data")
     source = file.create_group(SOURCE)
     source["illumination"] = solution.probe
@@ -170,10 +180,19 @@ def _fill(file: h5py.File, scan: Scan, solution: Solution, run: Run, region: Boo
     detector = file.create_group(DETECTOR)
     _metres(detector, "distance", scan.distance)
     _metres(detector, "basis_vectors", scan.basis)
+    _metres(detector, "corner_position", _corner(scan))
     if solution.background is not None:
         detector["background"] = solution.background
         detector["background"].attrs["units"] = "counts"
     _metres(file, "entry_1/sample_1/geometry_1/translation", scan.translations)
+
+
+def _corner(scan: Scan) -> Real:
+    """Where the detector's first corner is as seen from the sample, metres, (x, y, z)."""
+    normal = np.cross(scan.basis[:, 0], scan.basis[:, 1])
+    normal *= np.copysign(scan.distance / np.linalg.norm(normal), normal[2])
+    corner: Real = normal - scan.basis @ np.array(scan.detector_shape) / 2
+    return corner
 
 
 def _metres(group: h5py.Group, name: str, value: Any) -> None:

@@ -12,8 +12,9 @@ Sub-pixel positions are kept to a quarter of a pixel, by sixteen Fourier-shifted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Solution:
     :param illuminated: float32, like obj, sum of the probe's intensity over all positions.
     :param corner: position in pixels of the object's pixel (0, 0), in the frame of `geometry.positions`.
     :param background: float32, like a frame, counts; or None.
+    :param model: CDTools' own results, when it found the solution (`reconstruction.cdtools_file`).
     """
 
     obj: Complex
@@ -54,6 +56,7 @@ class Solution:
     pixel: Real
     background: Real | None
     errors: list[float]
+    model: Mapping[str, Any] | None = None
 
 
 def count_scale(frames: Real, background: Real, probe: Complex) -> float:

@@ -15,6 +15,7 @@ from airflow.configuration import conf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cosmic.parameters import RECONSTRUCTION, Engine, read_parameters
+from cosmic.scans import USUAL_NAMES, name_pattern
 from facilities.errors import UserError
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"
@@ -46,6 +47,11 @@ def _zone_name(text: str) -> str:
     return text
 
 
+def _scan_name(text: str) -> str:
+    name_pattern(text)
+    return text
+
+
 AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
 Word = Annotated[str, AfterValidator(_word)]
 
@@ -62,6 +68,12 @@ class Collection(_Section):
     path: AbsolutePath
 
 
+class SourceCollection(Collection):
+    """The beamline's collection; `scan_names` are the forms of names that scans have in a day's folder."""
+
+    scan_names: tuple[Annotated[str, AfterValidator(_scan_name)], ...] = USUAL_NAMES
+
+
 class DestinationCollection(Collection):
     """NERSC's collection; `file_system_path` is the same folder as jobs and SFAPI see it."""
 
@@ -71,7 +83,7 @@ class DestinationCollection(Collection):
 class Collections(_Section):
     """Where scans come from and where they go."""
 
-    source: Collection
+    source: SourceCollection
     destination: DestinationCollection
 
 

@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from cosmic import runs
-from cosmic.beamline import Collection, Collections
+from cosmic.beamline import Collection, Collections, SourceCollection
 from cosmic.parameters import ENGINES, Engine, chosen_engines
-from cosmic.scans import ScanPath, day_folder, parse_safe_path, parse_scan_path
+from cosmic.scans import ScanPath, day_folder, is_result, parse_safe_path, parse_scan_path
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
 from facilities.globus.model import FileEntry
@@ -177,7 +177,7 @@ def next_generation(
     return newest + 1
 
 
-def leave_alone_what_changes(hook: GlobusHook, source: Collection, compared: Iterable[Day]) -> None:
+def leave_alone_what_changes(hook: GlobusHook, source: SourceCollection, compared: Iterable[Day]) -> None:
     """List once more and leave alone what has changed: a file that is written under an old time.
 
     A copy that keeps its source's time, or a clock that is wrong, makes a growing file look finished.
@@ -192,7 +192,7 @@ def leave_alone_what_changes(hook: GlobusHook, source: Collection, compared: Ite
                 day.statuses[scan.path] = ScanStatus.LEFT_ALONE
 
 
-def list_beamline(hook: GlobusHook, source: Collection, day: date) -> tuple[list[ScanFile], list[str]]:
+def list_beamline(hook: GlobusHook, source: SourceCollection, day: date) -> tuple[list[ScanFile], list[str]]:
     """A day's scans on the beamline's collection, and the names of `.cxi` files that are none of that day's.
 
     No folder means no scans.
@@ -202,13 +202,13 @@ def list_beamline(hook: GlobusHook, source: Collection, day: date) -> tuple[list
     files: list[ScanFile] = []
     odd_names: list[str] = []
     for entry in _entries(hook, source, day, "~*.cxi"):
-        if _RESULT_NAME.fullmatch(entry.name):  # that somebody has copied back
+        if is_result(entry.name):  # that somebody has copied back
             continue
         try:
             path = parse_scan_path(f"{day_folder(day)}/{entry.name}")
         except UserError:
             path = None
-        if path is None or path.day != day:
+        if path is None or not path.is_named(source.scan_names):
             odd_names.append(entry.name)
         else:
             files.append(ScanFile(path, entry.size, entry.last_modified))

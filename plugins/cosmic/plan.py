@@ -62,8 +62,8 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     values = read_parameters(RECONSTRUCTION, params)
     site = beamline()
     scan = parse_scan_path(values["file_path"])
-    if scan.day is None:
-        log.warning("%s is not named year/month/yymmdd/NS_<yymmdd>...: accepted anyway.", scan.relative)
+    if not scan.is_named(site.collections.source.scan_names):
+        log.warning("%s has no name of collections.source.scan_names: accepted anyway.", scan.relative)
     context = get_current_context()
     run: Any = context["dag_run"]
     scan.check_run_id(run.run_id)

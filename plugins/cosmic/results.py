@@ -18,7 +18,7 @@ from facilities.superfacility.hook import SuperfacilityHook
 
 log = logging.getLogger(__name__)
 
-RESULT_SUFFIXES = (".cxi", ".png", ".json")
+RESULT_SUFFIXES = (".cxi", ".h5", ".png", ".json")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -167,8 +167,9 @@ def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
         remote_id=f"Slurm job {job['job_id']}",
         state=str(job.get("state", "COMPLETED")),
         next_step=(
-            f"read the job's output ({job.get('stdout') or 'beside the result'}); when the cause is gone, "
-            "start a new run, or clear the submit task of this engine."
+            f"read the job's output ({job.get('stdout') or 'beside the result'}) and see that the programs "
+            "at NERSC are this version's; when the cause is gone, start a new run, or clear the submit task "
+            "of this engine."
         ),
     )
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from cosmic.dag_constants import COPY_TASK, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.failures import reprocess_command
 from cosmic.parameters import ENGINES, RECONSTRUCTION
+from cosmic.scan_files import ScanFiles, scan_files
 from facilities.failures import ERROR_KEY
 
 _STEPS = {
@@ -82,6 +83,7 @@ class RunSummary:
     :param jobs: Slurm job by engine, of engines without a result.
     :param days: the table of a run of `find_missed_scans`.
     :param days_left: of NERSC's client, of a flight check.
+    :param files: all files of the scan, when it has several.
     """
 
     run: DagRun
@@ -94,6 +96,7 @@ class RunSummary:
     jobs: Mapping[str, str] = field(default_factory=dict)
     days: Sequence[Mapping[str, Any]] = ()
     days_left: float | None = None
+    files: ScanFiles | None = None
 
     @property
     def run_again(self) -> str:
@@ -155,6 +158,7 @@ def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
         jobs=_jobs(xcoms, {result["engine"] for result in reconstructions}),
         days=_days(xcoms),
         days_left=xcoms.get("check_nersc"),
+        files=scan_files(session, run, prefix),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import PurePosixPath
@@ -20,9 +21,10 @@ _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 # `(?![\s\S])` is the end of the text in every dialect; `$` lets a newline through in Python's.
 _END = r"(?![\s\S])"
 SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
-# A scan that is named as a result would be copied over one.
-RESULT_ENDING = r"_(?:cdtools|ptychocam)(?:_r[0-9]+|_[0-9a-f]{8})?\.cxi"
-SCAN_PATH_PATTERN = rf"^(?![\s\S]*{RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
+# Results, which are no scans whatever their names end in: an engine's, and a whole's or a half's of a split
+# reconstruction. A scan that is named as a result would be copied over one.
+_RESULT_ENDING = r"_(?:(?:cdtools|ptychocam)(?:[._-][A-Za-z0-9._-]{0,250})?|full|half_[0-9]+)\.cxi"
+SCAN_PATH_PATTERN = rf"^(?![\s\S]*{_RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
 MAX_PATH_LENGTH = 400
 MAX_QUOTED = 200
 _PLAIN = (
@@ -37,6 +39,13 @@ _LONGEST_STEM = 160  # in a run id, which may have 200 characters
 _USUAL_NAME = re.compile(
     r"(?P<year>\d{4})/(?P<month>\d{2})/(?P<day>\d{6})/"
     r"NS_(?P<name_day>\d{6})(?P<number>\d{3,})_ccdframes_(?P<i>\d+)_(?P<j>\d+)(?P<suffix>_[A-Za-z0-9._-]+)?\.cxi"
+)
+# What a form of names in the beamline's settings may hold between < and >.
+_PARTS = {"number": "[0-9]{3,}", "energy": "[0-9]+", "region": "[0-9]+", "suffix": "[A-Za-z0-9._-]+"}
+_DAY_PART = "yymmdd"
+USUAL_NAMES = (
+    "NS_<yymmdd><number>_ccdframes_<energy>_<region>.cxi",
+    "NS_<yymmdd><number>_ccdframes_<energy>_<region>_<suffix>.cxi",
 )
 _PLAIN_SUFFIX = re.compile(r"(_[A-Za-z0-9-]+)*")
 _RUN_ID = re.compile(r"(NS_[0-9]{9,}_[0-9]+_[0-9]+(_[A-Za-z0-9-]+)*|.+\.[0-9a-f]{8})(__r[0-9]+)?")
@@ -55,15 +64,24 @@ class ScanPath:
 
     @property
     def day(self) -> date | None:
-        """The day in a usual name; None when the name is not of the usual form, or its dates disagree."""
-        match = _USUAL_NAME.fullmatch(str(self.relative))
-        if match is None or match["day"] != match["name_day"]:
-            return None
+        """The day whose folder this is in; None when it is in no day's folder."""
+        folder = self.relative.parent
         try:
-            day = datetime.strptime(match["day"], "%y%m%d").date()  # noqa: DTZ007 - a calendar day
+            day = datetime.strptime(folder.name, "%y%m%d").date()  # noqa: DTZ007 - a calendar day
         except ValueError:
             return None
-        return day if (f"{day.year:04}", f"{day.month:02}") == (match["year"], match["month"]) else None
+        return day if str(folder) == day_folder(day) else None
+
+    def is_named(self, forms: Iterable[str]) -> bool:
+        """Whether it is in a day's folder and has a scan's name of that day, in one of the site's forms.
+
+        Example: `parse_scan_path("2023/02/230216/NS_230216033_ccdframes_0_0.cxi").is_named(USUAL_NAMES)`
+        """
+        day = self.day
+        return day is not None and any(
+            re.fullmatch(name_pattern(form).replace(_DAY_PART, f"{day:%y%m%d}"), self.relative.name)
+            for form in forms
+        )
 
     @property
     def name(self) -> str:
@@ -75,7 +93,8 @@ class ScanPath:
         """
         path = str(self.relative)
         match = _USUAL_NAME.fullmatch(path)
-        if match and self.day and _PLAIN_SUFFIX.fullmatch(match["suffix"] or ""):
+        dated = match is not None and self.day is not None and match["day"] == match["name_day"]
+        if match and dated and _PLAIN_SUFFIX.fullmatch(match["suffix"] or ""):
             numbers = f"{match['name_day']}{match['number']}_{match['i']}_{match['j']}"
             return f"NS_{numbers}{match['suffix'] or ''}"
         stem = re.sub(r"_{2,}", "_", re.sub(r"\.{2,}", ".", self.stem))[:_LONGEST_STEM].rstrip(".")
@@ -125,6 +144,38 @@ class ScanPath:
 def day_folder(day: date) -> str:
     """The folder of a day's scans, relative to the collection's root: `2023/02/230216`."""
     return f"{day:%Y/%m/%y%m%d}"
+
+
+def is_result(name: str) -> bool:
+    """Whether a file's name is one of a result, ours or COSMIC's, and so never a scan's."""
+    return re.search(_RESULT_ENDING + _END, name) is not None
+
+
+def name_pattern(form: str) -> str:
+    """The pattern of a form of names, in which `yymmdd` stands for the day.
+
+    :param form: such as `NS_<yymmdd><number>_ccdframes_<energy>_<region>.cxi`.
+    :raises ValueError: it is not such a form; the message says what one is.
+    """
+    literals, parts = re.split(r"<[^<>]*>", form), re.findall(r"<([^<>]*)>", form)
+    known = {**_PARTS, _DAY_PART: _DAY_PART}
+    if (
+        parts.count(_DAY_PART) != 1
+        or not set(parts) <= set(known)
+        or not form.endswith(".cxi")
+        or not re.fullmatch(r"[A-Za-z0-9._-]*", "".join(literals))
+        or (literals[0] or "0")[0] in "._-"
+        or _DAY_PART in "".join(literals)
+        or is_result(re.sub(r"<[^<>]*>", "0", form))
+    ):
+        raise ValueError(
+            f"must be letters, digits, '.', '_', '-' and, each between < and >, yymmdd once and any of "
+            f"{', '.join(_PARTS)}; begin with a letter or digit, end in .cxi, and be no result's name"
+        )
+    patterns = [known[part] for part in parts]
+    return "".join(
+        re.escape(literal) + pattern for literal, pattern in zip(literals, [*patterns, ""], strict=True)
+    )
 
 
 def parse_scan_path(text: object) -> ScanPath:

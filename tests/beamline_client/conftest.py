@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,22 @@ def config(settings: Settings, tmp_path: Path) -> Path:
     }
     path.write_text("\n".join(f"{k} = {v}" if v else k for k, v in lines.items()) + "\n")
     return path
+
+
+@pytest.fixture
+def program(config: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command in the background."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROGRAM), *arguments, "--config", str(config)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

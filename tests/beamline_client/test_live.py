@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.parse
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,44 @@ def test_cancel_ends_the_run_and_its_job(pipeline: Pipeline, command: Command) -
     pipeline.wait_for(lambda: {j["state"] for j in pipeline.jobs_of(scan)} == {"CANCELLED"}, "the job's end")
     code, answer = command("cancel", scan)
     assert (code, answer["results"][0]["outcome"]) == (0, "had ended")
+
+
+def test_a_scan_of_several_files_by_its_name(pipeline: Pipeline, command: Command) -> None:
+    name = f"NS_230216{uuid.uuid4().int % 10**9:09}"
+    done, failed, held = (
+        f"2023/02/230216/{name}_ccdframes_{numbers}.cxi" for numbers in ("0_0", "0_1", "1_0")
+    )
+    for path, behaviour in ((done, b"ok\n"), (failed, b"fail 3\n"), (held, b"hold\n")):
+        pipeline.live.scan(path, behaviour)
+    assert command("status", name)[0] == 6
+    assert command(done, failed, held, "--engine", "ptychocam")[0] == 0
+    assert pipeline.finish(scan_run_id(done)) == "success"
+    assert pipeline.finish(scan_run_id(failed)) == "failed"
+    pipeline.wait_for_task(scan_run_id(held), "ptychocam.wait", "deferred")
+
+    code, answer = command("status", name)
+    (status,) = answer["results"]
+    assert (code, status["outcome"]) == (5, "1 of 3 done, 1 failed, 1 running")
+    assert [one["path"] for one in status["files"]] == [done, failed, held]
+    (why,) = status["files"][1]["errors"]["ptychocam.wait"]
+    assert "FAILED" in why
+    query = urllib.parse.urlsplit(status["url"]).query  # the UI's list of the scan's runs
+    runs = f"/api/v2/dags/{DAG_ID}/dagRuns?{query}"
+    assert pipeline.rest.call("GET", runs)["total_entries"] == 3
+
+    pipeline.live.scan(failed, b"ok\n")
+    code, answer = command("reprocess", name, "--wait", "--wait-limit", "150")
+    assert (code, answer["results"][0]["outcome"]) == (8, "2 of 3 done, 1 running")
+    code, answer = command("reprocess", name)
+    assert (code, answer["results"][0]["outcome"]) == (0, "0 of 3 accepted, 2 done, 1 running")
+
+    code, answer = command("cancel", name)
+    assert (code, answer["results"][0]["outcome"]) == (0, "1 of 3 cancelled, 2 had ended")
+    pipeline.wait_for(lambda: {j["state"] for j in pipeline.jobs_of(held)} == {"CANCELLED"}, "the job's end")
+    code, answer = command("cancel", name)
+    assert (code, answer["results"][0]["outcome"]) == (0, "0 of 3 cancelled, 3 had ended")
+    assert command("status", name)[0] == 5
+    assert pipeline.rest.call("GET", runs)["total_entries"] == 4
 
 
 def test_what_airflow_refuses(pipeline: Pipeline, at_beamline: Settings, tmp_path: Path) -> None:

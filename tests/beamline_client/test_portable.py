@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ FORBIDDEN_BEFORE_3_9 = {
     "removeprefix", "removesuffix", "pairwise", "zip_longest_strict", "cache", "is_relative_to", "with_stem",
     "readlink", "randbytes", "lcm", "nextafter", "to_thread", "aclosing", "batched", "walk", "UTC",
 }  # fmt: skip
+NOT_STANDARD = {"listen.py": {"zmq"}}  # imported in the function that needs it
 GENERIC_SINCE_3_9 = {"list", "dict", "set", "frozenset", "tuple", "type"}
 
 
@@ -68,7 +70,9 @@ def test_a_module_is_python_3_8_and_standard_library_only(name: str) -> None:
     imported |= {
         str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
     }
-    assert imported <= set(sys.stdlib_module_names) | {"beamline_client"}
+    assert imported <= set(sys.stdlib_module_names) | {"beamline_client"} | NOT_STANDARD.get(name, set())
+    at_once = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert not at_once & set().union(*NOT_STANDARD.values())
     assert not imported & {"tomllib", "zoneinfo", "graphlib"}
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert attributes & FORBIDDEN_BEFORE_3_9 <= {"walk"}  # os.walk; Path.walk is 3.12
@@ -133,5 +137,66 @@ def test_the_file_alone_runs_anywhere(api: AirflowApi, config: Path, tmp_path: P
     again = run("reprocess", SCAN, "--param", "n_iter=2")
     assert (again.returncode, again.stderr) == (0, "")
     assert run("status", SCAN).returncode == 0
+    assert run("status", "NS_230216033").returncode == 8
     assert run("cancel", SCAN).returncode == 0
-    assert len(api.created) == 2
+    assert run("reprocess", "NS_230216033").returncode == 0
+    assert run("cancel", "NS_230216033").returncode == 0
+    assert len(api.created) == 3
+
+
+IN_ANOTHER_PROGRAM = """
+import sys
+sys.path.insert(0, {program!r})
+from beamline_client import submit
+for outcome in submit({path!r}, config={config!r}, {options}):
+    print(outcome.outcome, outcome.exit_code, outcome.run_id)
+print("the program goes on")
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, OLDEST])
+def test_another_program_submits_with_one_line(
+    api: AirflowApi, config: Path, tmp_path: Path, python: str
+) -> None:
+    interpreter = python_3_8() if python == "3.8" else python
+    assert interpreter is not None
+    copy = tmp_path / "submit_scan.py"
+    shutil.copy(PROGRAM, copy)
+
+    def run(path: str = SCAN, options: str = "do_ptychocam=True") -> tuple[list[str], str]:
+        source = IN_ANOTHER_PROGRAM.format(program=str(copy), path=path, config=str(config), options=options)
+        command = [interpreter, "-W", "error", "-c", source]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        *lines, last = done.stdout.splitlines()
+        assert last == "the program goes on"
+        return lines, done.stderr
+
+    assert run() == ([f"accepted 0 {RUN}"], "")
+    assert api.runs[RUN]["conf"] == {"file_path": SCAN, "do_ptychocam": True}
+    assert run() == ([f"already accepted 0 {RUN}"], "")
+    lines, said = run("odd.cxi")
+    assert lines == ["not submitted 2 "]
+    assert "submit_scan: odd.cxi: not submitted. Is odd.cxi a scan?" in said
+    assert "n_gpu must be from 1 to 4, not 9" in run(options="n_gpu=9")[1]
+    config.write_text(config.read_text().replace(f"url = {api.url}", "url = http://127.0.0.1:1"))
+    lines, said = run(OTHER, "limit=0.2")
+    assert lines == [f"kept 3 {scan_run_id(OTHER)}"]
+    assert "gave no usable answer in 0.2 s" in said
+    assert "flush" in said
+    config.write_text("")
+    assert run()[0] == ["not submitted 2 "]
+
+
+def test_the_line_in_the_document_works_as_it_is(api: AirflowApi, config: Path, tmp_path: Path) -> None:
+    document = (SOURCE.parents[1] / "docs" / "how-to" / "send-scans.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    settings = tmp_path / "home" / ".config" / "cosmic" / "client.ini"
+    settings.parent.mkdir(parents=True)
+    config.rename(settings)
+    source = source.replace("/opt/cosmic/submit_scan.py", str(PROGRAM))
+    environment = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-W", "error", "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert api.runs[RUN]["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_gpu": 4}

@@ -25,7 +25,7 @@ from beamline_client.parameters import (
 )
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.parameters import RECONSTRUCTION, REQUIRED, read_parameters
-from cosmic.scans import SCAN_PATH_PATTERN, parse_scan_path
+from cosmic.scans import SCAN_PATH_PATTERN, USUAL_NAMES, parse_scan_path
 from dev.build_client import describe_dag
 from facilities.errors import UserError
 
@@ -111,11 +111,11 @@ def test_an_unusual_name_has_its_reason(path: str, why: str | None) -> None:
     st.sampled_from(["NS_{0:%y%m%d}033", "NS_{0:%y%d%m}033", "NS_{0:%y%m%d}12", "XX_{0:%y%m%d}033"]),
     st.sampled_from(["_ccdframes_0_0.cxi", "_ccdframes_10_2_cosmic2.cxi", "_ccdframes_0.cxi", "_0_0_.cxi"]),
 )
-def test_a_name_is_usual_exactly_when_the_dag_reads_a_day_in_it(
+def test_a_name_is_usual_exactly_when_the_dag_takes_it_for_a_scan_of_its_day(
     day: date, folder: str, name: str, ending: str
 ) -> None:
     path = f"{folder}/{name}".format(day) + ending
-    assert (unusual_name(path) is None) == (parse_scan_path(path).day is not None)
+    assert (unusual_name(path) is None) == parse_scan_path(path).is_named(USUAL_NAMES)
 
 
 @given(

@@ -336,3 +336,15 @@ def test_files_are_named_from_the_data_root_or_from_where_one_is(
     assert messages == []
     client.requests("submit", [scan(2)])
     assert "there is no file" in messages[0]
+
+
+def test_a_submit_with_a_limit_leaves_the_rest_in_the_spool(
+    api: AirflowApi, settings: Settings, client: Client
+) -> None:
+    offline(settings).submit([scan(number) for number in range(1, 6)])
+    (outcome,) = client.submit([scan(6)], limit=0.0)
+    assert codes([outcome]) == [("kept", 3)]
+    assert "There was no time left to send it." in outcome.message
+    assert api.created == [scan_run_id(scan(1))]
+    client.submit([scan(7)])
+    assert api.created == [scan_run_id(scan(number)) for number in range(1, 8)]

@@ -137,20 +137,39 @@ def test_what_is_typed_arrives_or_is_refused(admin: Page, paused: Live, dag_id: 
             assert "schema" not in outcome.shown
 
 
-@pytest.mark.parametrize(("dag_id", "name"), fields("enum"))
-def test_what_is_chosen_arrives(admin: Page, paused: Live, dag_id: str, name: str) -> None:
-    rules = PARAMETERS[dag_id][name].rules
-    for option in rules["enum"]:
+def names_of(dag_id: str, of_kind: str) -> list[str]:
+    return [name for name, parameter in PARAMETERS[dag_id].items() if kind(parameter) == of_kind]
+
+
+def with_a(of_kind: str) -> list[str]:
+    return [dag_id for dag_id in PARAMETERS if names_of(dag_id, of_kind)]
+
+
+@pytest.mark.parametrize("dag_id", with_a("enum"))
+def test_what_is_chosen_arrives(admin: Page, paused: Live, dag_id: str) -> None:
+    """All fields of a form at once, as often as it takes for each option of each."""
+    rules = {name: PARAMETERS[dag_id][name].rules for name in names_of(dag_id, "enum")}
+    for number in range(max(len(one["enum"]) for one in rules.values())):
         form = open_form(admin, dag_id)
-        form.choose(name, rules.get("values_display", {}).get(str(option or "null"), str(option)))
-        assert conf_of(paused, form.submit().made)[name] == option
+        chosen = {name: one["enum"][number % len(one["enum"])] for name, one in rules.items()}
+        for name, option in chosen.items():
+            shown = rules[name].get("values_display", {}).get(str(option or "null"), str(option))
+            form.choose(name, shown)
+        conf = conf_of(paused, form.submit().made)
+        assert {name: conf[name] for name in chosen} == chosen
 
 
-@pytest.mark.parametrize(("dag_id", "name"), fields("boolean"))
-def test_what_is_switched_arrives(admin: Page, paused: Live, dag_id: str, name: str) -> None:
-    form = open_form(admin, dag_id)
-    form.switch(name)
-    assert conf_of(paused, form.submit().made)[name] is (not PARAMETERS[dag_id][name].default)
+@pytest.mark.parametrize("dag_id", with_a("boolean"))
+def test_what_is_switched_arrives(admin: Page, paused: Live, dag_id: str) -> None:
+    """Every other switch, then the others: none moves with its neighbor."""
+    names = names_of(dag_id, "boolean")
+    for switched in filter(None, (names[::2], names[1::2])):
+        form = open_form(admin, dag_id)
+        for name in switched:
+            form.switch(name)
+        conf = conf_of(paused, form.submit().made)
+        expected = {name: PARAMETERS[dag_id][name].default is not (name in switched) for name in names}
+        assert {name: conf[name] for name in names} == expected
 
 
 @pytest.mark.parametrize("dag_id", PARAMETERS)

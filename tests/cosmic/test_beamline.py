@@ -51,6 +51,7 @@ def test_a_change_is_seen_without_a_restart(site_file: Path) -> None:
     [
         (("collections", "source", "id"), "not-a-uuid", "collections.source.id: "),
         (("collections", "destination", "file_system_path"), "../x", "absolute path"),
+        (("collections", "source", "scan_names"), ["NS_.*.cxi"], "collections.source.scan_names.0: "),
         (("job", "account"), "als_g\n#SBATCH -A other", "job.account: "),
         (("job", "time_limit"), 14400, "job.time_limit: "),
         (("job", "nodes"), "one", "job.nodes: "),

@@ -76,7 +76,10 @@ def test_what_is_on_disk_is_compared_and_chosen(
         write(case.path(number))
     write(case.path(7), age=60)
     write(case.path(8), content=b"")
-    write(f"{day_folder(case.day)}/NS_240501001_ccdframes_0_0_ptychocam.cxi")  # copied back
+    for ending in ("ptychocam", "ptychocam_r2", "ptychocam_r2_old", "cdtools_half_1", "full", "half_2"):
+        write(f"{day_folder(case.day)}/NS_240501001_ccdframes_0_0_{ending}.cxi")  # copied back
+        for suffix in ("mat", "h5", "json"):
+            write(f"{day_folder(case.day)}/NS_240501001_ccdframes_0_0_{ending}.{suffix}")
     for name in ("NS_240502009_ccdframes_0_0.cxi", "my scan.cxi", "$(id).cxi", "notes.txt", ".NS.cxi"):
         write(f"{day_folder(case.day)}/{name}")
     (standin.collection("data7012") / day_folder(case.day) / "folder.cxi").mkdir()
@@ -127,6 +130,30 @@ def test_a_dry_run_names_all_and_keeps_no_plan(
     assert missed_scans.start_or_not.function(days, {"dry_run": True}) == "report"
     assert missed_scans.start_or_not.function(days, {"dry_run": False}) == "start_runs"
     assert missed_scans.start_or_not.function([], {"dry_run": False}) == "report"
+
+
+def test_other_names_of_the_beamline_are_a_setting(
+    standin: Facility, write: Write, change_site: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(monkeypatch, date(2024, 5, 20))
+    files = ["NS_240520001_ccdframes_0_0", "NS_240520001_ccdframes_0_0_cosmic2"]
+    files += ["NS_240520002_ccdframes_0", "XS_240520003_ccdframes_0_0"]
+    usual, cosmic2, old, other = paths = [f"{day_folder(case.day)}/{file}.cxi" for file in files]
+    for path in paths:
+        write(path)
+    row, chosen = case.compare()
+    assert row == {"on_disk": 2, "missing": 2, "odd_names": 2}
+    assert chosen == [(usual, 1), (cosmic2, 1)]
+    source = beamline().collections.source.model_dump(mode="json")
+    names = [
+        "NS_<yymmdd><number>_ccdframes_<energy>_<region>.cxi",
+        "NS_<yymmdd><number>_ccdframes_<energy>.cxi",
+        "XS_<yymmdd><number>_ccdframes_<energy>_<region>.cxi",
+    ]
+    change_site("collections", source={**source, "scan_names": names})
+    row, chosen = case.compare()
+    assert row == {"on_disk": 3, "missing": 3, "odd_names": 1}
+    assert chosen == [(usual, 1), (old, 1), (other, 1)]
 
 
 def test_a_file_that_grows_while_we_look_is_left_alone(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
 from fastapi import HTTPException
 from sqlalchemy.orm import Session
 
@@ -141,3 +142,54 @@ def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Sess
         with pytest.raises(HTTPException) as refused:
             pages.preview("transfer_auto_recon", RUN_ID, engine, session)
         assert refused.value.status_code == 404
+
+
+def add_file(session: Session, run_id: str, state: str) -> None:
+    """Add a run of another file of the scan."""
+    session.add(
+        DagRun(
+            dag_id="transfer_auto_recon",
+            run_id=run_id,
+            run_type="manual",
+            state=DagRunState(state),
+            run_after=BEGAN,
+        )
+    )
+    session.flush()
+
+
+def test_a_scan_with_one_file_has_no_list_of_files(page: Callable[[bool], str], session: Session) -> None:
+    add_file(session, "NS_230216033_0_0", "failed")
+    add_file(session, "NS_2302160331_0_0", "failed")
+    assert "Scan NS_" not in page(True)
+
+
+def test_the_files_of_the_scan_are_counted_by_their_newest_runs(
+    page: Callable[[bool], str], session: Session
+) -> None:
+    for energy in range(10, 0, -1):
+        add_file(session, f"NS_230216033_{energy}_0", "success")
+    add_file(session, "NS_230216033_0_0", "running")
+    add_file(session, "NS_230216033_2_0__r2", "failed")
+    add_file(session, "NS_230216033_10_0__r2", "failed")
+    add_file(session, "NS_230216033_10_0__r3", "success")
+    add_file(session, "NS_230216033_3_1_cosmic2", "failed")
+    add_file(session, "NS_230216033_.somebodys.own", "running")
+    html = page(True)
+    assert "<h2>Scan NS_230216033</h2>" in html
+    assert "9 of 12 files done, 2 failed, 1 running." in html
+    runs = "/airflow/dags/transfer_auto_recon/runs"
+    assert f'<a href="{runs}?run_id_pattern=NS_230216033_" target="_top">Its runs</a>' in html
+    links = [
+        f'<a href="{runs}/{name}" target="_top">{name}</a>'
+        for name in ("NS_230216033_2_0__r2", "NS_230216033_3_1_cosmic2")
+    ]
+    assert f"Failed: {', '.join(links)}</p>" in html
+
+
+def test_of_many_failures_the_first_are_linked(page: Callable[[bool], str], session: Session) -> None:
+    for number in range(800):
+        add_file(session, f"NS_230216033_{number // 4}_{number % 4}", "failed")
+    html = page(True)
+    assert "0 of 800 files done, 800 failed." in html
+    assert html.count("/runs/NS_230216033_") == 20

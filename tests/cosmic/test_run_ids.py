@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cosmic.parameters import ENGINES
-from cosmic.scans import RESULT_ENDING, SCAN_PATH_PATTERN, parse_scan_path
+from cosmic.scans import SCAN_PATH_PATTERN, is_result, parse_scan_path
 from facilities.errors import UserError
 
 USUAL = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -119,7 +119,7 @@ def test_a_run_with_an_id_of_its_own_has_its_files_in_every_time_zone() -> None:
 @pytest.mark.parametrize("tag", ["", "_r2", "_0a1b2c3d"])
 def test_a_result_is_no_scan(engine: str, tag: str) -> None:
     name = f"2023/02/230216/NS_230216033_ccdframes_0_0_{engine}{tag}.cxi"
-    assert re.search(RESULT_ENDING + "$", name)
+    assert is_result(name)
     with pytest.raises(UserError, match="not the path of a scan"):
         parse_scan_path(name)
 

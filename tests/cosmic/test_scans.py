@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from datetime import date
 from pathlib import PurePosixPath
 
@@ -11,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosmic.scans import SAFE_PATH_PATTERN, SCAN_PATH_PATTERN, parse_safe_path, parse_scan_path
+from cosmic.parameters import ENGINES
+from cosmic.scans import (
+    SAFE_PATH_PATTERN,
+    SCAN_PATH_PATTERN,
+    USUAL_NAMES,
+    day_folder,
+    is_result,
+    name_pattern,
+    parse_safe_path,
+    parse_scan_path,
+)
 from facilities.errors import UserError
 
 USUAL = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -52,6 +63,7 @@ BAD_PATHS = [
 @pytest.mark.parametrize("text", [USUAL, "/" + USUAL, USUAL.replace(".cxi", "_cosmic2.cxi")])
 def test_usual_paths_are_taken(text: str) -> None:
     scan = parse_scan_path(text)
+    assert scan.is_named(USUAL_NAMES)
     assert str(scan.relative) == text.lstrip("/")
     assert scan.day == date(2023, 2, 16)
     assert scan.under("/global/x") == "/global/x/" + text.lstrip("/")
@@ -77,8 +89,8 @@ def test_bad_paths_are_refused_and_shown(text: object) -> None:
         "2023/13/231301/NS_231301033_ccdframes_0_0.cxi",
     ],
 )
-def test_unusual_names_are_taken_without_a_day(text: str) -> None:
-    assert parse_scan_path(text).day is None
+def test_unusual_names_are_taken_but_are_no_scans_of_a_day(text: str) -> None:
+    assert not parse_scan_path(text).is_named(USUAL_NAMES)
 
 
 def test_folders_are_taken_where_any_path_is() -> None:
@@ -104,3 +116,108 @@ def test_whatever_is_taken_stays_below_the_root_and_needs_no_quoting(text: str) 
 @given(st.from_regex(SCAN_PATH_PATTERN).filter(lambda text: len(text) <= 400))
 def test_what_the_rest_api_lets_through_the_task_takes(text: str) -> None:
     assert parse_scan_path(text).relative.suffix == ".cxi"
+
+
+days = st.dates(date(2000, 1, 1), date(2068, 12, 31))  # two digits of a year
+endings = st.from_regex(r"([._-][A-Za-z0-9._-]{0,20})?", fullmatch=True)
+forms = st.sampled_from(
+    [
+        *USUAL_NAMES,
+        "NS_<yymmdd><number>_ccdframes_<energy>.cxi",
+        "NS_<yymmdd><number>_ccdframes_<energy>_<region>_cosmic2.cxi",
+        "CX-7_<number>.<yymmdd>_<region>.cxi",
+        "<yymmdd><number>.cxi",
+    ]
+)
+
+
+def name_of(form: str, day: date, numbers: list[int]) -> str:
+    """A name of the form: the numbers in its parts, one after the other."""
+    parts = iter(numbers)
+    form = form.replace("<yymmdd>", f"{day:%y%m%d}")
+    return re.sub("<[a-z]+>", lambda part: f"{next(parts):0{3 if part[0] == '<number>' else 1}}", form)
+
+
+numbers = st.lists(st.integers(0, 9999), min_size=4, max_size=4)
+
+
+@given(forms, days, numbers)
+def test_a_name_of_a_form_is_a_scan_of_its_own_day_only(form: str, day: date, parts: list[int]) -> None:
+    name = name_of(form, day, parts)
+    scan = parse_scan_path(f"{day_folder(day)}/{name}")
+    assert scan.day == day
+    assert scan.is_named([form])
+    assert scan.is_named(["XX_<yymmdd>.cxi", form])
+    assert not scan.is_named(["XX_<yymmdd>.cxi"])
+    assert not scan.is_named([])
+    other = date(day.year + 1, 1, 1)
+    assert not parse_scan_path(f"{day_folder(other)}/{name}").is_named([form])
+    assert not parse_scan_path(name).is_named([form])
+    assert not parse_scan_path(f"x/{day_folder(day)}/{name}").is_named([form])
+
+
+@given(forms, days, numbers, st.sampled_from(ENGINES), endings)
+def test_results_are_no_scans_whatever_their_names_end_in(
+    form: str, day: date, parts: list[int], engine: str, ending: str
+) -> None:
+    stem = name_of(form, day, parts).removesuffix(".cxi")
+    for name in (f"{stem}_{engine}{ending}", f"{stem}_full", f"{stem}_half_1", f"{stem}_half_2"):
+        assert is_result(f"{name}.cxi")
+        with pytest.raises(UserError, match="is not the path of a scan"):
+            parse_scan_path(f"{day_folder(day)}/{name}.cxi")
+        for suffix in (".h5", ".mat", ".png", ".json"):
+            with pytest.raises(UserError, match="is not the path of a scan"):
+                parse_scan_path(f"{day_folder(day)}/{name}{suffix}")
+
+
+@pytest.mark.parametrize(
+    "name", ["NS_230216033_ccdframes_0_0_fuller.cxi", "NS_230216033_ccdframes_0_0_cdtools2.cxi", "half_1.cxi"]
+)
+def test_names_that_only_resemble_a_results_are_scans(name: str) -> None:
+    assert not is_result(name)
+    assert parse_scan_path(name).relative.name == name
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "",
+        "NS_<yymmdd>",
+        "NS.cxi",
+        "<yymmdd><yymmdd>.cxi",
+        "NS_<yymmdd><day>.cxi",
+        "NS_yymmdd_<yymmdd>.cxi",
+        "NS_<yymmdd>(a|b)*.cxi",
+        "a/<yymmdd>.cxi",
+        "../<yymmdd>.cxi",
+        ".<yymmdd>.cxi",
+        "NS_<yymmdd>.cxi\n",
+        "NS_<yymmdd>_ptychocam.cxi",
+        "NS_<yymmdd>_half_<region>.cxi",
+    ],
+)
+def test_a_wrong_form_is_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="yymmdd once and any of number, energy, region, suffix"):
+        name_pattern(form)
+
+
+@given(st.text(alphabet="NSa7_-.<>()*+?[]\\|^$ \n", max_size=12), days)
+def test_a_form_takes_nothing_but_its_own_letters(text: str, day: date) -> None:
+    form = f"{text}<yymmdd>.cxi"
+    try:
+        name_pattern(form)
+    except ValueError:
+        return
+    assert re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)?", text)
+    scan = parse_scan_path(f"{day_folder(day)}/{text}{day:%y%m%d}.cxi")
+    assert scan.is_named([form])
+    assert not parse_scan_path(f"{day_folder(day)}/x{text}{day:%y%m%d}.cxi").is_named([form])
+
+
+@pytest.mark.timeout(60)
+def test_a_hostile_text_costs_little() -> None:
+    """As long as a request may be: a pattern that looks through the rest at each place takes seconds."""
+    started = time.process_time()
+    for text in ("_cdtools" * 8000, "a_cdtools" * 7000 + ".cxi!", "a/" * 32_000, "_half_1" * 9000):
+        assert re.search(SCAN_PATH_PATTERN, text) is None
+    assert time.process_time() - started < 2

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A reconstruction that does at once what the first line of its scan says. For tests of the orchestration;
 # the real programs are in include/reconstruction and have tests of their own.
-#   ok           write the three results
+#   ok           write the four results
 #   hold         the same, once FILE.go exists
 #   fail N       complain and end with code N
 #   half N       the same, but for ptychocam, which writes its results
@@ -24,5 +24,6 @@ esac
 cp "$(dirname "$0")/preview.png" "$COSMIC_OUTPUT.png"
 [ "$what" != text ] || echo "not an image" > "$COSMIC_OUTPUT.png"
 printf '%s\n' "$@" > "$COSMIC_OUTPUT.cxi"
+echo model > "$COSMIC_OUTPUT.h5"
 [ "$what" != empty ] || : > "$COSMIC_OUTPUT.cxi"
 printf '{"frames": 4, "iterations": 10, "final_error": 0.25, "pixel_size_m": [1e-8, 1e-8], "warnings": ["<b>bold</b>"]}' > "$COSMIC_OUTPUT.json"

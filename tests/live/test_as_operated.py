@@ -7,13 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cosmic.dag_constants import CANCEL_ABANDONED_WORK
 from deployment.airflow_settings import git_bundle
 from dev.local_airflow.postgres import Postgres, programs, running_postgres
 from dev.local_airflow.settings import REPOSITORY, local_environment
@@ -22,6 +23,7 @@ from support.live import DAG_ID, Pipeline, install_engines, start_live
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("postgresql")]
 
 EARLIER = "3.2.0"  # the last release before this one whose tables differ
+RENAMED = "wait_for_job"  # what a later version of the DAG calls the waiting task
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +71,22 @@ def migrated(postgres: Postgres, folder: Path) -> Migrated:
     return Migrated(environment, made, postgres.schema())
 
 
+@dataclass(frozen=True)
+class Repository:
+    """A bare repository of this one's shape, and a next commit that is not in it yet."""
+
+    path: Path
+    commit: str
+    git: Callable[..., str]  # where the next commit is
+
+    def upgrade(self) -> None:
+        """Bring in the commit that renames a task."""
+        self.git("push", "-q", str(self.path), "main")
+
+
 @pytest.fixture(scope="module")
-def repository(folder: Path) -> tuple[Path, str]:
-    """A bare repository of this one's shape; its path and the commit."""
+def repository(folder: Path) -> Repository:
+    """The repository of this module."""
     work, bare = folder / "work", folder / "bundle.git"
     for name in ("dags", "plugins", "include"):
         shutil.copytree(REPOSITORY / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -85,7 +100,25 @@ def repository(folder: Path) -> tuple[Path, str]:
     git("add", ".")
     git("commit", "-q", "-m", "The bundle")
     git("clone", "-q", "--bare", ".", str(bare))
-    return bare, git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
+    for name in (DAG_ID, CANCEL_ABANDONED_WORK):
+        path = work / "dags" / f"{name}.py"
+        before = path.read_text()
+        path.write_text(
+            before.replace('task_id="wait"', f'task_id="{RENAMED}"').replace(".wait", f".{RENAMED}")
+        )
+        assert path.read_text() != before
+    git("commit", "-q", "-a", "-m", "A task has another name")
+    return Repository(bare, commit, git)
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """What became of a run whose job ran while a new version of its DAG named the waiting task anew."""
+
+    state: str
+    cancelled: list[str]
+    jobs: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -98,15 +131,37 @@ class Finished:
     transfers: list[dict[str, Any]]
     jobs: list[dict[str, Any]]
     secret: str  # of the Globus connection, which is encrypted in the database
+    upgraded: Upgraded
+
+
+def upgrade_in_mid_wait(pipeline: Pipeline, repository: Repository) -> Upgraded:
+    """Upgrade while a job runs, clean up orphans, let the job end."""
+    scan = pipeline.new_scan("hold")
+    run_id = pipeline.start(scan)
+    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
+    repository.upgrade()
+    tasks = f"/api/v2/dags/{DAG_ID}/tasks"
+
+    def renamed() -> bool:
+        found = pipeline.rest.call("GET", tasks)["tasks"]
+        return f"ptychocam.{RENAMED}" in {task["task_id"] for task in found}
+
+    pipeline.wait_for(renamed, "the new version of the DAG is there")
+    cancelled = pipeline.clean_up(run_id)
+    pipeline.let_go(scan)
+    state = pipeline.finish(run_id)
+    return Upgraded(state, cancelled, pipeline.jobs_of(scan))
 
 
 @pytest.fixture(scope="module")
-def finished(migrated: Migrated, folder: Path, repository: tuple[Path, str]) -> Finished:
+def finished(migrated: Migrated, folder: Path, repository: Repository) -> Finished:
     """One scan, by an Airflow on this database whose DAGs come from the repository."""
-    bare, _ = repository
     extra = {
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": migrated.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"],
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([git_bundle(str(bare), "main")]),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(
+            [git_bundle(str(repository.path), "main")]
+        ),
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(folder / "checkouts"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "no-dags-here"),
     }
@@ -123,6 +178,7 @@ def finished(migrated: Migrated, folder: Path, repository: tuple[Path, str]) -> 
             pipeline.transfers_of(run_id),
             pipeline.jobs_of(scan),
             live.facility.description["globus"]["client_secret"],
+            upgrade_in_mid_wait(pipeline, repository),
         )
 
 
@@ -140,10 +196,16 @@ def test_a_scan_on_postgresql(finished: Finished) -> None:
     assert [transfer["status"] for transfer in finished.transfers] == ["SUCCEEDED"]
 
 
-def test_the_dags_came_from_git(finished: Finished, repository: tuple[Path, str]) -> None:
-    _, commit = repository
-    assert finished.run["bundle_version"] == commit
+def test_the_dags_came_from_git(finished: Finished, repository: Repository) -> None:
+    assert finished.run["bundle_version"] == repository.commit
     assert [version["bundle_name"] for version in finished.run["dag_versions"]] == ["cosmic"]
+
+
+def test_a_new_version_of_the_dags_that_renames_a_task_cancels_nothing(finished: Finished) -> None:
+    upgraded = finished.upgraded
+    assert upgraded.cancelled == []
+    assert [(job["state"], job["runs"], job["cancels"]) for job in upgraded.jobs] == [("COMPLETED", 1, [])]
+    assert upgraded.state == "success"
 
 
 def test_an_upgrade_keeps_runs_results_and_connections(

@@ -121,4 +121,5 @@ def test_many_at_once_leave_one_whole_installation(tmp_path: Path) -> None:
         "current",
         "ptychocam_reconstruction.sh",
         "releases",
+        "stack.sh",
     ]

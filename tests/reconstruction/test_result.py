@@ -54,9 +54,9 @@ def a_run(**changes: Any) -> Run:
     )
 
 
-def test_the_three_files(scan: Scan, solution: Solution, tmp_path: Path) -> None:
+def test_the_four_files(scan: Scan, solution: Solution, tmp_path: Path) -> None:
     returned = write_result(tmp_path / "out", scan, solution, a_run(resolution_m=2e-8, warnings=("careful",)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.json", "out.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.h5", "out.json", "out.png"]
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures == returned
     assert figures["engine"] == "test"
@@ -91,14 +91,14 @@ def test_the_json_comes_last(
     monkeypatch.setattr(result, "render", fail)
     with pytest.raises(OSError, match="No space left"):
         write_result(tmp_path / "out", scan, solution, a_run())
-    assert [p.name for p in tmp_path.iterdir()] == ["out.cxi"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.h5"]
 
 
 def test_a_figure_that_is_not_a_number_makes_no_json(scan: Scan, solution: Solution, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_result(tmp_path / "out", scan, solution, a_run(seconds=float("nan")))
     assert not (tmp_path / "out.json").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.h5", "out.png"]
 
 
 def test_a_folder_that_cannot_be_used_is_found_early(tmp_path: Path) -> None:

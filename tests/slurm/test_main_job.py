@@ -21,7 +21,7 @@ def user(pipeline: Pipeline) -> Iterator[Nersc]:
     user.close()
 
 
-def test_a_job_that_a_node_took_with_it_is_submitted_again(pipeline: Pipeline, user: Nersc) -> None:
+def test_a_job_that_a_node_took_with_it_is_started_again_by_slurm(pipeline: Pipeline, user: Nersc) -> None:
     scan = pipeline.new_scan("hold")
     run_id = pipeline.start(scan)
     pipeline.wait_for(lambda: pipeline.job_states(scan) == ["RUNNING"], "the job runs")
@@ -30,7 +30,8 @@ def test_a_job_that_a_node_took_with_it_is_submitted_again(pipeline: Pipeline, u
         pipeline.wait_for(lambda: pipeline.job_states(scan) == ["NODE_FAIL"], "the job is lost")
     pipeline.let_go(scan)
     assert pipeline.finish(run_id, 180) == "success"
-    assert pipeline.job_states(scan) == ["NODE_FAIL", "COMPLETED"]
+    (again,) = pipeline.jobs_of(scan)
+    assert (again["job_id"], again["state"]) == (job["job_id"], "COMPLETED")
     assert len(pipeline.transfers_of(run_id)) == 1
 
 

@@ -261,7 +261,7 @@ class Stack:
         jobs = self.control("nersc", "jobs")["jobs"]
         for scan, run_id in zip(scans, run_ids, strict=True):
             moved = [t for t in transfers if scan in json.dumps(t["items"])]
-            ran = [j for j in jobs if Path(scan).stem in j["name"]]
+            ran = [j for j in jobs if f"-{run_id}-" in j["name"]]
             assert [t["status"] for t in moved] == ["SUCCEEDED"], (run_id, moved)
             assert [(j["state"], j["runs"]) for j in ran] == [("COMPLETED", 1)], (run_id, ran)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
+READERS_PYTHON = REPOSITORY / ".venv-readers" / "bin" / "python"
 REAL_SCAN = REPOSITORY.parent / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 POLICY = Path("/usr/sbin/policy-rc.d")
 CANNOT_INSTALL = 3  # exit code
@@ -88,6 +89,9 @@ NEEDS = {
     "chromium": Need("a browser", commands("chromium"), ("chromium", "fonts-dejavu-core", "libatomic1")),
     "slurm": Need("make slurm-test", commands(*SLURM), SLURM_PACKAGES),
     "cdtools": Need("reconstruction with CDTools", CDTOOLS_PYTHON.exists, otherwise="make cdtools"),
+    "readers": Need(
+        "results and stacks in ptychodus and MANTiS", READERS_PYTHON.exists, otherwise="make readers"
+    ),
     "python3.8": Need(
         "the client on its oldest Python", lambda: python_3_8() is not None, otherwise="pyenv install 3.8"
     ),

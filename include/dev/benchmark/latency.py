@@ -18,7 +18,7 @@ REPEATS = 5
 ENGINE = r"""#!/bin/bash
 set -eu
 sleep 3
-printf 'result\n' > "$COSMIC_OUTPUT.cxi"
+printf 'result\n' | tee "$COSMIC_OUTPUT.cxi" > "$COSMIC_OUTPUT.h5"
 printf '\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1' > "$COSMIC_OUTPUT.png"
 printf '{"frames": 1}\n' > "$COSMIC_OUTPUT.json"
 """

@@ -35,7 +35,7 @@ for file; do case $file in *.cxi) break ;; esac; done
 read -r seconds what < "$file"
 sleep "$seconds"
 if [ "$what" = fail ]; then echo "cannot allocate the probe" >&2; exit 3; fi
-printf 'result\n' > "$COSMIC_OUTPUT.cxi"
+printf 'result\n' | tee "$COSMIC_OUTPUT.cxi" > "$COSMIC_OUTPUT.h5"
 printf '\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1' > "$COSMIC_OUTPUT.png"
 printf '{"frames": 1}\n' > "$COSMIC_OUTPUT.json"
 """
