@@ -17,7 +17,7 @@ import globus_sdk
 import tenacity
 from airflow.sdk import BaseHook
 
-from facilities.errors import FacilityError, TransientError, UserError
+from facilities.errors import FacilityError, UserError
 from facilities.globus.connection import GlobusSettings
 from facilities.globus.errors import (
     Call,
@@ -40,9 +40,9 @@ from facilities.globus.model import (
     pause_reasons,
 )
 from facilities.globus.submission import Request
+from facilities.retries import resending
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 # Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
@@ -341,17 +341,9 @@ class GlobusHook(BaseHook):
         """Call Globus; returns the reply's JSON. Repeats while Globus is silent or busy."""
         settings = self.settings
         call = Call(what, remote_id, settings.conn_id, settings.client_id, changes)
-        repeating = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, TransientError) and (error.retry_after or 0.0) <= _MAX_PAUSE
-            ),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._pause,
-            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
+        resend = resending(self.attempts, first_pause=self.first_pause, longest_pause=_MAX_PAUSE)
         try:
-            return repeating(self._send, act, call)
+            return resend(self._send, act, call)
         except PausedError as error:
             error.add_details(*self._pause_rules((remote_id or "").partition(":")[0]))
             raise
@@ -367,13 +359,6 @@ class GlobusHook(BaseHook):
         except FacilityError as error:
             return [f"(Who has paused it could not be read: {error.what})"]
         return describe_pause_rules(reply.get("DATA"))
-
-    def _pause(self, state: tenacity.RetryCallState) -> float:
-        """Seconds before the next attempt: doubled each time, and at least what Globus asks for."""
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, TransientError) else None
-        doubled = self.first_pause * 2.0 ** (state.attempt_number - 1)
-        return min(max(doubled, asked or 0.0), _MAX_PAUSE)
 
     def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
         """Send once; again when it was refused for want of a fresh token or of a collection's consent."""

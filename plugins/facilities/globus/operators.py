@@ -28,14 +28,12 @@ from facilities.errors import (
 from facilities.globus.hook import GlobusHook
 from facilities.globus.links import GlobusTaskLink
 from facilities.globus.model import (
+    Fault,
     FileEntry,
     TaskSnapshot,
     TaskStatus,
     check_collection,
     check_path,
-    failure_class_of,
-    meaning_of,
-    next_step_for,
 )
 from facilities.globus.submission import (
     DeleteRequest,
@@ -226,11 +224,12 @@ class GlobusTaskOperator(RemoteWorkOperator):
                 next_step="clear the task: it takes the transfer up again.",
             )
         code = task.fatal_code or task.nice_status or "no reason"
-        error = BY_CLASS[failure_class_of(code)](
-            f"The {request.kind.lower()} of {request} failed with {code}: {meaning_of(code)}",
+        fault = Fault.of(code)
+        error = BY_CLASS[fault.failure_class](
+            f"The {request.kind.lower()} of {request} failed with {code}: {fault.meaning}",
             remote_id=task.task_id,
             state=task.state,
-            next_step=next_step_for(code),
+            next_step=fault.next_step,
         )
         report = read_report(self.hook, task.task_id)
         error.add_details(task.fatal_description, report, self.hook.task_url(task.task_id))

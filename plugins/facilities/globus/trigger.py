@@ -13,7 +13,7 @@ from typing import Any
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.model import TaskSnapshot, condense, failure_class_of, meaning_of, next_step_for
+from facilities.globus.model import Fault, TaskSnapshot, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
 from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_duration
 
@@ -139,12 +139,13 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
             return None
         stalled, limit = now - self._stalled_since, self._stall_limit()
         if stalled >= limit:
-            error = BY_CLASS[failure_class_of(self.trouble)](
+            fault = Fault.of(self.trouble)
+            error = BY_CLASS[fault.failure_class](
                 f"The Globus task made no progress for {format_duration(limit)} because of {self.trouble}: "
-                f"{meaning_of(self.trouble)}",
+                f"{fault.meaning}",
                 remote_id=self.remote_id,
                 state=self.state,
-                next_step=next_step_for(self.trouble),
+                next_step=fault.next_step,
             )
             return WaitEnd("stuck", error, cancel=True)
         if self._stalled_since != self._saved_stall and stalled >= _SAVE_STALL_AFTER:
@@ -154,7 +155,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
 
     def _stall_limit(self) -> float:
         """Seconds without progress after which the task is cancelled."""
-        outage = failure_class_of(self.trouble) == "infrastructure"
+        outage = Fault.of(self.trouble).failure_class == "infrastructure"
         return self.give_up_outage_after if outage else self.give_up_after
 
     def _outlook(self, now: float) -> str:
@@ -163,7 +164,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         left = max(min(since + self._stall_limit() - now, self.seconds_left(now)), 0.0)
         end = datetime.fromtimestamp(time.time() + left, UTC)
         return (
-            f" {self.trouble}: {meaning_of(self.trouble)}. Unless it goes on, it is cancelled in "
+            f" {self.trouble}: {Fault.of(self.trouble).meaning}. Unless it goes on, it is cancelled in "
             f"{format_duration(left)}, at {end:%Y-%m-%d %H:%M} UTC."
         )
 

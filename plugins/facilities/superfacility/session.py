@@ -7,20 +7,17 @@ failed fetch; its check for status "ERROR" is never true.
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from typing import Any
 
 import httpx
-import tenacity
 
-from facilities.errors import FacilityError, LostReplyError, TransientError
+from facilities.errors import FacilityError, LostReplyError
+from facilities.retries import resending
 from facilities.superfacility.connection import ClientKey, SuperfacilityConfig, Tokens, shared_tokens
 from facilities.superfacility.errors import failure_of_network, failure_of_status, read_object
-
-log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.5  # seconds before a GET is sent again; doubled each time
 _LONGEST_WAIT = 10.0
@@ -84,18 +81,12 @@ class SfapiSession:
         return self._repeat("DELETE", path, what)
 
     def _repeat(self, method: str, path: str, what: str, **content: Any) -> Any:
-        repeating = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass_soon),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=_wait,
-            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
+        resend = resending(self.attempts, first_pause=_FIRST_WAIT, longest_pause=_LONGEST_WAIT)
 
         def send() -> Any:
             return read_object(self._request(method, path, what, **content), what, sent=method != "GET")
 
-        return repeating(send)
+        return resend(send)
 
     def send_once(self, method: str, path: str, what: str, **content: Any) -> Any:
         """Ask for an action; sent once. (Again only if the token was refused: then nothing was done.)
@@ -145,18 +136,6 @@ class SfapiSession:
     def _tokens(self) -> Tokens:
         key = self._client_key()
         return Tokens(key, self.config) if self._own_tokens else shared_tokens(key, self.config)
-
-
-def _may_pass_soon(error: BaseException) -> bool:
-    return isinstance(error, TransientError) and (error.retry_after or 0.0) <= _LONGEST_WAIT
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until a request is sent again: doubled each time, and at least what the service asks for."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, TransientError) else None
-    doubled = tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
-    return max(doubled(state) + tenacity.wait_random(0, _FIRST_WAIT / 2)(state), asked or 0.0)
 
 
 @cache

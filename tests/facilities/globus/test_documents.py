@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from facilities.errors import TransientError
 from facilities.globus.model import (
+    Fault,
     FileEntry,
     TaskSnapshot,
     TaskStatus,
-    failure_class_of,
-    next_step_for,
     parse_time,
 )
 
@@ -148,5 +147,5 @@ def test_times_have_a_zone() -> None:
     ],
 )
 def test_fault_codes_have_a_class_and_a_next_step(code: str, failure_class: str) -> None:
-    assert failure_class_of(code) == failure_class
-    assert next_step_for(code).endswith(".")
+    assert Fault.of(code).failure_class == failure_class
+    assert Fault.of(code).next_step.endswith(".")
