@@ -45,7 +45,7 @@ from cosmic.plan import check_scan, choose_engines
 from cosmic.results import collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
 
 with DAG(
     dag_id=TRANSFER_AUTO_RECON,

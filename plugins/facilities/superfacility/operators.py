@@ -17,10 +17,12 @@ from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.deferral import RemoteWorkOperator
 from facilities.errors import InfrastructureError, TransientError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
+from facilities.superfacility.job_end import LogFiles
 from facilities.superfacility.job_script import SlurmResources, check_body, render_file
 from facilities.superfacility.links import SlurmJobLink
-from facilities.superfacility.slurm import LogFiles, SlurmJob, SlurmState
-from facilities.superfacility.submission import JobIdentity, NotYet, Submission, Submitted
+from facilities.superfacility.own_jobs import JobIdentity
+from facilities.superfacility.slurm import SlurmJob, SlurmState
+from facilities.superfacility.submission import NotYet, Submission, Submitted
 from facilities.superfacility.triggers import (
     SubmitTrigger,
     cancel_job,

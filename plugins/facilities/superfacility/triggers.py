@@ -13,8 +13,8 @@ from facilities.cancellation import Cancellation
 from facilities.errors import FacilityError, NotFoundError
 from facilities.polling import SharedPoller, jittered_sleep, shared_poller
 from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook
+from facilities.superfacility.own_jobs import JobIdentity, OwnJobs
 from facilities.superfacility.slurm import HELD, HELD_REASONS, RUNNING, SlurmJob, SlurmState
-from facilities.superfacility.submission import JobIdentity, OwnJobs
 from facilities.waiting import OutageEvent, OutageTrigger, WaitEnd, WaitEvent, WaitTrigger, format_duration
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from facilities.errors import InfrastructureError, ResourcesError, TimeLimitError, UserError
 from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
 from facilities.superfacility.slurm import SlurmState
 from facilities.superfacility.triggers import SlurmJobTrigger
 from support.superfacility import CONN_ID, RESOURCES, Store, Task, job_of, submits, wait_until
