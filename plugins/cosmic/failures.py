@@ -1,9 +1,10 @@
-"""Why a task failed, with the command that runs its scan again, with more of what the job lacked."""
+"""What tasks do when they fail: try again, and keep why, with the command that runs the scan again."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import facilities.failures
@@ -11,6 +12,7 @@ from cosmic.beamline import beamline
 from cosmic.parameters import RECONSTRUCTION
 from cosmic.scans import parse_scan_path
 from facilities.errors import FacilityError, UserError
+from facilities.retries import RETRIES, facility_retry_policy
 
 # By the state in which a job ended: the parameter of which a new run needs more.
 _LACKING = {"TIMEOUT": "time_limit_minutes", "OUT_OF_MEMORY": "n_gpu"}
@@ -53,3 +55,14 @@ def _minutes(time_limit: str) -> int:
     days, _, clock = time_limit.rpartition("-")
     hours, minutes, _ = (int(part) for part in clock.split(":"))
     return (int(days or 0) * 24 + hours) * 60 + minutes
+
+
+# No `start_date`: a run with an earlier logical date would have no tasks and succeed at once.
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": "bl7012",
+    "retries": RETRIES,
+    "retry_delay": timedelta(seconds=10),
+    "retry_policy": facility_retry_policy(),
+    "on_failure_callback": keep_error,
+    "on_retry_callback": keep_error,
+}
