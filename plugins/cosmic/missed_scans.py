@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import get_current_context, task
+from airflow.sdk import Context, get_current_context, task
 
 from cosmic import reprocessing, runs
 from cosmic.beamline import Beamline, beamline
@@ -22,9 +22,6 @@ from cosmic.runs import DayToStart
 from cosmic.scans import ScanPath
 from facilities.errors import UserError
 from facilities.globus.hook import GlobusHook
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 log = logging.getLogger(__name__)
 

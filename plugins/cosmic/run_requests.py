@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
@@ -33,9 +34,6 @@ from cosmic.parameters import FLIGHT_CHECK as FLIGHT_CHECK_PARAMETERS
 from cosmic.parameters import MISSED_SCANS, NEW_SCANS, RECONSTRUCTION, TRANSFER, Parameter, read_parameters
 from cosmic.scans import ScanPath, parse_scan_path, quoted
 from facilities.errors import UserError
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
     TRANSFER_AUTO_RECON: RECONSTRUCTION,

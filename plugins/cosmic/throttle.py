@@ -7,18 +7,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from cosmic import runs
 from facilities.errors import InfrastructureError, TimeLimitError
 from facilities.polling import jittered_sleep
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 # The trigger keeps the time limit itself; Airflow's own comes later, in case that no triggerer runs.
 _DEFER_GRACE = timedelta(minutes=5)

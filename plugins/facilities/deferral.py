@@ -9,17 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
 
 from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.errors import FacilityError, InfrastructureError, TimeLimitError, TransientError
 from facilities.waiting import OutageTrigger, RemoteTrigger, WaitTrigger
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 log = logging.getLogger(__name__)
 

@@ -63,11 +63,9 @@ class BlockingSource(Generic[T]):
         self._close = close
 
     async def fetch(self, ids: frozenset[str]) -> Mapping[str, T]:
-        """Ask about all `ids`."""
         return await asyncio.to_thread(self._look, ids)
 
     async def aclose(self) -> None:
-        """Release connections."""
         await asyncio.to_thread(self._close)
 
 

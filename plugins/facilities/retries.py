@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import tenacity
+from airflow.sdk import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 
 from facilities.errors import FacilityError, FailureClass, TransientError
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 log = logging.getLogger(__name__)
 

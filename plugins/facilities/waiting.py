@@ -343,7 +343,6 @@ class OutageTrigger(RemoteTrigger):
         """
 
     async def wait(self) -> OutageEvent:
-        """Wait; returns whether the service answers."""
         end = datetime.fromtimestamp(self.deadline, UTC)
         self.log.warning(
             "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from airflow.sdk import Context
 
 from facilities.cancellation import Cancellation
 from facilities.deferral import RemoteWorkOperator, Wait, end_wait
@@ -52,9 +54,6 @@ from facilities.globus.trigger import (
 )
 from facilities.ownership import Owner
 from facilities.waiting import read_event
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 
 class GlobusTaskOperator(RemoteWorkOperator):
@@ -130,7 +129,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
         return make_label(text, Owner.of(ti), fingerprint)
 
     def run_try(self, context: Context, **holds: Any) -> Any:
-        """Take up or submit the Globus task, and wait for it."""
         request = self.make_request(context)
         try:
             submission = self._submission(context, request)
@@ -161,7 +159,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
         return self.wait_for(context, self._trigger(wait))
 
     def execute_complete(self, context: Context, event: object) -> Any:
-        """Go on when the trigger has ended its wait."""
         self._ti = context["ti"]
         ended = read_event(event)
         self.remote_id = ended["remote_id"]
@@ -238,7 +235,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
     ) -> GlobusOutageTrigger:
-        """What waits until Globus answers."""
         request = self.make_request(context)
         return GlobusOutageTrigger(
             globus_conn_id=self.globus_conn_id,
@@ -250,12 +246,10 @@ class GlobusTaskOperator(RemoteWorkOperator):
         )
 
     def cancel_known(self, *, urgent: bool) -> Cancellation:
-        """Cancel the Globus task."""
         hook = self.hook.for_emergency() if urgent else self.hook
         return cancel_task(hook, self.remote_id, within=0.0)
 
     def cancel_unknown(self, context: Context) -> str:
-        """Cancel what has been submitted under this task's label."""
         request = self.make_request(context)
         return cancel_labelled(self.hook, request.label, request.kind).note
 
@@ -342,7 +336,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
         self.sync_level = sync_level
 
     def make_request(self, context: Context) -> TransferRequest:
-        """Check the arguments and put the request together."""
         request = TransferRequest(
             source_collection=check_collection(self.source_collection, "source_collection"),
             source_path=check_path(self.source_path, "source_path"),
@@ -383,7 +376,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
         return replace(request, recursive=is_folder), None if is_folder else source.size
 
     def conclude(self, request: Request, task: TaskSnapshot) -> TransferResult:
-        """Check what a successful transfer left behind."""
         assert isinstance(request, TransferRequest)  # noqa: S101 - make_request made it
         self._check_destination(request, task)
         return TransferResult(
@@ -475,7 +467,6 @@ class GlobusDeleteOperator(GlobusTaskOperator):
         self.ignore_missing = ignore_missing
 
     def make_request(self, context: Context) -> DeleteRequest:
-        """Check the arguments and put the request together."""
         path = check_path(self.path, "path")
         if path.strip("/") in ("", "~"):
             raise UserError("A collection's root is never removed", next_step="give a path below it.")
@@ -489,6 +480,5 @@ class GlobusDeleteOperator(GlobusTaskOperator):
         return replace(request, label=self.label_for(context, request.fingerprint))
 
     def conclude(self, request: Request, task: TaskSnapshot) -> DeleteResult:
-        """A successful delete leaves nothing to check."""
         assert isinstance(request, DeleteRequest)  # noqa: S101 - make_request made it
         return DeleteResult(task_id=task.task_id, path=request.path, seconds=task.seconds)

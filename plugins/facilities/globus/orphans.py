@@ -19,7 +19,6 @@ class GlobusTaskFinder:
         self._hook = GlobusHook(globus_conn_id)
 
     def living(self) -> list[LivingWork]:
-        """Transfers and deletes that have not ended."""
         tasks = ((task, owner_digest(task.label)) for task in self._hook.living_tasks())
         return [
             LivingWork(task.task_id, f"Globus task {task.task_id} ({task.state})", digest)
@@ -28,14 +27,12 @@ class GlobusTaskFinder:
         ]
 
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
-        """Cancel a task that has not ended."""
         if not self._hook.get_task(remote_id).is_living or not still_orphan():
             return False
         self._hook.cancel(remote_id)
         return True
 
     def close(self) -> None:
-        """Release connections."""
         self._hook.close()
 
 

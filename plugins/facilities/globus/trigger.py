@@ -94,7 +94,6 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         return self.poll_seconds.after(now - self.began, self._seconds_until_moved())
 
     def assess(self, value: TaskSnapshot | None, now: float) -> WaitEnd | None:
-        """Take in Globus's answer about the task."""
         if value is None:
             return self._assess_absence()
         self._absences = 0
@@ -206,16 +205,13 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         return max(expected - task.bytes_transferred, 0) / task.rate
 
     def read_report(self) -> str:
-        """Globus's newest error event of the task, and why it is paused."""
         with closing(self._hook()) as hook:
             return read_report(hook, self.remote_id)
 
     def read_url(self) -> str:
-        """The task's page in Globus's web app."""
         return self._hook().task_url(self.remote_id)
 
     def cancel(self) -> Cancellation:
-        """Cancel the Globus task."""
         with closing(self._hook()) as hook:
             return cancel_task(hook, self.remote_id, within=8.0)
 
@@ -253,7 +249,6 @@ class GlobusOutageTrigger(OutageTrigger):
     kind: str
 
     def connection_key(self) -> tuple[str, ...]:
-        """Triggers with the same key share one look."""
         return (self.globus_conn_id,)
 
     def check(self) -> None:
@@ -262,7 +257,6 @@ class GlobusOutageTrigger(OutageTrigger):
             hook.ping()
 
     def cancel(self) -> Cancellation:
-        """Cancel what may have been submitted."""
         with closing(GlobusHook(self.globus_conn_id, attempts=2, http_timeout=_CANCEL_TIMEOUT)) as hook:
             return cancel_labelled(hook, self.label, self.kind)
 

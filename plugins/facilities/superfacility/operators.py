@@ -11,7 +11,9 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from airflow.sdk import BaseOperatorLink, Context, XComArg
 
 from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.deferral import RemoteWorkOperator
@@ -28,9 +30,6 @@ from facilities.superfacility.triggers import (
     cancel_job,
     cancel_jobs_of,
 )
-
-if TYPE_CHECKING:
-    from airflow.sdk import BaseOperatorLink, Context, XComArg
 
 _MIN_WAIT = 3.0  # seconds; a trigger that fires while the worker is still leaving can get the task failed
 
@@ -116,7 +115,6 @@ class SlurmOperator(RemoteWorkOperator):
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
     ) -> SubmitTrigger:
-        """What waits until NERSC answers and the machine is up."""
         return SubmitTrigger(
             superfacility_conn_id=self.superfacility_conn_id,
             machine=self.machine,
@@ -127,12 +125,10 @@ class SlurmOperator(RemoteWorkOperator):
         )
 
     def cancel_known(self, *, urgent: bool) -> Cancellation:
-        """Cancel the job."""
         with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=urgent)) as hook:
             return cancel_job(hook, self.machine, self.remote_id)
 
     def cancel_unknown(self, context: Context) -> str:
-        """Cancel the jobs that have the task's name."""
         return self._cancel_by_name(self.identity(context)).note
 
     def _cancel_by_name(self, identity: JobIdentity) -> Cancellation:
@@ -236,7 +232,6 @@ class SfapiSubmitJobOperator(SlurmOperator):
         self._script_copy: str | None = None
 
     def identity(self, context: Context) -> JobIdentity:
-        """Whose job it is."""
         return JobIdentity.of_task(context, base=self.job_name)
 
     def run_try(self, context: Context, **kwargs: Any) -> str:

@@ -24,7 +24,6 @@ class SlurmJobFinder:
         self._machine = machine
 
     def living(self) -> list[LivingWork]:
-        """Jobs that wait or run."""
         jobs = ((job, Owner.read(job.comment)) for job in self._hook.jobs_of_user(self._machine, "squeue"))
         return [
             LivingWork(job.job_id, f"Slurm job {job.job_id} ({job.state_text})", owner)
@@ -41,7 +40,6 @@ class SlurmJobFinder:
         return True
 
     def close(self) -> None:
-        """Release connections."""
         self._hook.close()
 
 

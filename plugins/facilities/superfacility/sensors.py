@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tenacity
-from airflow.sdk import BaseSensorOperator, XComArg
+from airflow.sdk import BaseSensorOperator, Context, XComArg
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from facilities.deferral import STATE_KEY, Wait, end_wait
@@ -26,9 +26,6 @@ from facilities.superfacility.slurm import OUT_OF_RESOURCES, SUCCEEDED, SlurmJob
 from facilities.superfacility.submission import JOB_KEY, Submission
 from facilities.superfacility.triggers import SlurmJobTrigger
 from facilities.waiting import read_event
-
-if TYPE_CHECKING:
-    from airflow.sdk import Context
 
 ORIGIN_KEY = "slurm_origin"
 
@@ -92,7 +89,6 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         self._submitted: Mapping[str, Any] = {}
 
     def run_try(self, context: Context, **kwargs: Any) -> Any:  # noqa: ARG002 - of holds
-        """Wait for the job."""
         return self.wait_for_job(context, self.checked_job_id())
 
     def wait_for_job(self, context: Context, job_id: str) -> Any:
@@ -120,7 +116,6 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         return self.wait_for(context, trigger)
 
     def execute_complete(self, context: Context, event: object) -> Any:
-        """Go on when the job has ended, or the wait has."""
         self._ti = context["ti"]
         end = read_event(event)
         end_wait(context.get("task_state_store"))
@@ -152,7 +147,6 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         return JobIdentity.of_task(context, task_id=self._submit_task or "")
 
     def cancel_unknown(self, context: Context) -> str:
-        """Cancel the job that was waited for."""
         store = context.get("task_state_store")
         wait: Any = store.get(STATE_KEY) if store is not None else None
         self.remote_id = str(wait["remote_id"]) if wait else self.checked_job_id()
@@ -227,7 +221,6 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
         self.settle = settle
 
     def identity(self, context: Context) -> JobIdentity:
-        """Whose job it is: the submit task's."""
         base = re.sub(r"-[0-9a-f]{16}-g\d+$", "", str(self.submitted(context).get("name") or "job"))
         return JobIdentity.of_task(context, base=base, task_id=self._submit_task or "")
 
