@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 STATE_KEY = "remote_wait"
 
-# The triggers keep the deadlines themselves; Airflow's own comes later, in case that no triggerer runs.
-_DEFER_GRACE = timedelta(minutes=5)
 _MAX_FIRST_PAUSE = 300.0  # seconds
 _MAX_HOLDS_COUNTED = 10
 
@@ -80,6 +78,11 @@ def end_wait(store: StateStore | None) -> None:
     """The wait is over: another one, for the same work too, counts from its own beginning."""
     if store is not None:
         store.delete(STATE_KEY)
+
+
+def defer_timeout(deadline: float) -> timedelta:
+    """Airflow's own limit of a wait: later than its trigger's, in case that no triggerer runs."""
+    return timedelta(seconds=max(deadline - time.time(), 0.0), minutes=5)
 
 
 class RemoteWorkOperator(BaseOperator):
@@ -214,9 +217,8 @@ class RemoteWorkOperator(BaseOperator):
         return error
 
     def defer_to(self, trigger: RemoteTrigger, deadline: float, method_name: str, **kwargs: Any) -> NoReturn:
-        """Defer, with a timeout of Airflow's some minutes after the trigger's own deadline."""
-        timeout = timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE
-        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=timeout)
+        """Defer."""
+        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=defer_timeout(deadline))
         raise AssertionError("defer raises")
 
     # Airflow's entries

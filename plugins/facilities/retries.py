@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping
 from datetime import timedelta
 
 import tenacity
@@ -77,6 +78,15 @@ def facility_retry_policy(
 ) -> FacilityRetryPolicy:
     """The policy for tasks that use Globus or NERSC; goes with a number of `retries`."""
     return FacilityRetryPolicy(first_delay=first_delay, longest_delay=longest_delay)
+
+
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header; None when there is none that can be read."""
+    try:
+        seconds = float(headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < float("inf") else None
 
 
 def resending(attempts: int, *, first_pause: float, longest_pause: float) -> tenacity.Retrying:

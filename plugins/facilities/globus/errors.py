@@ -18,7 +18,9 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
+from facilities.globus.connection import GlobusSettings
 from facilities.globus.model import condense
+from facilities.retries import asked_pause
 
 E = TypeVar("E", bound=FacilityError)
 _ENDPOINT = re.compile(r"^Endpoint: (.+)$", re.MULTILINE)
@@ -47,14 +49,8 @@ class Call:
 
     what: str  # such as "reading task"
     remote_id: str | None
-    conn_id: str
-    client_id: str
-    changes: bool  # the request changes something at Globus, so a lost reply leaves doubt
-
-    @property
-    def identity(self) -> str:
-        """The client's own identity: collections give permissions to this name."""
-        return f"{self.client_id}@clients.auth.globus.org"
+    client: GlobusSettings
+    changes: bool = False  # the request changes something at Globus, so a lost reply leaves doubt
 
     @property
     def lost(self) -> type[TransientError]:
@@ -131,7 +127,7 @@ def explain(error: Exception, call: Call) -> FacilityError:
         return call.failure(
             UserError,
             f"Globus: {call.what} is not possible",
-            f"check connection '{call.conn_id}' and the task's arguments.",
+            f"check connection '{call.client.conn_id}' and the task's arguments.",
             str(error),
         )
     return unreadable(call, f"{type(error).__name__}: {error}")
@@ -147,8 +143,8 @@ def _auth_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError
     if error.http_status == 429 or error.http_status >= 500:
         return _busy(error, call)
     return CredentialsError(
-        f"Globus Auth refuses the client of connection '{call.conn_id}' while {call.what}",
-        remote_id=call.client_id,
+        f"Globus Auth refuses the client of connection '{call.client.conn_id}' while {call.what}",
+        remote_id=call.client.client_id,
         next_step="put a valid client id and secret into the connection (a secret is made at "
         "https://app.globus.org/settings/developers), then clear the task.",
         details=_message_of(error),
@@ -181,7 +177,7 @@ def _by_status(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
 
 def _by_code(code: str, error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
     kind, what, next_step = _BY_CODE[code]
-    values = {"what": call.what, "identity": call.identity}
+    values = {"what": call.what, "identity": call.client.identity}
     return call.failure(kind, what.format_map(values), next_step.format_map(values), _message_of(error))
 
 
@@ -200,15 +196,13 @@ def _no_collection(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
 def _login_refused(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsError:
     """The collection does not know the client, or asks for a session that a client cannot have."""
     needs = _session_needs(error.info.authorization_parameters)
-    where = _collection_in(error)
+    where, who = _collection_in(error), call.client.identity
     if needs:
         what = f"Globus: {where} refuses the client's login, it asks for {needs} ({call.what})"
-        step = f"share the folder with {call.identity} in a guest collection without that requirement"
+        step = f"share the folder with {who} in a guest collection without that requirement"
     else:
         what = f"Globus: the client has no account on {where} ({call.what})"
-        step = (
-            f"map {call.identity} to an account there, or to share the folder with it in a guest collection"
-        )
+        step = f"map {who} to an account there, or to share the folder with it in a guest collection"
     next_step = f"ask the collection's manager to {step}; then clear the task."
     return call.failure(CredentialsError, what, next_step, _message_of(error))
 
@@ -284,16 +278,8 @@ def _busy(error: globus_sdk.GlobusAPIError, call: Call) -> TransientError:
         f"Globus: {call.what} cannot be done at the moment (HTTP {error.http_status})",
         steps.get(error.http_status, "look at https://status.globus.org if it stays so."),
         _message_of(error),
-        retry_after=_retry_after(error),
+        retry_after=asked_pause(error.headers),
     )
-
-
-def _retry_after(error: globus_sdk.GlobusAPIError) -> float | None:
-    try:
-        seconds = float(error.headers.get("Retry-After", ""))
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < float("inf") else None
 
 
 def _message_of(error: globus_sdk.GlobusAPIError) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
 from typing import Any, TypeVar, cast
 
 import globus_sdk
@@ -160,7 +159,7 @@ class GlobusHook(BaseHook):
         what = f"submitting the {request.kind.lower()} of {request}"
 
         def post(transfer: globus_sdk.TransferClient) -> Any:
-            document = copy(request.document)
+            document = request.document
             document["submission_id"] = submission_id
             if isinstance(document, globus_sdk.DeleteData):
                 return transfer.submit_delete(document)
@@ -339,8 +338,7 @@ class GlobusHook(BaseHook):
         changes: bool = False,
     ) -> Any:
         """Call Globus; returns the reply's JSON. Repeats while Globus is silent or busy."""
-        settings = self.settings
-        call = Call(what, remote_id, settings.conn_id, settings.client_id, changes)
+        call = Call(what, remote_id, self.settings, changes)
         resend = resending(self.attempts, first_pause=self.first_pause, longest_pause=_MAX_PAUSE)
         try:
             return resend(self._send, act, call)
@@ -354,7 +352,7 @@ class GlobusHook(BaseHook):
             check_collection(collection, "collection")
             reply = self._send(
                 lambda transfer: transfer.my_effective_pause_rule_list(collection),
-                Call("reading pause rules", collection, "", "", changes=False),
+                Call("reading pause rules", collection, self.settings),
             )
         except FacilityError as error:
             return [f"(Who has paused it could not be read: {error.what})"]

@@ -108,8 +108,8 @@ class GlobusTaskOperator(RemoteWorkOperator):
         return GlobusHook(self.globus_conn_id)
 
     @abstractmethod
-    def make_request(self, context: Context) -> Request:
-        """Check the arguments and put the request together.
+    def make_request(self) -> Request:
+        """Check the arguments and put the request together, but for its label.
 
         :raises UserError: naming the argument that cannot be.
         """
@@ -122,16 +122,18 @@ class GlobusTaskOperator(RemoteWorkOperator):
     def conclude(self, request: Request, task: TaskSnapshot) -> Any:
         """Check what a successful task left behind, and return the task's result."""
 
-    def label_for(self, context: Context, fingerprint: str) -> str:
-        """Label that leads to this task's work even when nothing else is left."""
-        ti = context["ti"]
+    def _labelled(self, context: Context) -> Request:
+        """The request, with a label that leads to this task's work even when nothing else is left."""
+        request, ti = self.make_request(), context["ti"]
         text = self.task_label or f"{ti.dag_id}.{ti.task_id}.{ti.run_id}"
-        return make_label(text, Owner.of(ti), fingerprint)
+        return replace(request, label=make_label(text, Owner.of(ti), request.fingerprint))
 
     def run_try(self, context: Context, **holds: Any) -> Any:
-        request = self.make_request(context)
+        request, store = self._labelled(context), context.get("task_state_store")
+        if store is None:
+            self.log.warning("Airflow has no task state store: earlier tries are found by their label only.")
         try:
-            submission = self._submission(context, request)
+            submission = Submission(self.hook, store, request, retried=context["ti"].try_number > 1)
             task, expected_bytes = submission.take_up(), None
             if task is not None and task.status is TaskStatus.SUCCEEDED:
                 try:
@@ -151,7 +153,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
                 return self._finish(request, task)
         except TransientError as error:
             self.hold(context, error, **holds)
-        store = context.get("task_state_store")
         wait = Wait.load(store, task.task_id)
         if wait is None:
             deadline = time.time() + self.timeout.total_seconds()
@@ -163,22 +164,21 @@ class GlobusTaskOperator(RemoteWorkOperator):
         ended = read_event(event)
         self.remote_id = ended["remote_id"]
         store = context.get("task_state_store")
-        if ended["outcome"] == "stalled" and ended["result"]:
-            return self._wait_on(context, ended["remote_id"], ended["result"])
+        if ended["outcome"] == "stalled" and (stalled := ended["result"]):
+            # Write down since when it makes no progress, and wait on.
+            self.log.warning("No progress for %.0f s: %s.", stalled["seconds"], stalled["trouble"])
+            wait = Wait.load(store, self.remote_id)
+            wait = wait or Wait(self.remote_id, time.time() + self.timeout.total_seconds())
+            stall = {"since": time.time() - stalled["seconds"], "moved": stalled["moved"]}
+            wait = replace(wait, details={**wait.details, "stall": stall}).save(store)
+            return self.wait_for(context, self._trigger(wait))
         end_wait(store)
         if ended["error"] is not None:
             raise FacilityError.from_fields(ended["error"])
-        request = self.make_request(context)
         try:
-            return self._finish(request, self.hook.get_task(self.remote_id))
+            return self._finish(self.make_request(), self.hook.get_task(self.remote_id))
         except TransientError as error:
             self.hold(context, error)
-
-    def _submission(self, context: Context, request: Request) -> Submission:
-        store = context.get("task_state_store")
-        if store is None:
-            self.log.warning("Airflow has no task state store: earlier tries are found by their label only.")
-        return Submission(self.hook, store, request, retried=context["ti"].try_number > 1)
 
     def _announce(self, context: Context, task: TaskSnapshot) -> None:
         """Leave the task's id and link where people and `on_kill` find them."""
@@ -187,15 +187,6 @@ class GlobusTaskOperator(RemoteWorkOperator):
         context["ti"].xcom_push(key="globus_task_id", value=task.task_id)
         GlobusTaskLink().persist(context, url)
         self.log.info("Globus task %s: %s", task.task_id, url)
-
-    def _wait_on(self, context: Context, task_id: str, stalled: dict[str, Any]) -> Any:
-        """Write down since when the task makes no progress, and wait on."""
-        self.log.warning("No progress for %.0f s: %s.", stalled["seconds"], stalled["trouble"])
-        store = context.get("task_state_store")
-        wait = Wait.load(store, task_id) or Wait(task_id, time.time() + self.timeout.total_seconds())
-        stall = {"since": time.time() - stalled["seconds"], "moved": stalled["moved"]}
-        wait = replace(wait, details={**wait.details, "stall": stall}).save(store)
-        return self.wait_for(context, self._trigger(wait))
 
     def _trigger(self, wait: Wait) -> GlobusTaskTrigger:
         return GlobusTaskTrigger(
@@ -235,7 +226,7 @@ class GlobusTaskOperator(RemoteWorkOperator):
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
     ) -> GlobusOutageTrigger:
-        request = self.make_request(context)
+        request = self._labelled(context)
         return GlobusOutageTrigger(
             globus_conn_id=self.globus_conn_id,
             reason=reason,
@@ -250,19 +241,12 @@ class GlobusTaskOperator(RemoteWorkOperator):
         return cancel_task(hook, self.remote_id, within=0.0)
 
     def cancel_unknown(self, context: Context) -> str:
-        request = self.make_request(context)
+        request = self._labelled(context)
         return cancel_labelled(self.hook, request.label, request.kind).note
 
 
-def _odd(entry: FileEntry) -> str:
-    """What an entry is that Globus cannot copy."""
-    names = {
-        "invalid_symlink": "a broken symbolic link",
-        "pipe": "a pipe",
-        "chr": "a device",
-        "blk": "a device",
-    }
-    return names.get(entry.type, f"of type {entry.type}")
+_ODD = {"invalid_symlink": "a broken symbolic link", "pipe": "a pipe", "chr": "a device", "blk": "a device"}
+"""What an entry is that Globus cannot copy."""
 
 
 class TransferResult(TypedDict):
@@ -335,8 +319,8 @@ class GlobusTransferOperator(GlobusTaskOperator):
         self.destination_path = destination_path
         self.sync_level = sync_level
 
-    def make_request(self, context: Context) -> TransferRequest:
-        request = TransferRequest(
+    def make_request(self) -> TransferRequest:
+        return TransferRequest(
             source_collection=check_collection(self.source_collection, "source_collection"),
             source_path=check_path(self.source_path, "source_path"),
             destination_collection=check_collection(self.destination_collection, "destination_collection"),
@@ -344,7 +328,6 @@ class GlobusTransferOperator(GlobusTaskOperator):
             label="",
             sync_level=check_sync_level(self.sync_level),
         )
-        return replace(request, label=self.label_for(context, request.fingerprint))
 
     def prepare(self, request: Request) -> tuple[Request, int | None]:
         """Look at the source: it must exist; a folder is copied with all that is in it."""
@@ -360,8 +343,9 @@ class GlobusTransferOperator(GlobusTaskOperator):
                 details=error.details,
             ) from error
         if source.type not in ("file", "dir"):
+            odd = _ODD.get(source.type, f"of type {source.type}")
             raise UserError(
-                f"{request.source_path} on the source collection is {_odd(source)}, not a file or a folder",
+                f"{request.source_path} on the source collection is {odd}, not a file or a folder",
                 remote_id=request.source_collection,
                 state=source.type,
                 next_step="put the file itself there, then clear the task. Nothing was submitted.",
@@ -466,18 +450,17 @@ class GlobusDeleteOperator(GlobusTaskOperator):
         self.recursive = recursive
         self.ignore_missing = ignore_missing
 
-    def make_request(self, context: Context) -> DeleteRequest:
+    def make_request(self) -> DeleteRequest:
         path = check_path(self.path, "path")
         if path.strip("/") in ("", "~"):
             raise UserError("A collection's root is never removed", next_step="give a path below it.")
-        request = DeleteRequest(
+        return DeleteRequest(
             collection=check_collection(self.collection, "collection"),
             path=path,
             label="",
             recursive=self.recursive,
             ignore_missing=self.ignore_missing,
         )
-        return replace(request, label=self.label_for(context, request.fingerprint))
 
     def conclude(self, request: Request, task: TaskSnapshot) -> DeleteResult:
         assert isinstance(request, DeleteRequest)  # noqa: S101 - make_request made it

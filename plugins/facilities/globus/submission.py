@@ -12,8 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import globus_sdk
 
@@ -51,15 +51,15 @@ class TransferRequest:
     recursive: bool | None = None  # None: not known yet
     sync_level: SyncLevel = "checksum"
 
-    kind: Literal["TRANSFER"] = field(default="TRANSFER", init=False)
-    document: globus_sdk.TransferData = field(init=False, repr=False, compare=False)
-    """Document for POST /transfer, but for the submission id.
+    kind: ClassVar[Literal["TRANSFER"]] = "TRANSFER"
 
-    No deadline is sent: Globus's own moves on while bytes arrive, and does not depend on our clock. A full
-    quota fails the task instead of leaving it to hang. Nobody reads the client's mail.
-    """
+    @property
+    def document(self) -> globus_sdk.TransferData:
+        """Document for POST /transfer, but for the submission id.
 
-    def __post_init__(self) -> None:
+        No deadline is sent: Globus's own moves on while bytes arrive, and does not depend on our clock. A
+        full quota fails the task instead of leaving it to hang. Nobody reads the client's mail.
+        """
         data = globus_sdk.TransferData(
             self.source_collection,
             self.destination_collection,
@@ -75,7 +75,7 @@ class TransferRequest:
         )
         recursive = globus_sdk.MISSING if self.recursive is None else self.recursive
         data.add_item(self.source_path, self.destination_path, recursive=recursive)
-        object.__setattr__(self, "document", data)
+        return data
 
     @property
     def fingerprint(self) -> str:
@@ -106,11 +106,11 @@ class DeleteRequest:
     recursive: bool = False
     ignore_missing: bool = True
 
-    kind: Literal["DELETE"] = field(default="DELETE", init=False)
-    document: globus_sdk.DeleteData = field(init=False, repr=False, compare=False)
-    """Document for POST /delete, but for the submission id."""
+    kind: ClassVar[Literal["DELETE"]] = "DELETE"
 
-    def __post_init__(self) -> None:
+    @property
+    def document(self) -> globus_sdk.DeleteData:
+        """Document for POST /delete, but for the submission id."""
         data = globus_sdk.DeleteData(
             self.collection,
             label=self.label,
@@ -122,7 +122,7 @@ class DeleteRequest:
             notify_on_inactive=False,
         )
         data.add_item(self.path)
-        object.__setattr__(self, "document", data)
+        return data
 
     @property
     def fingerprint(self) -> str:
@@ -235,9 +235,7 @@ class Submission:
 
         :raises SubmissionConflictError: when a task that is not ours moves the same paths.
         """
-        record = self._record
-        if record is None:
-            record = self._begin()
+        record = self._record or self._begin()
         try:
             task_id = self.hook.submit(self.request, record.submission_id)
         except SubmissionConflictError:
