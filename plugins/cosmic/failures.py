@@ -12,7 +12,7 @@ from cosmic.beamline import beamline
 from cosmic.parameters import RECONSTRUCTION
 from cosmic.scans import parse_scan_path
 from facilities.errors import FacilityError, UserError
-from facilities.retries import RETRIES, facility_retry_policy
+from facilities.retries import RETRIES, FacilityRetryPolicy
 
 # By the state in which a job ended: the parameter of which a new run needs more.
 _LACKING = {"TIMEOUT": "time_limit_minutes", "OUT_OF_MEMORY": "n_gpu"}
@@ -62,7 +62,7 @@ DEFAULT_ARGS: dict[str, Any] = {
     "owner": "bl7012",
     "retries": RETRIES,
     "retry_delay": timedelta(seconds=10),
-    "retry_policy": facility_retry_policy(),
+    "retry_policy": FacilityRetryPolicy(),
     "on_failure_callback": keep_error,
     "on_retry_callback": keep_error,
 }

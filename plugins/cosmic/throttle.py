@@ -151,7 +151,12 @@ class StartRunsOperator(BaseOperator):
                     "finished their transfer (copies_at_once is %d).",
                     *(position, len(starts), now.active, limits.at_once, now.copying, limits.copies_at_once),
                 )
-                self._wait(limits, started, position, deadline)
+                self.defer(
+                    trigger=ThrottleTrigger(**limits._asdict(), started=started, deadline=deadline),
+                    method_name="resume",
+                    kwargs={"position": position, "deadline": deadline},
+                    timeout=defer_timeout(deadline),
+                )
             for start in starts[position : position + free]:
                 if not runs.start(start.run_id, start.conf, self.note):
                     self.log.info("Run %s exists already.", start.run_id)
@@ -160,14 +165,6 @@ class StartRunsOperator(BaseOperator):
                     self.log.info("%d of %d runs are started.", position, len(starts))
         self.log.info("All %d runs are started.", len(starts))
         return dict(Counter(start.day for start in starts))
-
-    def _wait(self, limits: RunLimits, started: list[str], position: int, deadline: float) -> NoReturn:
-        self.defer(
-            trigger=ThrottleTrigger(**limits._asdict(), started=started, deadline=deadline),
-            method_name="resume",
-            kwargs={"position": position, "deadline": deadline},
-            timeout=defer_timeout(deadline),
-        )
 
     def _fail_for_time(self, position: int) -> NoReturn:
         raise TimeLimitError(

@@ -148,8 +148,6 @@ class TimeLimitError(ResourcesError):
 class UserError(FacilityError):
     """What was asked for cannot work (missing file, wrong account, failed program): do not try again."""
 
-    failure_class = "user"
-
 
 class NotFoundError(UserError):
     """The service does not know the thing that was named."""
@@ -162,11 +160,8 @@ class CredentialsError(FacilityError):
 
 
 BY_CLASS: dict[FailureClass, type[FacilityError]] = {
-    "transient": TransientError,
-    "infrastructure": InfrastructureError,
-    "resources": ResourcesError,
-    "user": UserError,
-    "credentials": CredentialsError,
+    kind.failure_class: kind
+    for kind in (TransientError, InfrastructureError, ResourcesError, UserError, CredentialsError)
 }
 """What to raise for a failure of a class."""
 

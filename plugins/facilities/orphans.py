@@ -15,10 +15,11 @@ Each service registers what finds and cancels its work, under its connection typ
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -49,18 +50,22 @@ class LivingWork:
     owner: Owner | str
 
 
-class WorkFinder(Protocol):
+class WorkFinder(ABC):
     """Finds and cancels the work of one service."""
 
-    work: str
+    work: ClassVar[str]
     """What the service calls its work, in the plural, such as `Slurm jobs`."""
 
+    hook: Any
+
+    @abstractmethod
     def living(self) -> list[LivingWork]:
         """All living work that carries an owner.
 
         :raises FacilityError: the service does not answer, or refuses.
         """
 
+    @abstractmethod
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
         """Cancel the work if it lives; returns whether it did.
 
@@ -70,6 +75,7 @@ class WorkFinder(Protocol):
 
     def close(self) -> None:
         """Release connections."""
+        self.hook.close()
 
 
 _finders: dict[str, Callable[..., WorkFinder]] = {}

@@ -37,7 +37,12 @@ class FacilityRetryPolicy(RetryPolicy):
     :param longest_delay: limit of the doubling; a service's own Retry-After may be longer.
     """
 
-    def __init__(self, *, first_delay: timedelta, longest_delay: timedelta) -> None:
+    def __init__(
+        self,
+        *,
+        first_delay: timedelta = timedelta(seconds=30),
+        longest_delay: timedelta = timedelta(minutes=10),
+    ) -> None:
         self.first_delay = first_delay
         self.longest_delay = longest_delay
 
@@ -71,13 +76,6 @@ class FacilityRetryPolicy(RetryPolicy):
     def _delay(self, try_number: int) -> timedelta:
         doublings = min(max(try_number - 1, 0), 20)
         return min(self.first_delay * float(2**doublings), self.longest_delay)
-
-
-def facility_retry_policy(
-    *, first_delay: timedelta = timedelta(seconds=30), longest_delay: timedelta = timedelta(minutes=10)
-) -> FacilityRetryPolicy:
-    """The policy for tasks that use Globus or NERSC; goes with a number of `retries`."""
-    return FacilityRetryPolicy(first_delay=first_delay, longest_delay=longest_delay)
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:

@@ -196,7 +196,8 @@ def _no_collection(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
 def _login_refused(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsError:
     """The collection does not know the client, or asks for a session that a client cannot have."""
     needs = _session_needs(error.info.authorization_parameters)
-    where, who = _collection_in(error), call.client.identity
+    who, named = call.client.identity, _ENDPOINT.search(error.message or "")
+    where = f"collection {named[1]}" if named else "the collection"
     if needs:
         what = f"Globus: {where} refuses the client's login, it asks for {needs} ({call.what})"
         step = f"share the folder with {who} in a guest collection without that requirement"
@@ -205,12 +206,6 @@ def _login_refused(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsE
         step = f"map {who} to an account there, or to share the folder with it in a guest collection"
     next_step = f"ask the collection's manager to {step}; then clear the task."
     return call.failure(CredentialsError, what, next_step, _message_of(error))
-
-
-def _collection_in(error: globus_sdk.GlobusAPIError) -> str:
-    """Name and id of the collection that an endpoint's report is about, when it is one."""
-    named = _ENDPOINT.search(error.message or "")
-    return f"collection {named[1]}" if named else "the collection"
 
 
 def _session_needs(needed: AuthorizationParameterInfo) -> str:

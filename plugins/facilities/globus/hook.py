@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import globus_sdk
@@ -185,7 +186,7 @@ class GlobusHook(BaseHook):
 
     def find_tasks(self, label: str, kind: str) -> list[TaskSnapshot]:
         """Our tasks of exactly that label, newest first."""
-        found = self._tasks({"label": f"={label}"}, kinds=[kind], orderby="request_time DESC", limit=100)
+        found = self._tasks({"label": f"={label}"}, kinds=[kind], limit=100)
         return [task for task in found if task.label == label]
 
     def living_tasks(self) -> list[TaskSnapshot]:
@@ -197,14 +198,13 @@ class GlobusHook(BaseHook):
         clauses: Mapping[str, str | list[str]],
         *,
         kinds: Iterable[str] = ("TRANSFER", "DELETE"),
-        orderby: str = "request_time DESC",
         limit: int = 1000,
     ) -> list[TaskSnapshot]:
         # Without a type clause Globus lists transfers only.
         wanted = cast("dict[str, str | list[str]]", {**clauses, "type": list(kinds)})
         reply = self._call(
             "listing tasks",
-            lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby=orderby),
+            lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby="request_time DESC"),
         )
         return [TaskSnapshot.from_document(document) for document in read_documents(reply, "listing tasks")]
 
@@ -309,23 +309,21 @@ class GlobusHook(BaseHook):
         parts = [part for part in path.split("/") if part and part != "~"]
         root = "/~/" if path.startswith("/~/") else "/"
         for depth in range(1, len(parts) + 1):
-            self._make_one_folder(collection, root + "/".join(parts[:depth]), last=depth == len(parts))
-
-    def _make_one_folder(self, collection: str, path: str, *, last: bool) -> None:
-        try:
-            self._call(
-                f"making folder {path}",
-                lambda transfer: transfer.operation_mkdir(collection, path),
-                remote_id=f"{collection}:{path}",
-                changes=True,
-            )
-        except ExistsError:
-            return
-        except UserError:
-            # A folder above may be one that we may not make (a root without write permission): what
-            # counts is whether the last can be made.
-            if last:
-                raise
+            folder = root + "/".join(parts[:depth])
+            try:
+                self._call(
+                    f"making folder {folder}",
+                    partial(globus_sdk.TransferClient.operation_mkdir, endpoint_id=collection, path=folder),
+                    remote_id=f"{collection}:{folder}",
+                    changes=True,
+                )
+            except ExistsError:
+                pass
+            except UserError:
+                # A folder above may be one that we may not make (a root without write permission): what
+                # counts is whether the last can be made.
+                if depth == len(parts):
+                    raise
 
     # Calling
 
@@ -373,16 +371,13 @@ class GlobusHook(BaseHook):
             except globus_sdk.AuthAPIError as error:
                 # A scope that a consent asks for but Auth does not give: the refusal is clearer.
                 asked_for_scope = refusal is not None and bool(self._scopes)
-                self._drop_scopes()
+                with self._lock:
+                    self._scopes.clear()
+                    self.close()
                 raise explain(refusal if refusal and asked_for_scope else error, call) from error
             except (globus_sdk.GlobusError, ValueError, KeyError, TypeError, AttributeError) as error:
                 # The latter four: the SDK trips over a token reply that is not what it expects.
                 raise explain(error, call) from error
-
-    def _drop_scopes(self) -> None:
-        with self._lock:
-            self._scopes.clear()
-            self.close()
 
     def _cure(self, error: globus_sdk.TransferAPIError, earlier: globus_sdk.TransferAPIError | None) -> bool:
         """Prepare for sending again what was not acted upon; returns whether that makes sense."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from facilities.errors import FailureClass, TransientError, UserError
 
 _MAX_PATH = 4096  # bytes
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and what has no UTF-8
 
 
 class TaskStatus(StrEnum):
@@ -339,7 +339,7 @@ def check_path(value: object, name: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{name} is empty", next_step="give a path on the collection.")
-    if _CONTROL.search(value) or not _encodes(value):
+    if _CONTROL.search(value):
         raise UserError(f"{name} {value!r} has control characters", next_step="give a printable path.")
     if ".." in value.split("/"):
         raise UserError(f"{name} {value!r} climbs out with '..'", next_step="give the path without '..'.")
@@ -349,11 +349,3 @@ def check_path(value: object, name: str) -> str:
     if path == "/.":
         path = "/"
     return path + "/" if value.endswith("/") and not path.endswith("/") else path
-
-
-def _encodes(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -249,13 +249,6 @@ class SuperfacilityHook(FileCalls, BaseHook):
         """
         return read_status(self.session, check_machine(machine))
 
-    def describe_status(self, machine: str) -> str:
-        """The same in words, for a log or an error; also that the pages do not answer."""
-        try:
-            return str(self.status(machine))
-        except FacilityError:
-            return "Its status page does not answer either."
-
     def test_connection(self) -> tuple[bool, str]:
         """Get a token, ask who the client is and when it expires; for the button in the connection's form."""
         try:
@@ -324,7 +317,10 @@ class SlurmJobSource(BlockingSource[SlurmJob]):
         now = time.monotonic()
         if now - self._status_asked_at >= _STATUS_INTERVAL:
             self._status_asked_at = now
-            self._status = self._hook.describe_status(self._machine)
+            try:
+                self._status = str(self._hook.status(self._machine))
+            except FacilityError:
+                self._status = "Its status page does not answer either."
         return self._status
 
 

@@ -79,11 +79,18 @@ class SlurmResources:
                 _check(name, value)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> SlurmResources:
-        """Read resources whose values may be text, as templates render them.
+    def of(cls, values: object) -> SlurmResources:
+        """Resources as they are, or of a mapping whose values may be text, as templates render them.
 
-        :raises UserError: an unknown or missing name, or a value that cannot be right.
+        :raises UserError: no mapping, an unknown or missing name, or a value that cannot be right.
         """
+        if isinstance(values, SlurmResources):
+            return values
+        if not isinstance(values, Mapping):
+            _refuse(
+                f"The resources of the job are not a mapping: {str(values)[:200]!r}",
+                "give SlurmResources or a mapping with its fields.",
+            )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             _refuse(
@@ -95,7 +102,7 @@ class SlurmResources:
         return cls(**given)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values that `from_mapping` reads."""
+        """Plain values that `of` reads."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def with_more(self, state: SlurmState) -> SlurmResources | None:

@@ -236,7 +236,7 @@ class SfapiSubmitJobOperator(SlurmOperator):
 
     def run_try(self, context: Context, **kwargs: Any) -> str:
         """Find or submit the job; returns its id."""
-        resources, body = self._checked_resources(), self._body()
+        resources, body = SlurmResources.of(self.slurm_resources), self._body()
         check_body(body)  # before any request
         store = context.get("task_state_store")
         if store is None:
@@ -308,17 +308,6 @@ class SfapiSubmitJobOperator(SlurmOperator):
         how = "submitted" if job.new else "taken up, as it was there already"
         self.log.info("Slurm job %s (%s) on %s: %s. %s", job.job_id, job.name, self.machine, how, url)
         return job.job_id
-
-    def _checked_resources(self) -> SlurmResources:
-        resources = self.slurm_resources
-        if isinstance(resources, SlurmResources):
-            return resources
-        if not isinstance(resources, Mapping):
-            raise UserError(
-                f"The resources of the job are not a mapping: {str(resources)[:200]!r}",
-                next_step="give SlurmResources or a mapping with its fields.",
-            )
-        return SlurmResources.from_mapping(resources)
 
     def _body(self) -> str:
         if self.template is None:

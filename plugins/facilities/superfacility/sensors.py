@@ -239,7 +239,7 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
             self.hook,
             self.identity(context),
             machine=self.machine,
-            resources=SlurmResources.from_mapping(resources),
+            resources=SlurmResources.of(resources),
             body=str(self.submitted(context)["body"]),
             store=store,
             doubtful_since=kwargs["doubtful_since"],
@@ -267,7 +267,7 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
         submitted = self.submitted(context)
         if not submitted.get("body"):
             return None
-        resources = SlurmResources.from_mapping(submitted["resources"])
+        resources = SlurmResources.of(submitted["resources"])
         first = self._first(context)
         count = int((self._kept(context) or first)["generation"]) - int(first["generation"])
         if job.lost and count < self.resubmit:

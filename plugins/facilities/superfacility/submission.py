@@ -185,11 +185,11 @@ class Submission:
             return self._take_owner(owner, known)
         if wait := self._unconfirmed(accounted):
             return wait
-        if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
+        successor = Intent.load(self._get(INTENT_KEY))
+        was_to_be_sent = successor is not None and successor.generation > known.generation
+        if accounted.state not in FAILED or not (self.cleared or was_to_be_sent):
             return known
-        log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
-        self._failed.add(known.job_id)
-        return self._after(known)
+        return self._successor_of(known, f"Job {known.job_id} ended as {accounted.state_text}")
 
     # A job that was refused, as another has the claim
 
@@ -206,17 +206,12 @@ class Submission:
         age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
         if age < _FORGOTTEN_AFTER:
             return known  # whoever waits for it gives it time to appear
-        log.warning("Slurm does not know job %s any more: a new one is needed.", known.job_id)
-        self._failed.add(known.job_id)
-        return self._after(known)
+        return self._successor_of(known, f"Slurm does not know job {known.job_id} any more")
 
-    def _sent_after(self, known: Submitted) -> bool:
-        """Whether a successor of a job that is written down was to be sent."""
-        intent = Intent.load(self._get(INTENT_KEY))
-        return intent is not None and intent.generation > known.generation
-
-    def _after(self, known: Submitted) -> int:
+    def _successor_of(self, known: Submitted, why: str) -> int:
         """The generation that follows; it may be there already, since the known one was submitted."""
+        log.warning("%s: a new one is needed.", why)
+        self._failed.add(known.job_id)
         self._known_since = float(self._get(JOB_KEY).get("submitted_at") or 0)
         return known.generation + 1
 

@@ -275,4 +275,4 @@ def test_more_memory_comes_as_memory_or_with_gpus(
 
 def test_resources_are_the_same_after_a_way_through_an_xcom() -> None:
     resources = SlurmResources(**RESOURCES, memory="16G", requeue=False, output="/a/%j.out")
-    assert SlurmResources.from_mapping(json.loads(json.dumps(resources.to_mapping()))) == resources
+    assert SlurmResources.of(json.loads(json.dumps(resources.to_mapping()))) == resources
