@@ -18,7 +18,7 @@ import tenacity
 from airflow.sdk import BaseHook
 
 from facilities.errors import FacilityError, UserError
-from facilities.globus.connection import GlobusSettings
+from facilities.globus.connection import GlobusSettings, transfer_client
 from facilities.globus.errors import (
     Call,
     ExistsError,
@@ -279,19 +279,16 @@ class GlobusHook(BaseHook):
         wanted = globus_sdk.MISSING if name_filter is None else f"name:{name_filter}"
         offset = 0
         while True:
-            start = offset  # bound for this page
-
-            def ls(transfer: globus_sdk.TransferClient, start: int = start) -> Any:
-                return transfer.operation_ls(
-                    collection,
-                    path,
-                    show_hidden=False,
-                    orderby="name",
-                    limit=page_size,
-                    offset=start,
-                    filter=wanted,
-                )
-
+            ls = partial(
+                globus_sdk.TransferClient.operation_ls,
+                endpoint_id=collection,
+                path=path,
+                show_hidden=False,
+                orderby="name",
+                limit=page_size,
+                offset=offset,
+                filter=wanted,
+            )
             what = f"listing {path}"
             page = read_documents(self._call(what, ls, remote_id=f"{collection}:{path}"), what)
             yield from map(FileEntry.from_document, page)
@@ -392,22 +389,5 @@ class GlobusHook(BaseHook):
 
     def _client(self) -> globus_sdk.TransferClient:
         if self._transfer is None:
-            settings = self.settings
-            # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
-            login = globus_sdk.ConfidentialAppAuthClient(
-                settings.client_id,
-                settings.client_secret,
-                environment="production",
-                base_url=settings.auth_url,
-                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
-                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
-            )
-            scopes = [str(globus_sdk.TransferClient.scopes.all), *self._scopes]
-            self._transfer = globus_sdk.TransferClient(
-                environment="production",
-                base_url=settings.transfer_url,
-                authorizer=globus_sdk.ClientCredentialsAuthorizer(login, scopes),
-                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
-                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
-            )
+            self._transfer = transfer_client(self.settings, self._scopes, self.http_timeout)
         return self._transfer

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import globus_sdk
 
+from facilities.deferral import StateStore, read_kept
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.errors import SubmissionConflictError, SubmissionIdError
 from facilities.globus.model import TaskSnapshot, TaskStatus
 from facilities.ownership import Owner
 
 if TYPE_CHECKING:
-    from facilities.deferral import StateStore
     from facilities.globus.hook import GlobusHook
 
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
@@ -175,16 +175,6 @@ class Record:
     submission_id: str
     task_id: str  # empty until Globus has answered the submit
 
-    @classmethod
-    def read(cls, store: StateStore) -> Record | None:
-        """Read the record; None when there is none that makes sense."""
-        value = store.get(STATE_KEY)
-        if not isinstance(value, dict):
-            return None
-        fields = {name: value.get(name) for name in ("fingerprint", "submission_id", "task_id")}
-        texts = {name: text for name, text in fields.items() if isinstance(text, str)}
-        return cls(**texts) if len(texts) == len(fields) else None
-
     def write(self, store: StateStore | None) -> None:
         """Save the record."""
         if store is not None:
@@ -205,7 +195,7 @@ class Submission:
     retried: bool
 
     def __post_init__(self) -> None:
-        self._record = Record.read(self.store) if self.store is not None else None
+        self._record = read_kept(Record, self.store, STATE_KEY)
 
     def take_up(self) -> TaskSnapshot | None:
         """The task of an earlier try that lives or has succeeded, if there is one."""

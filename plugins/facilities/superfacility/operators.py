@@ -18,10 +18,10 @@ from airflow.sdk import BaseOperatorLink, Context, XComArg
 from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.deferral import RemoteWorkOperator
 from facilities.errors import InfrastructureError, TransientError, UserError
+from facilities.links import RemoteWorkLink
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_end import LogFiles
 from facilities.superfacility.job_script import SlurmResources, check_body, render_file
-from facilities.superfacility.links import SlurmJobLink
 from facilities.superfacility.own_jobs import JobIdentity
 from facilities.superfacility.slurm import SlurmJob, SlurmState
 from facilities.superfacility.submission import NotYet, Submission, Submitted
@@ -32,6 +32,12 @@ from facilities.superfacility.triggers import (
 )
 
 _MIN_WAIT = 3.0  # seconds; a trigger that fires while the worker is still leaving can get the task failed
+
+
+class SlurmJobLink(RemoteWorkLink):
+    """NERSC's list of the user's jobs: there is no lasting address of a single one."""
+
+    name = "Slurm jobs at NERSC"
 
 
 class SlurmOperator(RemoteWorkOperator):

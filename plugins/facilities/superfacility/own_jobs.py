@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from facilities.errors import TransientError
@@ -100,8 +100,9 @@ class OwnJobs:
 
     def nameless(self, since: float, now: float) -> list[str]:
         """Ids of jobs that `ended` met and that accounting has no name for yet."""
-        after = max(since, now - _NAMELESS_FOR) - CLOCK_SKEW
-        return [job.job_id for job in self._rows if job.name is None and _submitted_after(job, after)]
+        after = datetime.fromtimestamp(max(since, now - _NAMELESS_FOR) - CLOCK_SKEW, UTC)
+        nameless = [job for job in self._rows if job.name is None]
+        return [j.job_id for j in nameless if not j.submitted or datetime.fromisoformat(j.submitted) > after]
 
     def _newest(self, jobs: Iterable[SlurmJob]) -> tuple[int, SlurmJob] | None:
         """The own job of the highest generation; one that runs or succeeded before the others."""
@@ -137,9 +138,3 @@ def _rank(job: SlurmJob) -> int:
     if job.state in FAILED:
         return 1
     return 3 if job.state in RUNNING or job.state in SUCCEEDED else 2
-
-
-def _submitted_after(job: SlurmJob, moment: float) -> bool:
-    if job.submitted is None:
-        return True
-    return datetime.fromisoformat(job.submitted).timestamp() > moment

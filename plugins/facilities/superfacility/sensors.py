@@ -19,8 +19,7 @@ from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_end import LogFiles, failure_of_job, job_result
 from facilities.superfacility.job_script import SlurmResources
-from facilities.superfacility.links import SlurmJobLink
-from facilities.superfacility.operators import SlurmOperator
+from facilities.superfacility.operators import SlurmJobLink, SlurmOperator
 from facilities.superfacility.own_jobs import JobIdentity
 from facilities.superfacility.slurm import OUT_OF_RESOURCES, SUCCEEDED, SlurmJob
 from facilities.superfacility.submission import JOB_KEY, Submission

@@ -198,63 +198,55 @@ def read_row(row: Row, origin: Origin, zone: ZoneInfo) -> SlurmJob | None:
     job_id = _text(row, "jobid")
     if job_id is None:
         return None
-    if origin == "squeue":
-        return _from_squeue(row, job_id, zone)
-    return _from_sacct(row, job_id, zone)
-
-
-def _from_sacct(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
-    code, signal = _exit_code(row.get("exitcode"))
-    name = _text(row, "jobname")
-    started, ended = _time(row.get("start"), zone), _time(row.get("end"), zone)
-    minutes = _integer(row.get("timelimitraw"))
-    return SlurmJob(
+    state = str(row.get("state") or "")
+    job = SlurmJob(
         job_id=job_id,
-        origin="sacct",
-        state_text=str(row.get("state") or ""),
-        state=parse_state(str(row.get("state") or "")),
-        name=None if name == _PLACEHOLDER_NAME else name,
-        exit_code=code,
-        signal=signal,
+        origin=origin,
+        state_text=state,
+        state=parse_state(state),
         reason=_text(row, "reason"),
-        submitted=_time(row.get("submit"), zone),
-        started=started,
-        ended=ended,
-        elapsed=_first(_integer(row.get("elapsedraw")), seconds(row.get("elapsed"))),
-        limit=minutes * 60 if minutes is not None else seconds(row.get("timelimit")),
-        nodes=_first(_integer(row.get("allocnodes")), _integer(row.get("nnodes"))) or 0,
         node_list=_text(row, "nodelist"),
         qos=_text(row, "qos"),
         user=_text(row, "user"),
+        comment=_text(row, "comment"),
+    )
+    return _with_squeue(job, row, zone) if origin == "squeue" else _with_sacct(job, row, zone)
+
+
+def _with_sacct(job: SlurmJob, row: Row, zone: ZoneInfo) -> SlurmJob:
+    code, signal = _exit_code(row.get("exitcode"))
+    name = _text(row, "jobname")
+    minutes = _integer(row.get("timelimitraw"))
+    return replace(
+        job,
+        name=None if name == _PLACEHOLDER_NAME else name,
+        exit_code=code,
+        signal=signal,
+        submitted=_time(row.get("submit"), zone),
+        started=_time(row.get("start"), zone),
+        ended=_time(row.get("end"), zone),
+        elapsed=_first(_integer(row.get("elapsedraw")), seconds(row.get("elapsed"))),
+        limit=minutes * 60 if minutes is not None else seconds(row.get("timelimit")),
+        nodes=_first(_integer(row.get("allocnodes")), _integer(row.get("nnodes"))) or 0,
         stdout=_text(row, "stdout"),
         stderr=_text(row, "stderr"),
         work_dir=_text(row, "workdir"),
-        comment=_text(row, "comment"),
     )
 
 
-def _from_squeue(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
-    state = parse_state(str(row.get("state") or ""))
+def _with_squeue(job: SlurmJob, row: Row, zone: ZoneInfo) -> SlurmJob:
     start = _time(row.get("start_time"), zone)
-    pending = state in (SlurmState.PENDING, None)
-    return SlurmJob(
-        job_id=job_id,
-        origin="squeue",
-        state_text=str(row.get("state") or ""),
-        state=state,
+    pending = job.state in (SlurmState.PENDING, None)
+    return replace(
+        job,
         name=_text(row, "name"),
-        reason=_text(row, "reason"),
         submitted=_time(row.get("submit_time"), zone),
         started=None if pending else start,
         start_estimate=start if pending else None,
         elapsed=seconds(row.get("time")),
         limit=seconds(row.get("time_limit")),
         nodes=_integer(row.get("nodes")) or 0,
-        node_list=_text(row, "nodelist"),
-        qos=_text(row, "qos"),
-        user=_text(row, "user"),
         work_dir=_text(row, "work_dir"),
-        comment=_text(row, "comment"),
     )
 
 

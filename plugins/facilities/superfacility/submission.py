@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from facilities.deferral import StateStore
+from facilities.deferral import StateStore, read_kept
 from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
 from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
@@ -57,21 +57,6 @@ class Intent:
     task_id: str | None = None
     missed_at: float | None = None
 
-    @classmethod
-    def load(cls, kept: Any) -> Intent | None:
-        """Read what a store kept; None when it is not an intent."""
-        try:
-            missed_at = kept.get("missed_at")
-            return cls(
-                int(kept["generation"]),
-                str(kept["name"]),
-                float(kept["attempted_at"]),
-                kept.get("task_id"),
-                None if missed_at is None else float(missed_at),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return None
-
 
 @dataclass(frozen=True)
 class Submitted:
@@ -83,7 +68,7 @@ class Submitted:
     job_id: str
     name: str
     generation: int
-    new: bool
+    new: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +140,7 @@ class Submission:
         :raises UserError: the job is refused.
         """
         generation = 0
-        known = self._known_job()
+        known = read_kept(Submitted, self._store, JOB_KEY)
         if known is not None:
             outcome = self._check_known(known)
             if not isinstance(outcome, int):
@@ -164,13 +149,6 @@ class Submission:
         return self._search(generation)
 
     # A job that is written down
-
-    def _known_job(self) -> Submitted | None:
-        kept = self._get(JOB_KEY)
-        try:
-            return Submitted(str(kept["job_id"]), str(kept["name"]), int(kept["generation"]), new=False)
-        except (KeyError, TypeError, ValueError):
-            return None
 
     def _check_known(self, known: Submitted) -> Submitted | NotYet | int:
         """The job, if it lives or has succeeded; otherwise the generation to submit next."""
@@ -185,7 +163,7 @@ class Submission:
             return self._take_owner(owner, known)
         if wait := self._unconfirmed(accounted):
             return wait
-        successor = Intent.load(self._get(INTENT_KEY))
+        successor = read_kept(Intent, self._store, INTENT_KEY)
         was_to_be_sent = successor is not None and successor.generation > known.generation
         if accounted.state not in FAILED or not (self.cleared or was_to_be_sent):
             return known
@@ -198,7 +176,7 @@ class Submission:
 
     def _take_owner(self, owner: str, refused: Submitted) -> Submitted | NotYet | int:
         log.warning("Job %s did nothing, as job %s does this task's work.", refused.job_id, owner)
-        known = Submitted(owner, refused.name, refused.generation, new=False)
+        known = Submitted(owner, refused.name, refused.generation)
         self._write_down(known)
         return self._check_known(known)
 
@@ -244,7 +222,7 @@ class Submission:
     # A job that may be there
 
     def _search(self, generation: int) -> Submitted | NotYet:
-        intent = Intent.load(self._get(INTENT_KEY))
+        intent = read_kept(Intent, self._store, INTENT_KEY)
         if intent is not None and intent.generation < generation:
             intent = None
         if intent is not None and intent.task_id and (answer := self._from_task(intent, intent.task_id)):
@@ -274,7 +252,7 @@ class Submission:
     def _check_ended(self, job: SlurmJob, found: int, intent: Intent | None) -> Submitted | NotYet | int:
         """The job that was found; or the generation to submit next."""
         if job.refused and (owner := self._owner_instead_of(job.job_id)):
-            return self._take_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
+            return self._take_owner(owner, Submitted(job.job_id, str(job.name), found))
         if wait := self._unconfirmed(job):
             return wait
         unreported = intent.generation == found if intent is not None else not self.cleared
@@ -297,7 +275,7 @@ class Submission:
         return None
 
     def _take_up(self, generation: int, job: SlurmJob) -> Submitted:
-        taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation, new=False)
+        taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation)
         log.info("Job %s (%s) is this task's: %s.", job.job_id, job.name, job.state_text)
         self._write_down(taken)
         return taken
