@@ -54,7 +54,6 @@ class ThrottleTrigger(DataTrigger):
     interval: float = 5.0
 
     async def wait(self) -> str:
-        """Wait; returns the event."""
         limits = RunLimits(self.at_once, self.copies_at_once)
         while (left := self.deadline - time.time()) > 0:
             # First of all a sleep: an event right after the deferral may meet the worker still leaving.
@@ -116,7 +115,6 @@ class StartRunsOperator(BaseOperator):
     def resume(self, context: Context, event: object, position: int, deadline: float) -> dict[str, int]:  # noqa: ARG002 - the same
         """Go on when more may start.
 
-        :param event: of the trigger.
         :param position: how many of the runs are started.
         :param deadline: in seconds since 1970.
         """

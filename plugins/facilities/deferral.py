@@ -247,9 +247,7 @@ class RemoteWorkOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, AirflowSensorTimeout) as error:
-            if not isinstance(error, TaskDeferralTimeout) and not isinstance(
-                error.__cause__, TaskDeferralTimeout
-            ):
+            if TaskDeferralTimeout not in (type(error), type(error.__cause__)):
                 raise
             cancelled = self.cancel_unknown(context)
             raise TimeLimitError(

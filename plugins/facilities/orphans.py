@@ -9,7 +9,7 @@ Work is an orphan when its run is over (or was deleted), or when the run goes on
 work are over. Between two tries, cleared, or waiting is not over. What has no owner in this Airflow is left
 alone; so is, with a warning, what a task owns that an upgrade took out of its DAG, while the run goes on.
 
-Each service registers what finds and cancels its work, under its connection type.
+Each service enters what finds and cancels its work into `FINDERS`.
 """
 
 from __future__ import annotations
@@ -78,12 +78,8 @@ class WorkFinder(ABC):
         self.hook.close()
 
 
-_finders: dict[str, Callable[..., WorkFinder]] = {}
-
-
-def register(conn_type: str, finder: Callable[..., WorkFinder]) -> None:
-    """Have the work of connections of that type found by `finder(conn_id, **options)`."""
-    _finders[conn_type] = finder
+FINDERS: dict[str, Callable[..., WorkFinder]] = {}
+"""By connection type: what finds a connection's work, called with its id and options of the service."""
 
 
 class CleanupResult(TypedDict):
@@ -118,7 +114,7 @@ class OrphanCleanup:
         :param options: what the service's finder takes besides.
         :raises FacilityError: the service refuses us.
         """
-        with closing(_finders[conn_type](conn_id, **options)) as finder:
+        with closing(FINDERS[conn_type](conn_id, **options)) as finder:
             try:
                 found = self._with_owners(finder.living())
             except TransientError as error:

@@ -191,7 +191,7 @@ class GlobusHook(BaseHook):
 
     def living_tasks(self) -> list[TaskSnapshot]:
         """All our tasks that have not ended, at most a thousand."""
-        return [task for task in self._tasks({"status": ["ACTIVE", "INACTIVE"]}) if task.is_living]
+        return [task for task in self._tasks({"status": ["ACTIVE", "INACTIVE"]}) if not task.is_final]
 
     def _tasks(
         self,
@@ -221,7 +221,7 @@ class GlobusHook(BaseHook):
             changes=True,
         )
         reading = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda task: task.is_living),
+            retry=tenacity.retry_if_result(lambda task: not task.is_final),
             stop=tenacity.stop_after_delay(within),
             wait=tenacity.wait_fixed(min(self.first_pause, 1.0)),
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,

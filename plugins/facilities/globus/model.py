@@ -163,11 +163,6 @@ class TaskSnapshot:
         return self.status is not None and self.status not in LIVING
 
     @property
-    def is_living(self) -> bool:
-        """The task may still move bytes."""
-        return not self.is_final
-
-    @property
     def was_cancelled(self) -> bool:
         """Somebody cancelled the task."""
         return self.status is TaskStatus.FAILED and self.fatal_code.upper() == CANCELLED_CODE
@@ -175,7 +170,7 @@ class TaskSnapshot:
     @property
     def trouble(self) -> str:
         """Code of what keeps a living task from moving, empty when nothing does."""
-        if not self.is_living:
+        if self.is_final:
             return ""
         if self.is_paused:
             return "PAUSED"

@@ -27,10 +27,10 @@ class GlobusTaskFinder(WorkFinder):
         ]
 
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
-        if not self.hook.get_task(remote_id).is_living or not still_orphan():
+        if self.hook.get_task(remote_id).is_final or not still_orphan():
             return False
         self.hook.cancel(remote_id)
         return True
 
 
-orphans.register(GlobusHook.conn_type, GlobusTaskFinder)
+orphans.FINDERS[GlobusHook.conn_type] = GlobusTaskFinder

@@ -12,8 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
 
 import globus_sdk
 
@@ -141,9 +141,8 @@ def check_sync_level(value: object) -> SyncLevel:
 
     :raises UserError: when Globus has no such level.
     """
-    for level in get_args(SyncLevel):
-        if value == level:
-            return level  # type: ignore[no-any-return]  # get_args is not typed
+    if value in get_args(SyncLevel):
+        return cast("SyncLevel", value)
     raise UserError(
         f"sync_level {value!r} is unknown", next_step=f"choose one of {', '.join(get_args(SyncLevel))}."
     )
@@ -174,11 +173,6 @@ class Record:
     fingerprint: str
     submission_id: str
     task_id: str  # empty until Globus has answered the submit
-
-    def write(self, store: StateStore | None) -> None:
-        """Save the record."""
-        if store is not None:
-            store.set(STATE_KEY, dict(vars(self)))
 
 
 @dataclass
@@ -225,7 +219,7 @@ class Submission:
 
         :raises SubmissionConflictError: when a task that is not ours moves the same paths.
         """
-        record = self._record or self._begin()
+        record = self._record or self._save(self.hook.new_submission_id())
         try:
             task_id = self.hook.submit(self.request, record.submission_id)
         except SubmissionConflictError:
@@ -235,9 +229,9 @@ class Submission:
             return task
         except SubmissionIdError:
             log.warning("Globus does not accept submission id %s: taking a new one.", record.submission_id)
-            record = self._begin()
+            record = self._save(self.hook.new_submission_id())
             task_id = self.hook.submit(self.request, record.submission_id)
-        self._save(task_id, record.submission_id)
+        self._save(record.submission_id, task_id)
         log.info("Globus task %s: %s of %s", task_id, self.request.kind.lower(), self.request)
         return TaskSnapshot(task_id, TaskStatus.ACTIVE.value, TaskStatus.ACTIVE, label=self.request.label)
 
@@ -245,15 +239,11 @@ class Submission:
         """Drop the earlier task, so that `submit` makes a new one: its result is not there any more."""
         self._record = None
 
-    def _begin(self) -> Record:
-        record = Record(self.request.fingerprint, self.hook.new_submission_id(), "")
-        record.write(self.store)
-        self._record = record
-        return record
-
-    def _save(self, task_id: str, submission_id: str) -> None:
+    def _save(self, submission_id: str, task_id: str = "") -> Record:
         self._record = Record(self.request.fingerprint, submission_id, task_id)
-        self._record.write(self.store)
+        if self.store is not None:
+            self.store.set(STATE_KEY, asdict(self._record))
+        return self._record
 
     def _by_label(self) -> TaskSnapshot | None:
         """Our newest task of this label that has not failed; living ones first."""
@@ -266,7 +256,7 @@ class Submission:
         if not found:
             return None
         log.info("Found Globus task %s by its label; it is %s.", found[0].task_id, found[0].state)
-        self._save(found[0].task_id, self._record.submission_id if self._record else "")
+        self._save(self._record.submission_id if self._record else "", found[0].task_id)
         return found[0]
 
     def _read(self, task_id: str) -> TaskSnapshot | None:
@@ -277,6 +267,6 @@ class Submission:
 
     def _stop(self, record: Record) -> None:
         task = self._read(record.task_id) if record.task_id else None
-        if task is not None and task.is_living:
+        if task is not None and not task.is_final:
             log.warning("Cancelling Globus task %s, which was for the old arguments.", task.task_id)
             self.hook.cancel(task.task_id)

@@ -89,12 +89,11 @@ class GlobusTaskOperator(RemoteWorkOperator):
         give_up_after: timedelta = timedelta(minutes=30),
         give_up_outage_after: timedelta = timedelta(hours=12),
         hold: timedelta = timedelta(hours=24),
-        deferrable: bool = True,
         min_poll_interval: float = 2.0,
         max_poll_interval: float = 30.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(hold=hold, deferrable=deferrable, **kwargs)
+        super().__init__(hold=hold, **kwargs)
         self.globus_conn_id = globus_conn_id
         self.task_label = label  # `label` is Airflow's own
         self.timeout = timeout
@@ -206,7 +205,7 @@ class GlobusTaskOperator(RemoteWorkOperator):
     def _finish(self, request: Request, task: TaskSnapshot) -> Any:
         if task.status is TaskStatus.SUCCEEDED:
             return self.conclude(request, task)
-        if task.is_living:
+        if not task.is_final:
             raise InfrastructureError(
                 "The wait ended, but the Globus task has not",
                 remote_id=task.task_id,

@@ -304,7 +304,7 @@ def cancel_task(hook: GlobusHook, task_id: str, *, within: float) -> Cancellatio
 def cancel_labelled(hook: GlobusHook, label: str, kind: str) -> Cancellation:
     """Cancel our living tasks of a label, when a submit's reply was lost and their id is not known."""
     try:
-        living = [task for task in hook.find_tasks(label, kind) if task.is_living]
+        living = [task for task in hook.find_tasks(label, kind) if not task.is_final]
     except FacilityError as error:
         log.error("Whether Globus has a task of label %s could not be found out: %s", label, error)
         return Cancellation(False, f"Whether Globus has a task of label {label} is not known: {error.what}.")

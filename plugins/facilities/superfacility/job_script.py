@@ -200,8 +200,6 @@ def _escape(char: str) -> str:
 class _Quoted(str):
     """Text that is quoted already."""
 
-    __slots__ = ()
-
 
 def _quoted(value: Any) -> _Quoted:
     if value is None or isinstance(value, Mapping):

@@ -40,4 +40,4 @@ class SlurmJobFinder(WorkFinder):
         return True
 
 
-orphans.register(SuperfacilityHook.conn_type, SlurmJobFinder)
+orphans.FINDERS[SuperfacilityHook.conn_type] = SlurmJobFinder

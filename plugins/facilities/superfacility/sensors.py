@@ -122,9 +122,13 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         if end["error"] is not None:
             raise FacilityError.from_fields(end["error"])
         job = SlurmJob.from_dict(end["result"] or {})
-        if job.refused and self._submit_task and (owner := self._owner_instead_of(context, job)):
-            self.log.warning("Job %s did nothing, as job %s does this task's work.", job.job_id, owner)
-            return self.wait_for_job(context, owner)
+        if job.refused and self._submit_task:
+            task = self.identity(context).digest
+            with closing(self.hook):
+                owner = claims.other_owner(self.hook, self.machine, task, job.job_id)
+            if owner:
+                self.log.warning("Job %s did nothing, as job %s does this task's work.", job.job_id, owner)
+                return self.wait_for_job(context, owner)
         if job.state not in SUCCEEDED:
             return self.handle_failure(context, job)
         result = job_result(job, self.machine, self._log_files(context).of(job))
@@ -170,11 +174,6 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
             found = context["ti"].xcom_pull(task_ids=self._submit_task, key="job")
             self._submitted = found if isinstance(found, Mapping) else {}
         return self._submitted
-
-    def _owner_instead_of(self, context: Context, job: SlurmJob) -> str | None:
-        """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""
-        with closing(self.hook):
-            return claims.other_owner(self.hook, self.machine, self.identity(context).digest, job.job_id)
 
     def _log_files(self, context: Context) -> LogFiles:
         if self.stdout:

@@ -43,7 +43,6 @@ class SfapiSession:
         self.config = config
         self.attempts = attempts
         self._load_key = load_key
-        self._key: ClientKey | None = None
         self._own_tokens = own_tokens
         self._http = httpx.Client(
             timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
@@ -62,7 +61,7 @@ class SfapiSession:
     @property
     def client_id(self) -> str:
         """The id of the API client; reads the key first."""
-        return self._client_key().client_id
+        return self._key.client_id
 
     def get(self, path: str, what: str, *, params: Any = None, public: bool = False) -> Any:
         """Read something; sent again a few times when the service does not answer.
@@ -124,18 +123,16 @@ class SfapiSession:
             raise failure_of_network(error, what, sent=method != "GET") from error
 
     def _failure(self, response: httpx.Response, what: str) -> FacilityError:
-        client_id = self._key.client_id if self._key else ""
+        client_id = self._key.client_id if "_key" in self.__dict__ else ""
         return failure_of_status(response, what, client_id=client_id, conn_id=self.config.conn_id)
 
-    def _client_key(self) -> ClientKey:
-        if self._key is None:
-            self._key = self._load_key()
-        return self._key
+    @cached_property
+    def _key(self) -> ClientKey:
+        return self._load_key()
 
     @cached_property
     def _tokens(self) -> Tokens:
-        key = self._client_key()
-        return Tokens(key, self.config) if self._own_tokens else shared_tokens(key, self.config)
+        return (Tokens if self._own_tokens else shared_tokens)(self._key, self.config)
 
 
 @cache

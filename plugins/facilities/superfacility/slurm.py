@@ -214,14 +214,14 @@ def read_row(row: Row, origin: Origin, zone: ZoneInfo) -> SlurmJob | None:
 
 
 def _with_sacct(job: SlurmJob, row: Row, zone: ZoneInfo) -> SlurmJob:
-    code, signal = _exit_code(row.get("exitcode"))
+    code, _, signal = str(row.get("exitcode") or "").partition(":")
     name = _text(row, "jobname")
     minutes = _integer(row.get("timelimitraw"))
     return replace(
         job,
         name=None if name == _PLACEHOLDER_NAME else name,
-        exit_code=code,
-        signal=signal,
+        exit_code=_integer(code),
+        signal=_integer(signal),
         submitted=_time(row.get("submit"), zone),
         started=_time(row.get("start"), zone),
         ended=_time(row.get("end"), zone),
@@ -309,11 +309,6 @@ def seconds(text: Any) -> int | None:
     if match["b"] is None:  # with a single colon, the first number is minutes
         first, second = 0, first
     return ((days * 24 + first) * 60 + second) * 60 + last
-
-
-def _exit_code(text: Any) -> tuple[int | None, int | None]:
-    code, _, signal = str(text or "").partition(":")
-    return _integer(code), _integer(signal)
 
 
 def _text(row: Row, key: str) -> str | None:

@@ -176,8 +176,7 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
             return True
         if job.start_estimate is None or self._logged.start_estimate is None:
             return job.start_estimate is not None
-        times = (datetime.fromisoformat(text) for text in (job.start_estimate, self._logged.start_estimate))
-        new, old = times
+        new, old = (datetime.fromisoformat(t) for t in (job.start_estimate, self._logged.start_estimate))
         return abs((new - old).total_seconds()) >= _ESTIMATE_MOVED
 
 

@@ -84,7 +84,7 @@ def test_what_is_no_file_is_a_passing_failure(document: object) -> None:
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_odd_fields_never_break_or_end_a_task(fields: dict[str, Any]) -> None:
     read = task(**fields)
-    assert read.is_living
+    assert not read.is_final
     assert min(read.bytes_transferred, read.faults) >= 0
     assert read.rate >= 0
 
@@ -98,7 +98,7 @@ def test_an_unknown_state_is_not_final() -> None:
     read = task(status="CANCELED")
     assert read.status is None
     assert read.state == "CANCELED"
-    assert read.is_living
+    assert not read.is_final
 
 
 @pytest.mark.parametrize(
