@@ -329,11 +329,8 @@ class Runs:
             return False
         return data.get("is_paused") is True
 
-    def result(self, task: Mapping[str, Any]) -> Any:
-        """A task's return value, or None when it has none."""
-        return self._xcom(task, "return_value")
-
-    def _xcom(self, task: Mapping[str, Any], key: str) -> Any:
+    def result(self, task: Mapping[str, Any], key: str = "return_value") -> Any:
+        """A value that a task has left, by default what it returned; None when there is none."""
         reply = self._of_task(task, "xcomEntries", key)
         if reply.status == 404:
             return None
@@ -344,7 +341,7 @@ class Runs:
 
     def errors(self, task: Mapping[str, Any], count: int = 3) -> List[str]:
         """Why a task failed, as it left it; of one that left nothing, the last errors in its log."""
-        kept = self._xcom(task, "error")
+        kept = self.result(task, "error")
         if isinstance(kept, dict) and kept.get("what"):
             return _reason(kept)
         reply = self._of_task(task, "logs", str(task["try_number"]), full_content="true")

@@ -25,7 +25,7 @@ CONF = {"file_path": SCAN}
 
 
 def with_(settings: Settings, **changes: object) -> Settings:
-    return Settings(**{**settings.__dict__, **changes})  # type: ignore[arg-type]
+    return Settings(**{**settings.__dict__, **changes})
 
 
 @pytest.fixture
