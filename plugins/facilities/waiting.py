@@ -362,7 +362,7 @@ class OutageTrigger(RemoteTrigger):
                 except TimeoutError:
                     break
                 if isinstance(answer, Answer):
-                    self.log.info("%s answers: going on.", self.service)
+                    self.log.info("%s answers: trying again.", self.service)
                     return OutageEvent(outcome="answers")
                 if isinstance(answer.error, FacilityError):
                     vain["error"] = answer.error.to_fields()

@@ -17,7 +17,8 @@ import pytest
 from beamline_client.client import Client
 from beamline_client.config import Settings, load_settings
 from beamline_client.errors import InputError, RefusedError, ServerFaultError, UnreachableError
-from beamline_client.rest import Airflow, Runs
+from beamline_client.rest import Airflow
+from beamline_client.runs import Runs
 from support.airflow_api import DAG_RUNS, AirflowApi
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
