@@ -32,7 +32,7 @@ QUICK = Parameters(n_init_iter=1, n_final_iter=1)
 
 def model_of(scan: Scan, parameters: Parameters, *, near_field: bool = False) -> Any:
     """CDTools' model as it is before the first epoch."""
-    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance)
+    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance or 0.0)
     name = parameters.probe_initialization
     earlier = None if name is None else read_earlier(Path(name))
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def cdtools(
         for (_, read), scan, output in zip(cases, scans, outputs, strict=True)
     ]
     runs[-1] = (environment(outputs[-1], None), [str(scans[-1].cxi), *OVERSAMPLED])
-    command = [CDTOOLS_PYTHON, Path(__file__).with_name("cdtools_runs.py"), json.dumps(runs)]
+    command = [str(CDTOOLS_PYTHON), str(Path(__file__).with_name("cdtools_runs.py")), json.dumps(runs)]
     variables = {"PYTHONPATH": str(PROGRAMS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=400, check=False
