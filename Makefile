@@ -50,7 +50,7 @@ lint: $(VENV) ## Style, types and which package may import which, without changi
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	PYTHONPATH=plugins:include:. .venv/bin/lint-imports
-	.venv/bin/mypy plugins include dags
+	.venv/bin/mypy plugins include dags tests
 
 bench: $(VENV) ## What the orchestration costs, as ratios in one run
 	@$(RUN) -m dev.benchmark

@@ -29,13 +29,13 @@ from cosmic.beamline import beamline
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
     COPY_TASK,
-    DEFAULT_ARGS,
     FLIGHT_CHECK,
     GLOBUS_CONN_ID,
     PROCESS_NEWFILE,
     SUPERFACILITY_CONN_ID,
     TRANSFER_AUTO_RECON,
 )
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import ENGINES
 from facilities.orphans import CleanupResult, OrphanCleanup
 

@@ -28,7 +28,8 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from cosmic.dag_constants import DEFAULT_ARGS, FIND_MISSED_SCANS
+from cosmic.dag_constants import FIND_MISSED_SCANS
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.missed_scans import compare, report, start_or_not
 from cosmic.parameters import MISSED_SCANS, dag_params
 from cosmic.throttle import StartRunsOperator

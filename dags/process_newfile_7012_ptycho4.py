@@ -18,7 +18,8 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from cosmic.dag_constants import COPY_TASK, DEFAULT_ARGS, GLOBUS_CONN_ID, PROCESS_NEWFILE
+from cosmic.dag_constants import COPY_TASK, GLOBUS_CONN_ID, PROCESS_NEWFILE
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import TRANSFER, dag_params
 from cosmic.plan import check_path
 from facilities.globus.operators import GlobusTransferOperator

@@ -22,7 +22,8 @@ from typing import Any
 
 from airflow.sdk import DAG, CronTriggerTimetable
 
-from cosmic.dag_constants import DEFAULT_ARGS, FLIGHT_CHECK, GLOBUS_CONN_ID
+from cosmic.dag_constants import FLIGHT_CHECK, GLOBUS_CONN_ID
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.flight_check import check_globus, check_nersc, compare, prepare_file
 from cosmic.parameters import FLIGHT_CHECK as PARAMETERS
 from cosmic.parameters import dag_params

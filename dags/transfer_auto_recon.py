@@ -35,17 +35,17 @@ from airflow.sdk import DAG, Asset, TaskGroup
 
 from cosmic.dag_constants import (
     COPY_TASK,
-    DEFAULT_ARGS,
     GLOBUS_CONN_ID,
     SUPERFACILITY_CONN_ID,
     TRANSFER_AUTO_RECON,
 )
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import ENGINES, RECONSTRUCTION, dag_params
 from cosmic.plan import check_scan, choose_engines
 from cosmic.results import collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
 
 with DAG(
     dag_id=TRANSFER_AUTO_RECON,

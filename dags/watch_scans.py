@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from airflow.sdk import DAG
 
-from cosmic.dag_constants import DEFAULT_ARGS, WATCH_SCANS
+from cosmic.dag_constants import WATCH_SCANS
+from cosmic.failures import DEFAULT_ARGS
 from cosmic.missed_scans import start_new_scans
 from cosmic.parameters import NEW_SCANS, dag_params
 

@@ -7,8 +7,7 @@ from airflow.plugins_manager import AirflowPlugin
 from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages import URL_PREFIX, app
-from cosmic.run_names import RunNames
-from cosmic.run_requests import RunRequestChecks
+from cosmic.run_requests import RunRequests
 from cosmic.timetable import BeamlineDays
 
 preload()
@@ -21,10 +20,7 @@ class CosmicPlugin(AirflowPlugin):
     timetables = [BeamlineDays]
     listeners = [metrics] if metrics.enabled() else []
     fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
-    fastapi_root_middlewares = [
-        {"middleware": RunNames, "name": "names of runs"},
-        {"middleware": RunRequestChecks, "name": "checks of requests for runs"},  # the last is the outermost
-    ]
+    fastapi_root_middlewares = [{"middleware": RunRequests, "name": "checks and names of new runs"}]
     external_views = [
         {
             "name": "Result",

@@ -70,7 +70,7 @@ def scope(nodeid: str) -> str:
     return LIVE if file.startswith(LIVE) and file not in OWN_AIRFLOW else file
 
 
-class FilesAndLive(LoadScopeScheduling):
+class FilesAndLive(LoadScopeScheduling):  # type: ignore[misc]  # of a package without types
     """How tests are shared out where there are several processes."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Any, Iterable, Optional
 
 ACCEPTED, BAD_INPUT, SPOOLED, REFUSED, RUN_FAILED = 0, 2, 3, 4, 5
 NO_SUCH_RUN, UNREACHABLE, STILL_RUNNING, INTERRUPTED = 6, 7, 8, 130
@@ -29,59 +29,45 @@ class ClientError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, *, exit_code: Optional[int] = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
 
-class InputError(ClientError):
+
+class InputError(ClientError, exit_code=BAD_INPUT):
     """A path, parameter or setting is wrong; nothing was sent."""
 
-    exit_code = BAD_INPUT
 
-
-class SpoolError(ClientError):
+class SpoolError(ClientError, exit_code=BAD_INPUT):
     """The spool folder cannot be written or read."""
 
-    exit_code = BAD_INPUT
 
-
-class LockedError(ClientError):
+class LockedError(ClientError, exit_code=SPOOLED):
     """Another process holds the lock."""
 
-    exit_code = SPOOLED
 
-
-class RefusedError(ClientError):
+class RefusedError(ClientError, exit_code=REFUSED):
     """Airflow refuses access (credentials, role, certificate, address): no request would pass."""
 
-    exit_code = REFUSED
 
-
-class RejectedError(ClientError):
+class RejectedError(ClientError, exit_code=REFUSED):
     """Airflow finds this one request wrong."""
 
-    exit_code = REFUSED
 
-
-class RetryLaterError(ClientError):
+class RetryLaterError(ClientError, exit_code=SPOOLED):
     """Airflow cannot take this request at the moment (the DAG is missing or broken), but may later."""
 
-    exit_code = SPOOLED
 
-
-class UnexpectedReplyError(ClientError):
+class UnexpectedReplyError(ClientError, exit_code=REFUSED):
     """Airflow, or a proxy before it, gave an answer that the API does not define."""
 
-    exit_code = REFUSED
 
-
-class NoSuchRunError(ClientError):
+class NoSuchRunError(ClientError, exit_code=NO_SUCH_RUN):
     """Airflow does not know the run."""
 
-    exit_code = NO_SUCH_RUN
 
-
-class UnreachableError(ClientError):
+class UnreachableError(ClientError, exit_code=UNREACHABLE):
     """No usable answer within the time limit."""
-
-    exit_code = UNREACHABLE
 
 
 class ServerFaultError(UnreachableError):

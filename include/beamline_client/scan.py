@@ -25,7 +25,7 @@ from beamline_client.errors import (
 from beamline_client.naming import folder_of, generation_of, is_file_of, normalize_path, scan_run_id
 from beamline_client.output import Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
-from beamline_client.rest import scan_of
+from beamline_client.runs import scan_of
 from beamline_client.sending import FINAL_STATES, concerns_all
 from beamline_client.spool import Request
 from beamline_client.waiting import Wait

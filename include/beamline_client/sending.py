@@ -29,7 +29,7 @@ from beamline_client.errors import (
 from beamline_client.naming import generation_of, scan_run_id
 from beamline_client.output import Outcome, describe, local_time
 from beamline_client.parameters import DAG_ID, ENGINES, Conf
-from beamline_client.rest import Runs
+from beamline_client.runs import Runs
 from beamline_client.spool import Request, Spool
 
 FINAL_STATES = ("success", "failed")  # of a run

@@ -12,10 +12,12 @@ from airflow.providers.fab.auth_manager.cli_commands.utils import (  # type: ign
     get_application_builder,
 )
 
+from cosmic.dag_constants import FLIGHT_CHECK, PROCESS_NEWFILE, TRANSFER_AUTO_RECON
+
 log = logging.getLogger(__name__)
 
 ROLE = "beamline"
-DAGS = ("transfer_auto_recon", "process_newfile_7012_ptycho4", "test_cosmicDTN_transfers")
+DAGS = (TRANSFER_AUTO_RECON, PROCESS_NEWFILE, FLIGHT_CHECK)
 
 PERMISSIONS: frozenset[tuple[str, str]] = frozenset(
     {

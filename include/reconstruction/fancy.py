@@ -34,7 +34,7 @@ from reconstruction.cdtools_engine import Geometry, Parameters
 from reconstruction.earlier import Earlier
 from reconstruction.frc import align, ring_correlation
 from reconstruction.program import Progress, cpus
-from reconstruction.result import SCANNED
+from reconstruction.result import SCANNED, lit
 from reconstruction.scan import Scan
 from reconstruction.solver import Solution, count_scale
 
@@ -267,9 +267,9 @@ def _resolution(first: Solution, second: Solution) -> float | None:
         low = np.round(start - half.corner).astype(int)
         window = np.s_[low[0] : low[0] + stop[0] - start[0] - 1, low[1] : low[1] + stop[1] - start[1] - 1]
         views.append(half.obj[window])
-        bright.append(half.illuminated[window] > SCANNED * np.percentile(half.illuminated, 95))
+        bright.append(lit(half.illuminated, SCANNED)[window])
     both = bright[0] & bright[1]
-    rows, columns = np.flatnonzero(both.mean(axis=1) > 0.5), np.flatnonzero(both.mean(axis=0) > 0.5)
+    rows, columns = (np.flatnonzero(n > 0.5 * n.max()) for n in (both.sum(axis=1), both.sum(axis=0)))
     if len(rows) < 16 or len(columns) < 16:
         return None
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,12 +1,4 @@
-"""What several places must agree on: ids of DAGs, tasks and connections, and the DAGs' `default_args`."""
-
-from __future__ import annotations
-
-from datetime import timedelta
-from typing import Any
-
-from cosmic.failures import keep_error
-from facilities.retries import RETRIES, facility_retry_policy
+"""What several places must agree on: ids of DAGs, tasks and connections. Imports nothing."""
 
 TRANSFER_AUTO_RECON = "transfer_auto_recon"
 PROCESS_NEWFILE = "process_newfile_7012_ptycho4"
@@ -21,13 +13,3 @@ REPORT_TASK = "report"  # its XCom is the result of a run of TRANSFER_AUTO_RECON
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"
-
-# No `start_date`: a run with an earlier logical date would have no tasks and succeed at once.
-DEFAULT_ARGS: dict[str, Any] = {
-    "owner": "bl7012",
-    "retries": RETRIES,
-    "retry_delay": timedelta(seconds=10),
-    "retry_policy": facility_retry_policy(),
-    "on_failure_callback": keep_error,
-    "on_retry_callback": keep_error,
-}

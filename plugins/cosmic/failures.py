@@ -1,9 +1,10 @@
-"""Why a task failed, with the command that runs its scan again, with more of what the job lacked."""
+"""What tasks do when they fail: try again, and keep why, with the command that runs the scan again."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import facilities.failures
@@ -11,6 +12,8 @@ from cosmic.beamline import beamline
 from cosmic.parameters import RECONSTRUCTION
 from cosmic.scans import parse_scan_path
 from facilities.errors import FacilityError, UserError
+from facilities.retries import RETRIES, FacilityRetryPolicy
+from facilities.superfacility.slurm import seconds
 
 # By the state in which a job ended: the parameter of which a new run needs more.
 _LACKING = {"TIMEOUT": "time_limit_minutes", "OUT_OF_MEMORY": "n_gpu"}
@@ -43,13 +46,17 @@ def reprocess_command(params: Mapping[str, Any], state: str) -> str:
     name = _LACKING.get(state.split(" ", maxsplit=1)[0].rstrip("+"))
     if name is None:
         return command
-    had = int(params[name] or _minutes(beamline().job.time_limit))
+    had = int(params[name] or (seconds(beamline().job.time_limit) or 0) // 60)
     more = min(had * 2, RECONSTRUCTION[name].rules["maximum"])
     return f"{command} --param {name}={more}" if more > had else command
 
 
-def _minutes(time_limit: str) -> int:
-    """Minutes of Slurm's `HH:MM:SS` or `D-HH:MM:SS`."""
-    days, _, clock = time_limit.rpartition("-")
-    hours, minutes, _ = (int(part) for part in clock.split(":"))
-    return (int(days or 0) * 24 + hours) * 60 + minutes
+# No `start_date`: a run with an earlier logical date would have no tasks and succeed at once.
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": "bl7012",
+    "retries": RETRIES,
+    "retry_delay": timedelta(seconds=10),
+    "retry_policy": FacilityRetryPolicy(),
+    "on_failure_callback": keep_error,
+    "on_retry_callback": keep_error,
+}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import get_current_context, task
+from airflow.sdk import Context, get_current_context, task
 
-from cosmic import reprocessing, runs
+from cosmic import runs
 from cosmic.beamline import Beamline, beamline
 from cosmic.comparison import WANTED, Day, ScanStatus, compare_day, leave_alone_what_changes, shorten
 from cosmic.dag_constants import GLOBUS_CONN_ID, REPORT_TASK, WATCH_SCANS
@@ -23,13 +25,12 @@ from cosmic.scans import ScanPath
 from facilities.errors import UserError
 from facilities.globus.hook import GlobusHook
 
-if TYPE_CHECKING:
-    from airflow.sdk import Context
-
 log = logging.getLogger(__name__)
 
 MAX_DAYS = 366
 MAX_NAMES = 10_000  # in the log of a dry run
+_PLAN_KEY = "reprocessing"
+_SCANS_PER_VALUE = 2000  # 30 kB; a value may have 64
 SECOND_LISTING_AFTER = 3.0  # seconds; a file that changes in between is still being written
 
 
@@ -177,7 +178,7 @@ def _choose(compared: Sequence[Day], params: Mapping[str, Any], store: Any) -> l
     if params["which"] == "everything" and not params["dry_run"]:
         request = {key: params[key] for key in ("which", "first_day", "last_day")}
         existing = {path: states for day in compared for path, states in day.runs.items()}
-        wanted = reprocessing.keep_to_plan(store, request, wanted, existing)
+        wanted = keep_to_plan(store, request, wanted, existing)
     return _days_to_start(compared, wanted)
 
 
@@ -197,3 +198,46 @@ def _days_to_start(compared: Sequence[Day], wanted: Mapping[ScanPath, int]) -> l
         if scans:
             days.append(DayToStart(day=day.day.isoformat(), parameters=day.parameters, scans=scans))
     return days
+
+
+def keep_to_plan(
+    store: Any,
+    request: Mapping[str, Any],
+    wanted: Mapping[ScanPath, int],
+    existing: Mapping[ScanPath, Mapping[int, str]],
+) -> dict[ScanPath, int]:
+    """Which of the wanted scans to start, and as which generation, when everything is reprocessed.
+
+    "One more generation of each scan" is another one each time it is worked out. A run that is interrupted
+    and started again must keep to its first plan, or scans would be processed twice.
+
+    :param store: Airflow's task state store, which survives retries, clears and a backfill's reprocessing.
+    :param request: what makes two requests the same.
+    :param wanted: the scans to reprocess, each with its next generation.
+    :param existing: states of the runs that exist, by generation.
+    """
+    fingerprint = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    planned: dict[str, int] = {}
+    head = store.get(_PLAN_KEY) or {}
+    if head.get("fingerprint") == fingerprint:
+        for number in range(head["parts"]):
+            planned |= store.get(f"{_PLAN_KEY}-{number}") or {}
+    left = {
+        scan: generation
+        for scan in wanted
+        if (generation := planned.get(_name(scan), 0)) and generation not in existing.get(scan, {})
+    }
+    if not left:  # all of it was started, or there was no plan
+        planned = {}
+    new = {scan: generation for scan, generation in wanted.items() if _name(scan) not in planned}
+    entries = [*planned.items(), *((_name(scan), generation) for scan, generation in new.items())]
+    parts = [dict(entries[n : n + _SCANS_PER_VALUE]) for n in range(0, len(entries), _SCANS_PER_VALUE)]
+    for number, part in enumerate(parts):
+        store.set(f"{_PLAN_KEY}-{number}", part)
+    # Last: without it the parts mean nothing.
+    store.set(_PLAN_KEY, {"fingerprint": fingerprint, "parts": len(parts)})
+    return left | new
+
+
+def _name(scan: ScanPath) -> str:
+    return hashlib.sha256(str(scan.relative).encode()).hexdigest()[:8]

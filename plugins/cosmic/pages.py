@@ -96,7 +96,8 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
     if result is None:
         raise HTTPException(404, f"Run {run_id} has no {engine} reconstruction.")
     try:
-        path = _own_preview(run, engine)
+        scan = parse_scan_path((run.conf or {}).get("file_path"))
+        path = result_prefix(beamline(), scan, engine, run) + ".png"
         if result.get("preview") != path:
             raise HTTPException(404, f"The preview that the run names is not its own, {path}.")
         with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
@@ -119,15 +120,6 @@ def _run(session: SessionDep, dag_id: str, run_id: str) -> DagRun:
     if run is None:
         raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
     return run
-
-
-def _own_preview(run: DagRun, engine: str) -> str:
-    """Where the run's job writes its preview.
-
-    :raises UserError: the run is not one of a scan, or the site's settings are wrong.
-    """
-    scan = parse_scan_path((run.conf or {}).get("file_path"))
-    return result_prefix(beamline(), scan, engine, run) + ".png"
 
 
 def _time_element(moment: datetime) -> Markup:

@@ -13,14 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from cosmic.scans import (
-    ANY_PATH,
-    MAX_PATH_LENGTH,
-    SAFE_PATH_PATTERN,
-    SCAN_PATH,
-    SCAN_PATH_PATTERN,
-    quoted,
-)
+from cosmic import scans
 from facilities.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +90,9 @@ class Parameter:
             return None
         read, fits = self._convert(value)
         if not fits:
-            raise ValueError(f"must be {self._kind()}, not {'empty' if value is None else quoted(value)}")
+            raise ValueError(
+                f"must be {self._kind()}, not {'empty' if value is None else scans.quoted(value)}"
+            )
         return read
 
     def _convert(self, value: Any) -> tuple[Any, bool]:
@@ -166,7 +161,7 @@ def read_parameters(table: Mapping[str, Parameter], given: Mapping[str, Any]) ->
 def _unknown(name: str, table: Mapping[str, Parameter]) -> str:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(table) or 'none'}"
-    return f"There is no parameter {quoted(name)} ({hint})"
+    return f"There is no parameter {scans.quoted(name)} ({hint})"
 
 
 def dag_params(table: Mapping[str, Parameter]) -> dict[str, Param]:
@@ -190,7 +185,7 @@ def _number(default: float | None, low: float, high: float, title: str, descript
 
 
 def _path(default: Any, pattern: str, kind: str, title: str, description: str) -> Parameter:
-    rules = {"minLength": 1, "maxLength": MAX_PATH_LENGTH, "pattern": pattern}
+    rules = {"minLength": 1, "maxLength": scans.MAX_PATH_LENGTH, "pattern": pattern}
     return Parameter("string", default, title, description, rules=rules, kind=kind)
 
 
@@ -235,8 +230,8 @@ _CDTOOLS = _section(
     ),
     probe_initialization=_path(
         None,
-        SAFE_PATH_PATTERN,
-        ANY_PATH,
+        scans.SAFE_PATH_PATTERN,
+        scans.ANY_PATH,
         "Probe from file",
         "A file with a probe to start from, relative to the beamline's folder at NERSC. Empty: simulated.",
     ),
@@ -251,8 +246,8 @@ RECONSTRUCTION: Mapping[str, Parameter] = {
         "Scan",
         file_path=_path(
             REQUIRED,
-            SCAN_PATH_PATTERN,
-            SCAN_PATH,
+            scans.SCAN_PATH_PATTERN,
+            scans.SCAN_PATH,
             "File path",
             "The scan, relative to the beamline's collection data7012, such as "
             "2023/02/230216/NS_230216033_ccdframes_0_0.cxi. A leading / is allowed.",
@@ -321,8 +316,8 @@ TRANSFER: Mapping[str, Parameter] = _section(
     "Scan",
     file_path=_path(
         REQUIRED,
-        SAFE_PATH_PATTERN,
-        ANY_PATH,
+        scans.SAFE_PATH_PATTERN,
+        scans.ANY_PATH,
         "File path",
         "Of a file or folder, relative to the collection data7012.",
     ),
@@ -402,24 +397,18 @@ def command_arguments(engine: Engine, params: Mapping[str, Any], scan_file: str,
     :param root: absolute path of the beamline's folder at NERSC, below which other files are named.
     """
     if engine == "ptychocam":
-        return [*_ptychocam_options(params), scan_file]
+        options = ["-i", str(params["n_iter"])]
+        if params["period_illu_refine"]:
+            options += ["-r", str(params["period_illu_refine"])]
+        if params["period_bg_refine"]:
+            options += ["-T", str(params["period_bg_refine"])]
+        return [*options, *(["-M"] if params["use_illu_mask"] else []), scan_file]
     values = {name: params[name] for name in _CDTOOLS}
     if params["distance_follows_energy"]:
         values["propagation_distance"] = None
     if values["probe_initialization"] is not None:
         values["probe_initialization"] = f"{root.rstrip('/')}/{values['probe_initialization'].strip('/')}"
     return [scan_file, *(_text(value) for value in values.values())]
-
-
-def _ptychocam_options(params: Mapping[str, Any]) -> list[str]:
-    options = ["-i", str(params["n_iter"])]
-    if params["period_illu_refine"]:
-        options += ["-r", str(params["period_illu_refine"])]
-    if params["period_bg_refine"]:
-        options += ["-T", str(params["period_bg_refine"])]
-    if params["use_illu_mask"]:
-        options += ["-M"]
-    return options
 
 
 def _text(value: object) -> str:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import TaskDeferralTimeout
-from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from cosmic import runs
+from facilities.deferral import defer_timeout
 from facilities.errors import InfrastructureError, TimeLimitError
 from facilities.polling import jittered_sleep
+from facilities.waiting import DataTrigger
 
-if TYPE_CHECKING:
-    from airflow.sdk import Context
-
-# The trigger keeps the time limit itself; Airflow's own comes later, in case that no triggerer runs.
-_DEFER_GRACE = timedelta(minutes=5)
 _LOG_EVERY = 50  # runs
 
 
@@ -39,7 +36,8 @@ class RunLimits(NamedTuple):
         return min(self.at_once - now.active, self.copies_at_once - now.copying)
 
 
-class ThrottleTrigger(BaseTrigger):
+@dataclass(eq=False, kw_only=True)
+class ThrottleTrigger(DataTrigger):
     """Waits until more runs may start. Yields "free" or "timeout".
 
     :param at_once: see `RunLimits`.
@@ -49,32 +47,14 @@ class ThrottleTrigger(BaseTrigger):
     :param interval: seconds between two requests.
     """
 
-    def __init__(
-        self,
-        *,
-        at_once: int,
-        copies_at_once: int,
-        started: Sequence[str],
-        deadline: float,
-        interval: float = 5.0,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        self.limits = RunLimits(at_once, copies_at_once)
-        self.started = list(started)
-        self.deadline = deadline
-        self.interval = interval
+    at_once: int
+    copies_at_once: int
+    started: list[str]
+    deadline: float
+    interval: float = 5.0
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments."""
-        arguments = self.limits._asdict() | {
-            "started": self.started,
-            "deadline": self.deadline,
-            "interval": self.interval,
-        }
-        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait, and yield one event."""
+    async def wait(self) -> str:
+        limits = RunLimits(self.at_once, self.copies_at_once)
         while (left := self.deadline - time.time()) > 0:
             # First of all a sleep: an event right after the deferral may meet the worker still leaving.
             await jittered_sleep(min(self.interval, left))
@@ -85,10 +65,9 @@ class ThrottleTrigger(BaseTrigger):
                     "How many runs are active could not be read from Airflow's API server.", exc_info=True
                 )
                 continue
-            if self.limits.free(now) > 0:
-                yield TriggerEvent("free")  # type: ignore[no-untyped-call]  # Airflow's
-                return
-        yield TriggerEvent("timeout")  # type: ignore[no-untyped-call]  # the same
+            if limits.free(now) > 0:
+                return "free"
+        return "timeout"
 
 
 class StartRunsOperator(BaseOperator):
@@ -136,7 +115,6 @@ class StartRunsOperator(BaseOperator):
     def resume(self, context: Context, event: object, position: int, deadline: float) -> dict[str, int]:  # noqa: ARG002 - the same
         """Go on when more may start.
 
-        :param event: of the trigger.
         :param position: how many of the runs are started.
         :param deadline: in seconds since 1970.
         """
@@ -171,7 +149,12 @@ class StartRunsOperator(BaseOperator):
                     "finished their transfer (copies_at_once is %d).",
                     *(position, len(starts), now.active, limits.at_once, now.copying, limits.copies_at_once),
                 )
-                self._wait(limits, started, position, deadline)
+                self.defer(
+                    trigger=ThrottleTrigger(**limits._asdict(), started=started, deadline=deadline),
+                    method_name="resume",
+                    kwargs={"position": position, "deadline": deadline},
+                    timeout=defer_timeout(deadline),
+                )
             for start in starts[position : position + free]:
                 if not runs.start(start.run_id, start.conf, self.note):
                     self.log.info("Run %s exists already.", start.run_id)
@@ -180,14 +163,6 @@ class StartRunsOperator(BaseOperator):
                     self.log.info("%d of %d runs are started.", position, len(starts))
         self.log.info("All %d runs are started.", len(starts))
         return dict(Counter(start.day for start in starts))
-
-    def _wait(self, limits: RunLimits, started: Sequence[str], position: int, deadline: float) -> NoReturn:
-        self.defer(
-            trigger=ThrottleTrigger(**limits._asdict(), started=started, deadline=deadline),
-            method_name="resume",
-            kwargs={"position": position, "deadline": deadline},
-            timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE,
-        )
 
     def _fail_for_time(self, position: int) -> NoReturn:
         raise TimeLimitError(

@@ -14,15 +14,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.execution_time import task_runner
+from airflow.triggers.base import BaseTrigger
 
 from facilities.ownership import Owner, TaskInstanceId
-
-if TYPE_CHECKING:
-    from airflow.triggers.base import BaseTrigger
 
 log = logging.getLogger(__name__)
 

@@ -9,24 +9,21 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout
+from pydantic import TypeAdapter, ValidationError
 
 from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.errors import FacilityError, InfrastructureError, TimeLimitError, TransientError
 from facilities.waiting import OutageTrigger, RemoteTrigger, WaitTrigger
 
-if TYPE_CHECKING:
-    from airflow.sdk import Context
-
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STATE_KEY = "remote_wait"
 
-# The triggers keep the deadlines themselves; Airflow's own comes later, in case that no triggerer runs.
-_DEFER_GRACE = timedelta(minutes=5)
 _MAX_FIRST_PAUSE = 300.0  # seconds
 _MAX_HOLDS_COUNTED = 10
 
@@ -34,14 +31,17 @@ _MAX_HOLDS_COUNTED = 10
 class StateStore(Protocol):
     """What is needed of Airflow's task state store, which outlives a task's tries."""
 
-    def get(self, key: str) -> Any:
-        """Value of a key, or None."""
+    def get(self, key: str) -> Any: ...
+    def set(self, key: str, value: Any) -> None: ...
+    def delete(self, key: str) -> None: ...
 
-    def set(self, key: str, value: Any) -> None:
-        """Keep a value."""
 
-    def delete(self, key: str) -> None:
-        """Forget a key; no error when there is none."""
+def read_kept(kind: type[T], store: StateStore | None, key: str) -> T | None:
+    """The dataclass that a store keeps as `asdict` gives it; None when it keeps nothing that fits."""
+    try:
+        return None if store is None else TypeAdapter(kind).validate_python(store.get(key))
+    except ValidationError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,8 @@ class Wait:
     @classmethod
     def load(cls, store: StateStore | None, remote_id: str) -> Wait | None:
         """The wait that has begun for this work; None for one of other work."""
-        kept = store.get(STATE_KEY) if store is not None else None
-        if not isinstance(kept, Mapping) or kept.get("remote_id") != remote_id:
-            return None
-        try:
-            return cls(remote_id, float(kept["deadline"]), dict(kept.get("details") or {}))
-        except (KeyError, TypeError, ValueError):
-            return None
+        kept = read_kept(cls, store, STATE_KEY)
+        return kept if kept is not None and kept.remote_id == remote_id else None
 
     def save(self, store: StateStore | None) -> Wait:
         """Write it down; when the store fails, a later try begins the count again."""
@@ -83,6 +78,11 @@ def end_wait(store: StateStore | None) -> None:
     """The wait is over: another one, for the same work too, counts from its own beginning."""
     if store is not None:
         store.delete(STATE_KEY)
+
+
+def defer_timeout(deadline: float) -> timedelta:
+    """Airflow's own limit of a wait: later than its trigger's, in case that no triggerer runs."""
+    return timedelta(seconds=max(deadline - time.time(), 0.0), minutes=5)
 
 
 class RemoteWorkOperator(BaseOperator):
@@ -217,9 +217,8 @@ class RemoteWorkOperator(BaseOperator):
         return error
 
     def defer_to(self, trigger: RemoteTrigger, deadline: float, method_name: str, **kwargs: Any) -> NoReturn:
-        """Defer, with a timeout of Airflow's some minutes after the trigger's own deadline."""
-        timeout = timedelta(seconds=max(deadline - time.time(), 0.0)) + _DEFER_GRACE
-        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=timeout)
+        """Defer."""
+        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=defer_timeout(deadline))
         raise AssertionError("defer raises")
 
     # Airflow's entries
@@ -248,9 +247,7 @@ class RemoteWorkOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, AirflowSensorTimeout) as error:
-            if not isinstance(error, TaskDeferralTimeout) and not isinstance(
-                error.__cause__, TaskDeferralTimeout
-            ):
+            if TaskDeferralTimeout not in (type(error), type(error.__cause__)):
                 raise
             cancelled = self.cancel_unknown(context)
             raise TimeLimitError(

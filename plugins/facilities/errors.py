@@ -41,6 +41,7 @@ class FacilityError(Exception):
     :param state: last state that the service reported.
     :param next_step: what the reader should do, one sentence.
     :param details: further lines (a service's own message, the tail of a log).
+    :param retry_after: seconds after which the service wants to be asked again.
     """
 
     failure_class: ClassVar[FailureClass] = "user"
@@ -53,12 +54,14 @@ class FacilityError(Exception):
         state: str | None = None,
         next_step: str = "",
         details: str = "",
+        retry_after: float | None = None,
     ) -> None:
         self.what = what
         self.remote_id = remote_id
         self.state = state
         self.next_step = next_step
         self.details = details
+        self.retry_after = retry_after
         super().__init__(self._message())
 
     def _message(self) -> str:
@@ -121,19 +124,6 @@ class TransientError(FacilityError):
 
     failure_class = "transient"
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        remote_id: str | None = None,
-        state: str | None = None,
-        next_step: str = "",
-        details: str = "",
-        retry_after: float | None = None,
-    ) -> None:
-        self.retry_after = retry_after  # seconds, as the service asked
-        super().__init__(what, remote_id=remote_id, state=state, next_step=next_step, details=details)
-
 
 class LostReplyError(TransientError):
     """A request may have been acted on, but its reply was lost: look before sending it again."""
@@ -158,8 +148,6 @@ class TimeLimitError(ResourcesError):
 class UserError(FacilityError):
     """What was asked for cannot work (missing file, wrong account, failed program): do not try again."""
 
-    failure_class = "user"
-
 
 class NotFoundError(UserError):
     """The service does not know the thing that was named."""
@@ -172,11 +160,8 @@ class CredentialsError(FacilityError):
 
 
 BY_CLASS: dict[FailureClass, type[FacilityError]] = {
-    "transient": TransientError,
-    "infrastructure": InfrastructureError,
-    "resources": ResourcesError,
-    "user": UserError,
-    "credentials": CredentialsError,
+    kind.failure_class: kind
+    for kind in (TransientError, InfrastructureError, ResourcesError, UserError, CredentialsError)
 }
 """What to raise for a failure of a class."""
 

@@ -9,16 +9,17 @@ Work is an orphan when its run is over (or was deleted), or when the run goes on
 work are over. Between two tries, cleared, or waiting is not over. What has no owner in this Airflow is left
 alone; so is, with a warning, what a task owns that an upgrade took out of its DAG, while the run goes on.
 
-Each service registers what finds and cancels its work, under its connection type.
+Each service enters what finds and cancels its work into `FINDERS`.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -49,18 +50,22 @@ class LivingWork:
     owner: Owner | str
 
 
-class WorkFinder(Protocol):
+class WorkFinder(ABC):
     """Finds and cancels the work of one service."""
 
-    work: str
+    work: ClassVar[str]
     """What the service calls its work, in the plural, such as `Slurm jobs`."""
 
+    hook: Any
+
+    @abstractmethod
     def living(self) -> list[LivingWork]:
         """All living work that carries an owner.
 
         :raises FacilityError: the service does not answer, or refuses.
         """
 
+    @abstractmethod
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
         """Cancel the work if it lives; returns whether it did.
 
@@ -70,14 +75,11 @@ class WorkFinder(Protocol):
 
     def close(self) -> None:
         """Release connections."""
+        self.hook.close()
 
 
-_finders: dict[str, Callable[..., WorkFinder]] = {}
-
-
-def register(conn_type: str, finder: Callable[..., WorkFinder]) -> None:
-    """Have the work of connections of that type found by `finder(conn_id, **options)`."""
-    _finders[conn_type] = finder
+FINDERS: dict[str, Callable[..., WorkFinder]] = {}
+"""By connection type: what finds a connection's work, called with its id and options of the service."""
 
 
 class CleanupResult(TypedDict):
@@ -112,7 +114,7 @@ class OrphanCleanup:
         :param options: what the service's finder takes besides.
         :raises FacilityError: the service refuses us.
         """
-        with closing(_finders[conn_type](conn_id, **options)) as finder:
+        with closing(FINDERS[conn_type](conn_id, **options)) as finder:
             try:
                 found = self._with_owners(finder.living())
             except TransientError as error:

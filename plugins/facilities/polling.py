@@ -40,13 +40,10 @@ class PollFailed:
 
 
 class Source(Protocol[T_co]):
-    """Where a poller gets its answers from."""
+    """Where a poller gets its answers from; ids that the service does not list are left out of an answer."""
 
-    async def fetch(self, ids: frozenset[str]) -> Mapping[str, T_co]:
-        """Ask about all `ids`; ids that the service does not list are left out of the answer."""
-
-    async def aclose(self) -> None:
-        """Release connections; the poller has no subscribers left."""
+    async def fetch(self, ids: frozenset[str]) -> Mapping[str, T_co]: ...
+    async def aclose(self) -> None: ...
 
 
 class BlockingSource(Generic[T]):
@@ -63,11 +60,9 @@ class BlockingSource(Generic[T]):
         self._close = close
 
     async def fetch(self, ids: frozenset[str]) -> Mapping[str, T]:
-        """Ask about all `ids`."""
         return await asyncio.to_thread(self._look, ids)
 
     async def aclose(self) -> None:
-        """Release connections."""
         await asyncio.to_thread(self._close)
 
 

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and when: Airflow's retry policy for everything in `facilities`.
+"""Which failures are worth another try, and when: a hook's repeated requests, and Airflow's retry policy.
 
 A policy cannot go beyond a task's own `retries`. Airflow hands it the exception of `execute` or of
 the resumed method; one that was raised inside a trigger arrives as `TaskDeferralError`, without its
@@ -7,16 +7,19 @@ type, which is why triggers yield events instead.
 
 from __future__ import annotations
 
+import logging
+import random
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+import tenacity
+from airflow.sdk import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 
 from facilities.errors import FacilityError, FailureClass, TransientError
 
-if TYPE_CHECKING:
-    from airflow.sdk import Context
+log = logging.getLogger(__name__)
 
 RETRIES = 10
 """`retries` of tasks with this policy. Airflow also counts a try when a worker dies or is restarted, and
@@ -34,7 +37,12 @@ class FacilityRetryPolicy(RetryPolicy):
     :param longest_delay: limit of the doubling; a service's own Retry-After may be longer.
     """
 
-    def __init__(self, *, first_delay: timedelta, longest_delay: timedelta) -> None:
+    def __init__(
+        self,
+        *,
+        first_delay: timedelta = timedelta(seconds=30),
+        longest_delay: timedelta = timedelta(minutes=10),
+    ) -> None:
         self.first_delay = first_delay
         self.longest_delay = longest_delay
 
@@ -70,8 +78,40 @@ class FacilityRetryPolicy(RetryPolicy):
         return min(self.first_delay * float(2**doublings), self.longest_delay)
 
 
-def facility_retry_policy(
-    *, first_delay: timedelta = timedelta(seconds=30), longest_delay: timedelta = timedelta(minutes=10)
-) -> FacilityRetryPolicy:
-    """The policy for tasks that use Globus or NERSC; goes with a number of `retries`."""
-    return FacilityRetryPolicy(first_delay=first_delay, longest_delay=longest_delay)
+def asked_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header; None when there is none that can be read."""
+    try:
+        seconds = float(headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < float("inf") else None
+
+
+def resending(attempts: int, *, first_pause: float, longest_pause: float) -> tenacity.Retrying:
+    """Sends a request again a few times while the service is silent or busy, so that a hiccup fails no task.
+
+    Example::
+
+        reply = resending(4, first_pause=1.0, longest_pause=30.0)(send, request)
+
+    :param attempts: how often it is sent at most.
+    :param first_pause: seconds before the second attempt; doubled each time, up to `longest_pause`. A service
+        that asks for a longer one is left to the caller.
+    """
+
+    def worth_it(error: BaseException) -> bool:
+        return isinstance(error, TransientError) and (error.retry_after or 0.0) <= longest_pause
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = (error.retry_after if isinstance(error, TransientError) else None) or 0.0
+        doubled = min(first_pause * 2.0 ** (state.attempt_number - 1), longest_pause)
+        return max(doubled + random.uniform(0, first_pause / 2), asked)  # noqa: S311 - no secret depends on it
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(worth_it),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=pause,
+        before_sleep=tenacity.before_sleep_log(log, logging.INFO),
+        reraise=True,
+    )

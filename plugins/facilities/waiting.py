@@ -92,11 +92,8 @@ class WaitEnd:
 # Triggers
 
 
-class RemoteTrigger(BaseTrigger):
-    """Base of triggers that wait for remote work or for a service; subclasses are dataclasses."""
-
-    service: ClassVar[str]
-    work: ClassVar[str]
+class DataTrigger(BaseTrigger):
+    """Base of triggers that are dataclasses; their fields are their arguments."""
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
@@ -108,12 +105,18 @@ class RemoteTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
-        event = await self.wait()
-        yield TriggerEvent(dict(event))  # type: ignore[no-untyped-call]  # Airflow's
+        yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]  # Airflow's
 
     @abstractmethod
-    async def wait(self) -> Mapping[str, Any]:
+    async def wait(self) -> Any:
         """Wait; returns the event's payload."""
+
+
+class RemoteTrigger(DataTrigger):
+    """Base of triggers that wait for remote work or for a service."""
+
+    service: ClassVar[str]
+    work: ClassVar[str]
 
     @abstractmethod
     def cancel(self) -> Cancellation:
@@ -343,7 +346,6 @@ class OutageTrigger(RemoteTrigger):
         """
 
     async def wait(self) -> OutageEvent:
-        """Wait; returns whether the service answers."""
         end = datetime.fromtimestamp(self.deadline, UTC)
         self.log.warning(
             "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
@@ -360,7 +362,7 @@ class OutageTrigger(RemoteTrigger):
                 except TimeoutError:
                     break
                 if isinstance(answer, Answer):
-                    self.log.info("%s answers: going on.", self.service)
+                    self.log.info("%s answers: trying again.", self.service)
                     return OutageEvent(outcome="answers")
                 if isinstance(answer.error, FacilityError):
                     vain["error"] = answer.error.to_fields()

@@ -17,7 +17,8 @@ import pytest
 from beamline_client.client import Client
 from beamline_client.config import Settings, load_settings
 from beamline_client.errors import InputError, RefusedError, ServerFaultError, UnreachableError
-from beamline_client.rest import Airflow, Runs
+from beamline_client.rest import Airflow
+from beamline_client.runs import Runs
 from support.airflow_api import DAG_RUNS, AirflowApi
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -25,7 +26,7 @@ CONF = {"file_path": SCAN}
 
 
 def with_(settings: Settings, **changes: object) -> Settings:
-    return Settings(**{**settings.__dict__, **changes})  # type: ignore[arg-type]
+    return Settings(**{**settings.__dict__, **changes})
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ def test_reprocessing_while_the_first_run_goes_on_is_logged(
 def test_bad_input_among_good_keeps_and_sends_nothing(api: AirflowApi, client: Client) -> None:
     for files, given in (([scan(1), "../x.cxi"], {}), ([scan(1)], {"n_gpu": 9}), ([scan(1), "odd.cxi"], {})):
         with pytest.raises(InputError):
-            client.submit(files, given)  # type: ignore[arg-type]
+            client.submit(files, given)
     assert api.requests == []
     assert client.spool.names() == []
 

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import Rest
-from support.live import DAG_ID, SLOW, Live, Pipeline, install_engines
+from support.live import SLOW, Live, Pipeline, install_engines
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
 expect.set_options(timeout=SLOW * 1000)

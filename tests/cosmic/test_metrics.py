@@ -43,7 +43,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
         managers = (task_listeners(), scheduler_listeners())
         with _connected(monkeypatch):
             for manager in managers:
-                manager.add_listener(metrics)
+                manager.add_listener(metrics)  # type: ignore[no-untyped-call]
             yield lambda: list(_receive(listener))
             for manager in managers:
                 manager.pm.unregister(metrics)

@@ -124,7 +124,7 @@ def test_a_file_that_grows_under_an_old_time_waits(
         write(on_disk(scan(1)), content=b"frames, and more frames")
 
     with monkeypatch.context() as patched:
-        patched.setattr(missed_scans.time, "sleep", grow)
+        patched.setattr("cosmic.missed_scans.time.sleep", grow)
         assert start() == [scan(2)]
     assert start() == [scan(1)]
 

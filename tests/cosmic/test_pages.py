@@ -38,7 +38,7 @@ def session(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
             dag_id="transfer_auto_recon",
             run_id=RUN_ID,
             run_type="manual",
-            state="failed",
+            state=DagRunState.FAILED,
             conf={"file_path": SCAN},
             run_after=BEGAN,
             start_date=BEGAN,

@@ -1,4 +1,4 @@
-"""What is posted to start runs: refused in one line, or handed on to Airflow as it is."""
+"""What is posted to start runs: refused in one line, or handed on to Airflow, with an id after the scan."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from typing import Any
 
 import pytest
 
-from cosmic.run_requests import MAX_BODY, MAX_RUN_ID, PARAMETERS, RUN_ID, RunRequestChecks
+from cosmic import run_requests
+from cosmic.run_requests import MAX_BODY, MAX_RUN_ID, PARAMETERS, RUN_ID, RunRequests
+from cosmic.scans import ScanPath
 
 RUNS = "/api/v2/dags/transfer_auto_recon/dagRuns"
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
-GOOD: dict[str, Any] = {"logical_date": None, "conf": {"file_path": SCAN, "n_gpu": 2}}
+OURS = "NS_230216033_0_0"
+GOOD: dict[str, Any] = {"logical_date": None, "dag_run_id": "mine", "conf": {"file_path": SCAN, "n_gpu": 2}}
 
 
 class Application:
-    """The application behind the middleware: keeps what it is sent."""
+    """Airflow behind the middleware, as far as it keeps run ids and logical dates apart."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
+        self.runs: list[str] = []
+        self.dates: set[str] = set()
+        self.started_meanwhile: list[str] = []  # one by one, before a request is acted on
+
+    def free(self, scan: ScanPath) -> str:
+        return scan.run_id(1 + max((scan.generation(run_id) for run_id in self.runs), default=0))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         content, more = b"", True
@@ -29,12 +38,35 @@ class Application:
             message = await receive()
             content += message.get("body", b"")
             more = message.get("more_body", False)
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        assert lengths == [str(len(content)).encode()]
         self.received.append(content)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
+        if self.started_meanwhile:
+            self.runs.append(self.started_meanwhile.pop(0))
+        try:
+            body = json.loads(content)
+            run_id, date = body.get("dag_run_id"), body.get("logical_date")
+        except (ValueError, AttributeError, RecursionError):
+            run_id = date = None
+        status = 409 if run_id in self.runs or (date and date in self.dates) else 200
+        if status == 200:
+            self.runs.append(run_id)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"half": ', "more_body": True})
+        await send({"type": "http.response.body", "body": b'"whole"}'})
 
 
-def post(path: str, content: bytes, method: str = "POST", size: int = 1000) -> tuple[int, Any, list[bytes]]:
+@pytest.fixture
+def airflow(monkeypatch: pytest.MonkeyPatch) -> Application:
+    application = Application()
+    monkeypatch.setattr(run_requests, "free_run_id", application.free)
+    monkeypatch.setattr(run_requests, "_what_exists", lambda dag_id, body: f"{dag_id}: {body['dag_run_id']}")
+    return application
+
+
+def post(
+    path: str, content: bytes, method: str = "POST", size: int = 1000, application: Application | None = None
+) -> tuple[int, Any, list[bytes]]:
     """Status and JSON of the answer to a request that comes in pieces, and what came through."""
     pieces = [content[n : n + size] for n in range(0, len(content), size)] or [b""]
     messages = [
@@ -49,11 +81,16 @@ def post(path: str, content: bytes, method: str = "POST", size: int = 1000) -> t
     async def send(message: Any) -> None:
         sent.append(message)
 
-    application = Application()
-    scope = {"type": "http", "method": method, "path": path, "headers": []}
-    asyncio.run(RunRequestChecks(application)(scope, receive, send))
+    application = application or Application()
+    headers = [(b"content-length", str(len(content)).encode())]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    asyncio.run(RunRequests(application)(scope, receive, send))
+    assert [message["type"] for message in sent].count("http.response.start") == 1
     body = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], json.loads(body), application.received
+
+
+THROUGH = {"half": "whole"}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +99,7 @@ def post(path: str, content: bytes, method: str = "POST", size: int = 1000) -> t
         (RUNS, json.dumps(GOOD).encode()),
         (RUNS + "/", json.dumps(GOOD | {"dag_run_id": "x" * MAX_RUN_ID}).encode()),
         (RUNS, json.dumps(GOOD | {"note": "x" * 50_000}).encode()),
-        (RUNS, json.dumps(GOOD | {"dag_run_id": None}).encode()),
+        (RUNS, json.dumps(GOOD | {"dag_run_id": "scan.a+b:1"}).encode()),
         (RUNS, b"not JSON: Airflow's to refuse"),
         (RUNS, b"\xff\xfe"),
         (RUNS, b"[]"),
@@ -71,16 +108,18 @@ def post(path: str, content: bytes, method: str = "POST", size: int = 1000) -> t
         ("/api/v2/dags/another_dag/dagRuns", b'{"conf": {"whatever": 1}}'),
         ("/api/v2/backfills", b'{"dag_id": "another_dag", "dag_run_conf": {"whatever": 1}}'),
         ("/api/v2/backfills/dry_run", b'{"dag_id": "find_missed_scans", "dag_run_conf": {"at_once": "3"}}'),
-        ("/api/v2/dags/transfer_auto_recon/dagRuns/x/clear", b"x" * 2 * MAX_BODY),
+        ("/api/v2/dags/find_missed_scans/dagRuns", b'{"conf": {}}'),
+        (RUNS + "/x/clear", b"x" * 2 * MAX_BODY),
         ("/api/v2/variables", b'{"value": NaN}'),
     ],
 )
 def test_what_is_none_of_its_business_or_right_comes_through_as_it_is(path: str, content: bytes) -> None:
-    assert post(path, content) == (200, {}, [content])
+    assert post(path, content) == (200, THROUGH, [content])
 
 
-def test_only_posts_are_read() -> None:
-    assert post(RUNS, b'{"conf": {"whatever": 1}}', "PATCH") == (200, {}, [b'{"conf": {"whatever": 1}}'])
+def test_only_posts_are_read(airflow: Application) -> None:
+    assert post(RUNS, b"", "GET", application=airflow) == (200, THROUGH, [b""])
+    assert post(RUNS, b'{"conf": {"whatever": 1}}', "PATCH") == (200, THROUGH, [b'{"conf": {"whatever": 1}}'])
 
 
 def conf(text: str) -> bytes:
@@ -104,6 +143,8 @@ def conf(text: str) -> bytes:
             "A text in the request has half of a surrogate",
         ),
         (conf('"n_gpu": ' + "[" * 30_000), 400, "The request is nested too deeply."),
+        (b'{"conf": {"file_path": "../x.cxi"}}', 400, "file_path must be the path of a scan such as 2023/"),
+        (b'{"conf": {"file_path": 5}}', 400, "file_path must be the path of a scan such as 2023/"),
         (b'{"conf": {}}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
         (b'{"conf": null}', 400, "file_path is missing: it must be the path of a scan such as 2023/"),
         (b"{}", 400, "file_path is missing: it must be the path of a scan such as 2023/"),
@@ -150,8 +191,37 @@ def test_what_a_client_left_unfinished_is_dropped() -> None:
 
     scope = {"type": "http", "method": "POST", "path": RUNS, "headers": []}
     application = Application()
-    asyncio.run(RunRequestChecks(application)(scope, receive, send))
+    asyncio.run(RunRequests(application)(scope, receive, send))
     assert (application.received, sent) == ([], [])
+
+
+def start(application: Application, path: str = RUNS, **changes: Any) -> int:
+    """Status of the answer to the start of a run without an id."""
+    body = {"logical_date": None, "conf": {"file_path": SCAN}} | changes
+    return post(path, json.dumps(body).encode(), size=50, application=application)[0]
+
+
+@pytest.mark.parametrize("given", [{}, {"dag_run_id": None}, {"dag_run_id": ""}])
+@pytest.mark.parametrize("path", [RUNS, RUNS + "/", "/airflow" + RUNS])
+def test_the_first_run_of_a_scan_has_its_name_and_the_next_are_numbered(
+    airflow: Application, given: dict[str, Any], path: str
+) -> None:
+    assert [start(airflow, path, note="by hand", **given) for _ in range(3)] == [200] * 3
+    assert airflow.runs == [OURS, f"{OURS}__r2", f"{OURS}__r3"]
+    assert json.loads(airflow.received[0])["note"] == "by hand"
+    assert json.loads(airflow.received[0])["conf"] == {"file_path": SCAN}
+
+
+def test_runs_that_start_at_the_same_moment_do_not_share_an_id(airflow: Application) -> None:
+    airflow.started_meanwhile = [OURS, f"{OURS}__r2"]
+    assert start(airflow) == 200
+    assert airflow.runs == [OURS, f"{OURS}__r2", f"{OURS}__r3"]
+
+
+def test_a_refusal_for_another_reason_is_handed_on(airflow: Application) -> None:
+    airflow.dates.add("2026-01-01T00:00:00Z")
+    assert start(airflow, logical_date="2026-01-01T00:00:00Z") == 409
+    assert len(airflow.received) == 1
 
 
 def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
@@ -167,7 +237,7 @@ def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
 @pytest.mark.parametrize("dag_id", PARAMETERS)
 def test_a_logical_date_in_the_future_is_refused_and_no_other(dag_id: str) -> None:
     """Airflow would start no task of the run before that date."""
-    body = {"conf": {"file_path": SCAN} if "file_path" in PARAMETERS[dag_id] else {}}
+    body = {"dag_run_id": "mine", "conf": {"file_path": SCAN} if "file_path" in PARAMETERS[dag_id] else {}}
     for hours, status in ((-24 * 365 * 120, 200), (0, 200), (0.5, 200), (2, 400), (24 * 365 * 70, 400)):
         date = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
         content = json.dumps(body | {"logical_date": date}).encode()

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cosmic import reprocessing, runs
+from cosmic import missed_scans, runs
 from cosmic.scans import parse_scan_path
 from cosmic.throttle import RunLimits, StartRunsOperator, ThrottleTrigger
 from facilities.errors import InfrastructureError, TimeLimitError, TransientError, UserError
@@ -257,26 +257,26 @@ ASKED = {"which": "everything"}
 def test_a_plan_that_was_broken_off_is_kept_to_the_end() -> None:
     store = Store()
     wanted = dict.fromkeys(SCANS, 2)
-    assert reprocessing.keep_to_plan(store, ASKED, wanted, {}) == wanted
+    assert missed_scans.keep_to_plan(store, ASKED, wanted, {}) == wanted
     # Two are started and over, one runs (and is not wanted); a new scan has come.
     known = {SCANS[0]: {1: "success", 2: "success"}, SCANS[1]: {2: "failed"}, SCANS[2]: {2: "running"}}
     late = parse_scan_path(paths(9)[8][0])
     wanted = {SCANS[0]: 3, SCANS[1]: 3, SCANS[3]: 2, SCANS[4]: 2, late: 1}
-    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == {SCANS[3]: 2, SCANS[4]: 2, late: 1}
+    assert missed_scans.keep_to_plan(store, ASKED, wanted, known) == {SCANS[3]: 2, SCANS[4]: 2, late: 1}
     # Broken off once more: the late one is processed now, and not a second time.
     known |= {late: {1: "success"}, SCANS[3]: {2: "success"}}
     wanted = {SCANS[0]: 3, SCANS[3]: 3, SCANS[4]: 2, late: 2}
-    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == {SCANS[4]: 2}
+    assert missed_scans.keep_to_plan(store, ASKED, wanted, known) == {SCANS[4]: 2}
 
 
 def test_after_the_end_it_is_a_new_plan_and_so_it_is_for_another_request() -> None:
     store = Store()
-    reprocessing.keep_to_plan(store, ASKED, dict.fromkeys(SCANS, 2), {})
+    missed_scans.keep_to_plan(store, ASKED, dict.fromkeys(SCANS, 2), {})
     known = {scan: {1: "success", 2: "success"} for scan in SCANS}
     again = dict.fromkeys(SCANS, 3)
-    assert reprocessing.keep_to_plan(store, ASKED, again, known) == again
+    assert missed_scans.keep_to_plan(store, ASKED, again, known) == again
     other = {**ASKED, "first_day": DAY}
-    assert reprocessing.keep_to_plan(store, other, dict.fromkeys(SCANS, 4), known) == dict.fromkeys(SCANS, 4)
+    assert missed_scans.keep_to_plan(store, other, dict.fromkeys(SCANS, 4), known) == dict.fromkeys(SCANS, 4)
 
 
 def test_a_plan_of_thousands_fits_into_the_store() -> None:
@@ -284,9 +284,9 @@ def test_a_plan_of_thousands_fits_into_the_store() -> None:
 
     store = Store()
     scans = [parse_scan_path(f"2023/02/230216/NS_230216{n:05}_ccdframes_0_0.cxi") for n in range(5000)]
-    reprocessing.keep_to_plan(store, ASKED, dict.fromkeys(scans, 12), {})
+    missed_scans.keep_to_plan(store, ASKED, dict.fromkeys(scans, 12), {})
     assert max(len(json.dumps(value)) for value in store.values()) < 64_000
     left = {scans[4999]: 12}
     known = {scan: {12: "success"} for scan in scans[:-1]}
     wanted = dict.fromkeys(scans[:-1], 13) | left
-    assert reprocessing.keep_to_plan(store, ASKED, wanted, known) == left
+    assert missed_scans.keep_to_plan(store, ASKED, wanted, known) == left

@@ -135,7 +135,8 @@ def test_an_upgrade_that_renames_a_task_cancels_nothing_while_the_run_goes_on(
 ) -> None:
     job = start_job(both)
     airflow_says.runs[DAG, "scan__1"] = "running"
-    tasks = {"ptychocam.submit": "success"} | ({"ptychocam.wait": wait} if wait else {})
+    tasks: dict[str, str | None] = {"ptychocam.submit": "success"}
+    tasks |= {"ptychocam.wait": wait} if wait else {}
     airflow_says.tasks[DAG, "scan__1"] = tasks | {"ptychocam.follow": "deferred"}
     assert clean_up()["cancelled"] == []
     assert job_of(both, job)["state"] == "RUNNING"

@@ -21,11 +21,11 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
-from facilities.retries import facility_retry_policy
+from facilities.retries import FacilityRetryPolicy
 
 
 def decide(error: BaseException, try_number: int = 1) -> tuple[RetryAction, timedelta | None, str | None]:
-    decision = facility_retry_policy().evaluate(error, try_number, 3)
+    decision = FacilityRetryPolicy().evaluate(error, try_number, 3)
     return decision.action, decision.retry_delay, decision.reason
 
 
@@ -64,7 +64,7 @@ def test_the_service_may_ask_for_a_longer_delay() -> None:
 
 @given(st.integers(min_value=-5, max_value=10_000))
 def test_delays_double_within_bounds(try_number: int) -> None:
-    policy = facility_retry_policy(first_delay=timedelta(seconds=10), longest_delay=timedelta(minutes=5))
+    policy = FacilityRetryPolicy(first_delay=timedelta(seconds=10), longest_delay=timedelta(minutes=5))
     error = TransientError("Busy")
     delay = policy.evaluate(error, try_number, 3).retry_delay
     following = policy.evaluate(error, try_number + 1, 3).retry_delay

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from cosmic.dag_constants import CANCEL_ABANDONED_WORK
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from deployment.airflow_settings import git_bundle
 from dev.local_airflow.postgres import Postgres, programs, running_postgres
 from dev.local_airflow.settings import REPOSITORY, local_environment
-from support.live import DAG_ID, Pipeline, install_engines, start_live
+from support.live import Pipeline, install_engines, start_live
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("postgresql")]
 

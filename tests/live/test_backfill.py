@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import FINISHED, RestError
-from support.live import DAG_ID, SLOW, Pipeline
-from support.missed import FINDER, Day, all_runs, changed_site, run_id
+from support.live import SLOW, Pipeline
+from support.missed import Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.live import DAG_ID, FINISHED_JOBS, Live, Pipeline
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from support.live import FINISHED_JOBS, Live, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 

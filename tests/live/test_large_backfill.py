@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.stack import wait_until
-from support.live import DAG_ID, Pipeline, install_engines, start_live
-from support.missed import FINDER, Day, all_runs, changed_site
+from support.live import Pipeline, install_engines, start_live
+from support.missed import Day, all_runs, changed_site
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(6 * 3600)]
 

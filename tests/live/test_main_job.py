@@ -10,9 +10,10 @@ import pytest
 import requests
 
 from cosmic.dag_constants import FLIGHT_CHECK, PROCESS_NEWFILE
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
-from support.live import DAG_ID, Live, Pipeline
+from support.live import Live, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import FINISHED
 from dev.local_airflow.stack import wait_until
-from support.live import DAG_ID, Pipeline, install_engines, start_live
+from support.live import Pipeline, install_engines, start_live
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(1500)]
 SCANS = 50

@@ -12,9 +12,11 @@ from zoneinfo import ZoneInfo
 import pytest
 import requests
 
+from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.dag_constants import WATCH_SCANS
-from support.live import DAG_ID, SLOW, Pipeline
-from support.missed import FINDER, Day, all_runs, changed_site, run_id
+from support.live import SLOW, Pipeline
+from support.missed import Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
-from support.live import DAG_ID, SLOW, Pipeline
+from support.live import SLOW, Pipeline
 from support.missed import Day
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]

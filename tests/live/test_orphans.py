@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.chaos.processes import connected_to, descendants
-from support.live import DAG_ID, Pipeline
+from support.live import Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 

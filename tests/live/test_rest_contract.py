@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import Rest, RestError
 from dev.local_airflow.settings import REPOSITORY
-from support.live import DAG_ID, Pipeline
+from support.live import Pipeline
 from support.missed import all_runs, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]

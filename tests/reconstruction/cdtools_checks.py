@@ -24,6 +24,7 @@ from reconstruction.conventions import sample_moves
 from reconstruction.earlier import read_earlier
 from reconstruction.result import Run, write_result
 from reconstruction.scan import Scan, read_scan
+from reconstruction.solver import Solution
 
 FAR = Geometry(near_field=False, distance=50e-6)
 QUICK = Parameters(n_init_iter=1, n_final_iter=1)
@@ -31,7 +32,7 @@ QUICK = Parameters(n_init_iter=1, n_final_iter=1)
 
 def model_of(scan: Scan, parameters: Parameters, *, near_field: bool = False) -> Any:
     """CDTools' model as it is before the first epoch."""
-    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance)
+    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance or 0.0)
     name = parameters.probe_initialization
     earlier = None if name is None else read_earlier(Path(name))
     torch.manual_seed(0)
@@ -151,9 +152,28 @@ def initialised(scan: Scan, folder: Path) -> dict[str, Any]:
     }
 
 
+def resolution_in_a_margin() -> float | None:
+    """Of two halves that were lit in the middle third only, as oversampling has it; the pixel is 1 m."""
+    rng = np.random.default_rng(0)
+    obj = (1 + 0.3 * (rng.normal(size=(150, 150)) + 1j * rng.normal(size=(150, 150)))).astype(np.complex64)
+    lit = np.zeros(obj.shape, dtype=np.float32)
+    lit[50:100, 50:100] = 1.0
+    half = Solution(
+        obj=obj,
+        probe=np.ones((1, 8, 8), dtype=np.complex64),
+        illuminated=lit,
+        corner=np.zeros(2),
+        pixel=np.ones(2),
+        background=None,
+        errors=[1.0],
+    )
+    return fancy._resolution(half, half)
+
+
 def main() -> None:
     scan, folder = sample_moves(read_scan(Path(sys.argv[1])), "probe"), Path(sys.argv[2])
-    print(json.dumps({**models(scan), **schedule(scan), **initialised(scan, folder)}))
+    seen = {**models(scan), **schedule(scan), **initialised(scan, folder)}
+    print(json.dumps({**seen, "resolution_in_a_margin": resolution_in_a_margin()}))
 
 
 if __name__ == "__main__":

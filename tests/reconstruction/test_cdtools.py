@@ -198,3 +198,7 @@ def test_an_earlier_result_begins_the_next(checks: dict[str, Any]) -> None:
 def test_cdtools_own_results_begin_the_next_as_bright_as_they_are(checks: dict[str, Any]) -> None:
     assert max(checks["as_saved"].values()) < 1e-5
     assert checks["brightness"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_the_resolution_of_halves_with_a_wide_margin(checks: dict[str, Any]) -> None:
+    assert checks["resolution_in_a_margin"] == pytest.approx(1.0, rel=0.1)

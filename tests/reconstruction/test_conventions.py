@@ -44,6 +44,9 @@ USUAL = ("-i", "60", "-r", "1", "-T", "1", "-M")  # COSMIC's, but for the number
 CDTOOLS = ["false", "1", "1", "1.2e-05", "true", "1", "12", "4", "0", "none", "false", "none"]
 
 
+OVERSAMPLED = ["false", "1", "2", *CDTOOLS[3:6], "24", "6", *CDTOOLS[8:]]
+
+
 @pytest.fixture(scope="session")
 def cosmic(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., SyntheticScan]:
     """A scan of 64 frames of 64 by 64 pixels, 12 um behind the focus, in a file of the given layout."""
@@ -109,6 +112,7 @@ def cdtools(
         ("sample", "sample"),
         ("probe", "sample"),
         ("sample", None),
+        ("probe", "oversampled"),
     ]
     scans = [cosmic(Layout(translations_of=held, guess_defocus=DEFOCUS)) for held, _ in cases]
     outputs = [folder / f"{held}_{read}" for held, read in cases]
@@ -116,7 +120,8 @@ def cdtools(
         (environment(output, read), [str(scan.cxi), *CDTOOLS])
         for (_, read), scan, output in zip(cases, scans, outputs, strict=True)
     ]
-    command = [CDTOOLS_PYTHON, Path(__file__).with_name("cdtools_runs.py"), json.dumps(runs)]
+    runs[-1] = (environment(outputs[-1], None), [str(scans[-1].cxi), *OVERSAMPLED])
+    command = [str(CDTOOLS_PYTHON), str(Path(__file__).with_name("cdtools_runs.py")), json.dumps(runs)]
     variables = {"PYTHONPATH": str(PROGRAMS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=400, check=False
@@ -177,6 +182,15 @@ def test_cdtools_warns_of_positions_that_are_read_the_wrong_way(
     assert made.figures["parameters"]["distance_used"] == pytest.approx(-DEFOCUS)
     assert "propagation_distance 12 um was not used" in made.warned
     assert f"set positions to {held}" in made.warned
+
+
+@pytest.mark.needs("cdtools")
+@pytest.mark.timeout(450)
+def test_cdtools_with_the_flows_oversampling_is_upright(cdtools: Mapping[Any, Made]) -> None:
+    """The probe's array is wide and mostly dark; what was scanned is still found."""
+    made = cdtools["probe", "oversampled"]
+    assert made.way.upright
+    assert made.way.correlation >= 0.97
 
 
 def start(scan: Scan, *, distance: float | None, expected: float = 15e-6) -> Start:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.live import DAG_ID, Pipeline
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from support.live import Pipeline
 from support.nersc import Nersc, cancel
 from support.scheduling import fill, lost_node
 

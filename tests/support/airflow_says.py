@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow.sdk import DagRunState
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import (
     AssetEventsResult,
@@ -42,7 +43,7 @@ class AirflowSays:
             if state is None:
                 detail = {"status_code": 404, "message": "Not found"}
                 raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=detail))
-            return DagRunStateResult(state=state)
+            return DagRunStateResult(state=DagRunState(state))
         if isinstance(msg, GetDRCount):
             return DRCount(
                 count=sum(state in (msg.states or [state]) for state in self._runs_of(msg).values())

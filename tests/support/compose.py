@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from deployment.env_file import read_env_file
 from dev.build_client import build
 from dev.local_airflow.rest import Rest
@@ -18,7 +19,6 @@ from dev.local_airflow.stack import free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENGINE = REPOSITORY / "tests" / "live" / "engine.sh"
-DAG_ID = "transfer_auto_recon"
 UID = 50000
 PATIENCE = 600.0  # seconds; the machine may have better things to do
 

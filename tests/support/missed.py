@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import day_folder, parse_scan_path
-from support.live import DAG_ID, SLOW, Pipeline
+from support.live import SLOW, Pipeline
 
 
 def run_id(scan: str, generation: int = 1) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from facilities.superfacility.operators import SfapiSubmitJobOperator
+from facilities.superfacility.own_jobs import JobIdentity
 from facilities.superfacility.sensors import SlurmJobSensor
-from facilities.superfacility.submission import JobIdentity
 from standin.testing import Facility
 from support.globus import Run
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark.imports import measure_imports
 from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
@@ -50,7 +51,7 @@ def _print_latency(folder: Path) -> None:
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
             rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
-            for dag_id in ("transfer_auto_recon", *BASELINES):
+            for dag_id in (TRANSFER_AUTO_RECON, *BASELINES):
                 rest.wait_for_dag(dag_id)
             measure_scan(rest, facility, 0)  # warm up
             scans: list[Scan] = []

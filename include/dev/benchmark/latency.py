@@ -8,10 +8,10 @@ from datetime import datetime
 from statistics import median
 from typing import Any, NamedTuple
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import Rest
 from standin.testing import SpawnedFacility
 
-DAG_ID = "transfer_auto_recon"
 REPEATS = 5
 
 # A reconstruction that takes a known time and leaves what a real one leaves.

@@ -6,9 +6,9 @@ import concurrent.futures
 import time
 from typing import NamedTuple
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import Rest, RestError
 
-DAG_ID = "transfer_auto_recon"
 POSTS = 1000
 THREADS = 8
 _PREFIX = "burst__"

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.chaos.history import history
-from dev.chaos.system import DAG_ID, Scan, System
+from dev.chaos.system import Scan, System
 from dev.local_airflow.rest import Rest
 from facilities.superfacility.claims import EXIT_CODE
 

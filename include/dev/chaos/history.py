@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from dev.chaos.system import DAG_ID, Scan, System
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from dev.chaos.system import Scan, System
 from dev.local_airflow.rest import Rest
 
 Event = tuple[float, str]

@@ -7,7 +7,8 @@ import urllib.error
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from dev.chaos.system import DAG_ID, Scan
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from dev.chaos.system import Scan
 from dev.local_airflow.rest import Rest, RestError
 
 OUTAGES = (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException, RestError)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cosmic.dag_constants import CANCEL_ABANDONED_WORK
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.chaos.books import Reckoning, reckon
 from dev.chaos.faults import KINDS, Fault, Switches
 from dev.chaos.kills import Kills
@@ -15,10 +17,9 @@ from dev.chaos.memory import MemorySample, longest_life
 from dev.chaos.people import OUTAGES, People
 from dev.chaos.processes import resident_memory
 from dev.chaos.rules import Rules
-from dev.chaos.system import DAG_ID, Scan, System, best_database, make_scans, post, system
+from dev.chaos.system import Scan, System, best_database, make_scans, post, system
 
 AT_ONCE = 16  # scans that are under way at once
-REAPER = "cancel_abandoned_work"
 LAST = 0.02  # of the scans, which end in peace
 SPARED = 2 / 3  # of the faults, after which the triggerer is left alive: does its memory grow?
 
@@ -190,9 +191,11 @@ class Chaos:
         parts.airflow.wait_ready()
         for scan in self.result.scans:  # a task may have been cleared in the moment in which its run ended
             parts.rest.wait_for_run(DAG_ID, scan.run_id, 300.0)
-        run_id = parts.rest.trigger(REAPER, run_id="after_the_chaos")
-        state = parts.rest.wait_for_run(REAPER, run_id, 180.0)["state"]
-        self.say(f"{time.monotonic() - self._began:6.0f} s  all runs have ended; {REAPER}: {state}")
+        run_id = parts.rest.trigger(CANCEL_ABANDONED_WORK, run_id="after_the_chaos")
+        state = parts.rest.wait_for_run(CANCEL_ABANDONED_WORK, run_id, 180.0)["state"]
+        self.say(
+            f"{time.monotonic() - self._began:6.0f} s  all runs have ended; {CANCEL_ABANDONED_WORK}: {state}"
+        )
 
     def _note(self, parts: System) -> None:
         ended = self._posted - len(self._under_way)

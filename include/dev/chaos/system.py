@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.postgres import programs, running_postgres
 from dev.local_airflow.rest import Rest, RestError
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import SpawnedFacility, spawn
-
-DAG_ID = "transfer_auto_recon"
 
 # What is quicker here than at a beamline, so that an hour shows what a month would: a dead worker is
 # noticed and a task tried again sooner.

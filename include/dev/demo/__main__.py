@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
@@ -31,7 +32,6 @@ from dev.local_airflow.stack import LocalAirflow, LocalAirflowError, running
 from standin.synthetic_scan import make_scan, scan_path
 from standin.testing import SpawnedFacility, spawn
 
-DAG_ID = "transfer_auto_recon"
 LEAST_FREE_BYTES = 2 * 1024**3
 # Enough for the small scan, and what the beamline refines with; a user's own come after and win.
 QUICK = {

@@ -25,7 +25,6 @@ NEEDED_BY_TASKS = (
     "facilities.globus.orphans",
     "facilities.superfacility.operators",
     "facilities.superfacility.orphans",
-    "facilities.superfacility.resubmission",
     "facilities.superfacility.sensors",
     "globus_sdk.services.auth",
     "globus_sdk.services.transfer",

@@ -1,10 +1,13 @@
-"""The connection type `globus`: its form and its reading."""
+"""The connection type `globus`: its form, its reading, and the client that logs in with it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import globus_sdk
 
 from facilities.errors import CredentialsError, UserError
 
@@ -113,3 +116,31 @@ def _url(value: object, default: str, conn_id: str, key: str) -> str:
             next_step="correct it, or leave it empty for the real Globus.",
         )
     return f"{parts.geturl().rstrip('/')}/"
+
+
+def transfer_client(
+    settings: GlobusSettings, scopes: Sequence[str], http_timeout: float
+) -> globus_sdk.TransferClient:
+    """A client of Transfer that logs in as the connection says and sends each request once.
+
+    :param scopes: what it asks Globus Auth for besides Transfer itself.
+    """
+    transport = globus_sdk.transport.RequestsTransport(http_timeout=http_timeout)
+    once = globus_sdk.transport.RetryConfig(max_retries=0)
+    # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
+    login = globus_sdk.ConfidentialAppAuthClient(
+        settings.client_id,
+        settings.client_secret,
+        environment="production",
+        base_url=settings.auth_url,
+        transport=transport,
+        retry_config=once,
+    )
+    all_scopes = [str(globus_sdk.TransferClient.scopes.all), *scopes]
+    return globus_sdk.TransferClient(
+        environment="production",
+        base_url=settings.transfer_url,
+        authorizer=globus_sdk.ClientCredentialsAuthorizer(login, all_scopes),
+        transport=transport,
+        retry_config=once,
+    )

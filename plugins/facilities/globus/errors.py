@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import globus_sdk
 from globus_sdk.exc import AuthorizationParameterInfo
@@ -18,8 +18,11 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
+from facilities.globus.connection import GlobusSettings
 from facilities.globus.model import condense
+from facilities.retries import asked_pause
 
+E = TypeVar("E", bound=FacilityError)
 _ENDPOINT = re.compile(r"^Endpoint: (.+)$", re.MULTILINE)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -46,14 +49,62 @@ class Call:
 
     what: str  # such as "reading task"
     remote_id: str | None
-    conn_id: str
-    client_id: str
-    changes: bool  # the request changes something at Globus, so a lost reply leaves doubt
+    client: GlobusSettings
+    changes: bool = False  # the request changes something at Globus, so a lost reply leaves doubt
 
     @property
-    def identity(self) -> str:
-        """The client's own identity: collections give permissions to this name."""
-        return f"{self.client_id}@clients.auth.globus.org"
+    def lost(self) -> type[TransientError]:
+        """The class of error when it may have been acted on."""
+        return LostReplyError if self.changes else TransientError
+
+    def failure(
+        self, kind: type[E], what: str, next_step: str, details: str, retry_after: float | None = None
+    ) -> E:
+        """The error that the call has failed with."""
+        return kind(
+            what, remote_id=self.remote_id, next_step=next_step, details=details, retry_after=retry_after
+        )
+
+
+_BY_CODE: Mapping[str, tuple[type[FacilityError], str, str]] = {
+    "ConsentRequired": (
+        CredentialsError,
+        "Globus: {what} needs a consent (data_access) that the client does not have",
+        "grant it to {identity} on the collection, then clear the task.",
+    ),
+    "403": (
+        UserError,
+        "Globus: permission denied for {what}",
+        "give {identity} access to the path on the collection, then clear the task.",
+    ),
+    "NotFound": (
+        NotFoundError,
+        "Globus: {what}: the collection has no such path",
+        "check the path on the collection.",
+    ),
+    "404": (
+        NotFoundError,
+        "Globus does not know what was asked for ({what})",
+        "check the path and the collection's id.",
+    ),
+    "Exists": (ExistsError, "Globus: {what}: it exists already", ""),
+    "Conflict": (
+        SubmissionConflictError,
+        "Globus: {what} has to wait, another task works on the same paths",
+        "look for the other task at https://app.globus.org/activity, and cancel it if it is not wanted.",
+    ),
+    "TooManyPendingJobs": (
+        TransientError,
+        "Globus: {what} has to wait, the client has as many unfinished tasks as Globus allows",
+        "look for its tasks at https://app.globus.org/activity, and cancel those that are not wanted.",
+    ),
+    "OperationPaused": (
+        PausedError,
+        "Globus: {what} has to wait, the collection's manager has paused it",
+        "ask the collection's manager when it goes on.",
+    ),
+}
+"""Class, message and next step by the end of the code, or by HTTP status."""
 
 
 def explain(error: Exception, call: Call) -> FacilityError:
@@ -65,45 +116,35 @@ def explain(error: Exception, call: Call) -> FacilityError:
     if isinstance(error, globus_sdk.GlobusAPIError):
         return _api_failure(error, call)
     if isinstance(error, globus_sdk.NetworkError):
-        return _network_failure(error, call)
+        never_sent = isinstance(error, globus_sdk.GlobusConnectionTimeoutError)
+        return call.failure(
+            TransientError if never_sent else call.lost,
+            f"Globus: {call.what} got no answer",
+            "check the network and https://status.globus.org if it stays so.",
+            f"{error} ({type(error.underlying_exception).__name__})",
+        )
     if isinstance(error, globus_sdk.GlobusError):
-        return UserError(
+        return call.failure(
+            UserError,
             f"Globus: {call.what} is not possible",
-            remote_id=call.remote_id,
-            next_step=f"check connection '{call.conn_id}' and the task's arguments.",
-            details=str(error),
+            f"check connection '{call.client.conn_id}' and the task's arguments.",
+            str(error),
         )
     return unreadable(call, f"{type(error).__name__}: {error}")
 
 
 def unreadable(call: Call, details: str) -> TransientError:
     """The reply came but cannot be read; for a change that leaves in doubt whether it was done."""
-    kind = LostReplyError if call.changes else TransientError
-    return kind(
-        f"Globus: {call.what} was answered with something that cannot be read",
-        remote_id=call.remote_id,
-        next_step="look at https://status.globus.org if it stays so.",
-        details=details,
-    )
-
-
-def _network_failure(error: globus_sdk.NetworkError, call: Call) -> TransientError:
-    never_sent = isinstance(error, globus_sdk.GlobusConnectionTimeoutError)
-    kind = LostReplyError if call.changes and not never_sent else TransientError
-    return kind(
-        f"Globus: {call.what} got no answer",
-        remote_id=call.remote_id,
-        next_step="check the network and https://status.globus.org if it stays so.",
-        details=f"{error} ({type(error.underlying_exception).__name__})",
-    )
+    what = f"Globus: {call.what} was answered with something that cannot be read"
+    return call.failure(call.lost, what, "look at https://status.globus.org if it stays so.", details)
 
 
 def _auth_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
     if error.http_status == 429 or error.http_status >= 500:
         return _busy(error, call)
     return CredentialsError(
-        f"Globus Auth refuses the client of connection '{call.conn_id}' while {call.what}",
-        remote_id=call.client_id,
+        f"Globus Auth refuses the client of connection '{call.client.conn_id}' while {call.what}",
+        remote_id=call.client.client_id,
         next_step="put a valid client id and secret into the connection (a secret is made at "
         "https://app.globus.org/settings/developers), then clear the task.",
         details=_message_of(error),
@@ -113,7 +154,7 @@ def _auth_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError
 def _api_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
     code = error.code or ""
     if code == "ConsentRequired":
-        return _consent_required(error, call)
+        return _by_code(code, error, call)
     if error.info.authorization_parameters or "LOGIN_DENIED" in (error.message or ""):
         return _login_refused(error, call)
     if code in ("EndpointNotFound", "EndpointDeleted"):
@@ -122,18 +163,22 @@ def _api_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
         return _collection_failure(error, call)
     if error.http_status == 401 or "AuthenticationFailed" in code:
         return _auth_failure(error, call)
-    by_status = {403: _forbidden, 404: _not_found, 409: _conflict, 429: _busy}
-    reading = by_status.get(error.http_status, _busy if error.http_status >= 500 else _refused)
-    return reading(error, call)
+    return _by_status(error, call)
 
 
-def _not_found(error: globus_sdk.GlobusAPIError, call: Call) -> NotFoundError:
-    return NotFoundError(
-        f"Globus does not know what was asked for ({call.what})",
-        remote_id=call.remote_id,
-        next_step="check the path and the collection's id.",
-        details=_message_of(error),
-    )
+def _by_status(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
+    if error.http_status == 409:
+        return _conflict(error, call)
+    if error.http_status in (403, 404):
+        return _by_code(str(error.http_status), error, call)
+    is_busy = error.http_status == 429 or error.http_status >= 500
+    return _busy(error, call) if is_busy else _refused(error, call)
+
+
+def _by_code(code: str, error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
+    kind, what, next_step = _BY_CODE[code]
+    values = {"what": call.what, "identity": call.client.identity}
+    return call.failure(kind, what.format_map(values), next_step.format_map(values), _message_of(error))
 
 
 def _no_collection(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
@@ -148,39 +193,19 @@ def _no_collection(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
     )
 
 
-def _consent_required(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsError:
-    return CredentialsError(
-        f"Globus: {call.what} needs a consent (data_access) that the client does not have",
-        remote_id=call.remote_id,
-        next_step=f"grant it to {call.identity} on the collection, then clear the task.",
-        details=_message_of(error),
-    )
-
-
 def _login_refused(error: globus_sdk.GlobusAPIError, call: Call) -> CredentialsError:
     """The collection does not know the client, or asks for a session that a client cannot have."""
     needs = _session_needs(error.info.authorization_parameters)
-    where = _collection_in(error)
+    who, named = call.client.identity, _ENDPOINT.search(error.message or "")
+    where = f"collection {named[1]}" if named else "the collection"
     if needs:
         what = f"Globus: {where} refuses the client's login, it asks for {needs} ({call.what})"
-        step = f"share the folder with {call.identity} in a guest collection without that requirement"
+        step = f"share the folder with {who} in a guest collection without that requirement"
     else:
         what = f"Globus: the client has no account on {where} ({call.what})"
-        step = (
-            f"map {call.identity} to an account there, or to share the folder with it in a guest collection"
-        )
-    return CredentialsError(
-        what,
-        remote_id=call.remote_id,
-        next_step=f"ask the collection's manager to {step}; then clear the task.",
-        details=_message_of(error),
-    )
-
-
-def _collection_in(error: globus_sdk.GlobusAPIError) -> str:
-    """Name and id of the collection that an endpoint's report is about, when it is one."""
-    named = _ENDPOINT.search(error.message or "")
-    return f"collection {named[1]}" if named else "the collection"
+        step = f"map {who} to an account there, or to share the folder with it in a guest collection"
+    next_step = f"ask the collection's manager to {step}; then clear the task."
+    return call.failure(CredentialsError, what, next_step, _message_of(error))
 
 
 def _session_needs(needed: AuthorizationParameterInfo) -> str:
@@ -199,63 +224,24 @@ def _session_needs(needed: AuthorizationParameterInfo) -> str:
     return " and ".join(needs) + message
 
 
-def _forbidden(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
-    return UserError(
-        f"Globus: permission denied for {call.what}",
-        remote_id=call.remote_id,
-        next_step=f"give {call.identity} access to the path on the collection, then clear the task.",
-        details=_message_of(error),
-    )
-
-
 def _conflict(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
-    code = error.code or ""
+    full, code = error.code or "", (error.code or "").rsplit(".", 1)[-1]
     if code.endswith("Exists"):
-        return ExistsError(f"Globus: {call.what}: it exists already", remote_id=call.remote_id)
-    if "GCDisconnected" in code or "GCPaused" in code:
+        return _by_code("Exists", error, call)
+    if "GCDisconnected" in full or "GCPaused" in full:
         return _outage(error, call)
-    waits = {
-        "Conflict": (
-            SubmissionConflictError,
-            "another task works on the same paths",
-            "look for the other task at https://app.globus.org/activity, and cancel it if it is not wanted.",
-        ),
-        "TooManyPendingJobs": (
-            TransientError,
-            "the client has as many unfinished tasks as Globus allows",
-            "look for its tasks at https://app.globus.org/activity, and cancel those that are not wanted.",
-        ),
-        "OperationPaused": (
-            PausedError,
-            "the collection's manager has paused it",
-            "ask the collection's manager when it goes on.",
-        ),
-    }
-    if code.rsplit(".", 1)[-1] not in waits:
-        return _refused(error, call)
-    kind, why, next_step = waits[code.rsplit(".", 1)[-1]]
-    return kind(
-        f"Globus: {call.what} has to wait, {why}",
-        remote_id=call.remote_id,
-        next_step=next_step,
-        details=_message_of(error),
-    )
+    return _by_code(code, error, call) if code in _BY_CODE else _refused(error, call)
 
 
 def _collection_failure(error: globus_sdk.GlobusAPIError, call: Call) -> FacilityError:
     reason = (error.code or "").rsplit(".", 1)[-1]
     text = f"{reason} {error.message or ''}".lower()
     if reason == "Exists":
-        return ExistsError(f"Globus: {call.what}: it exists already", remote_id=call.remote_id)
+        return _by_code("Exists", error, call)
     if reason == "NotFound" or "no such file" in text:
-        return NotFoundError(
-            f"Globus: {call.what}: the collection has no such path",
-            remote_id=call.remote_id,
-            next_step="check the path on the collection.",
-            details=_message_of(error),
-        )
+        return _by_code("NotFound", error, call)
     if reason in ("PermissionDenied", "EndpointPermissionDenied"):
-        return _forbidden(error, call)
+        return _by_code("403", error, call)
     if reason in ("NotDirectory", "NotSupported", "IsDirectory") or "levels of symbolic links" in text:
         return _refused(error, call)
     return _outage(error, call)
@@ -263,47 +249,32 @@ def _collection_failure(error: globus_sdk.GlobusAPIError, call: Call) -> Facilit
 
 def _refused(error: globus_sdk.GlobusAPIError, call: Call) -> UserError:
     details = _message_of(error)
-    kind = (
-        SubmissionIdError if "submission_id" in details or "submission id" in details.lower() else UserError
-    )
-    return kind(
-        f"Globus refuses {call.what} (HTTP {error.http_status})",
-        remote_id=call.remote_id,
-        next_step="correct what Globus names below.",
-        details=details,
-    )
+    is_about_id = "submission_id" in details or "submission id" in details.lower()
+    what = f"Globus refuses {call.what} (HTTP {error.http_status})"
+    kind = SubmissionIdError if is_about_id else UserError
+    return call.failure(kind, what, "correct what Globus names below.", details)
 
 
 def _outage(error: globus_sdk.GlobusAPIError, call: Call) -> TransientError:
     """The collection, not Globus, cannot at the moment."""
-    kind = LostReplyError if call.changes and error.http_status >= 500 else TransientError
     report = condense(error.message or error.code or "")[:300]
-    return kind(
+    return call.failure(
+        call.lost if error.http_status >= 500 else TransientError,
         f"Globus: the collection cannot be used for {call.what}: {report}",
-        remote_id=call.remote_id,
-        next_step="ask the collection's manager if it stays so.",
-        details=_message_of(error),
+        "ask the collection's manager if it stays so.",
+        _message_of(error),
     )
 
 
 def _busy(error: globus_sdk.GlobusAPIError, call: Call) -> TransientError:
-    kind = LostReplyError if call.changes and error.http_status >= 500 else TransientError
     steps = {429: "look for what else sends many requests with the same client."}
-    return kind(
+    return call.failure(
+        call.lost if error.http_status >= 500 else TransientError,
         f"Globus: {call.what} cannot be done at the moment (HTTP {error.http_status})",
-        remote_id=call.remote_id,
-        next_step=steps.get(error.http_status, "look at https://status.globus.org if it stays so."),
-        details=_message_of(error),
-        retry_after=_retry_after(error),
+        steps.get(error.http_status, "look at https://status.globus.org if it stays so."),
+        _message_of(error),
+        retry_after=asked_pause(error.headers),
     )
-
-
-def _retry_after(error: globus_sdk.GlobusAPIError) -> float | None:
-    try:
-        seconds = float(error.headers.get("Retry-After", ""))
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < float("inf") else None
 
 
 def _message_of(error: globus_sdk.GlobusAPIError) -> str:

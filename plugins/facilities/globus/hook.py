@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import globus_sdk
 import tenacity
 from airflow.sdk import BaseHook
 
-from facilities.errors import FacilityError, TransientError, UserError
-from facilities.globus.connection import GlobusSettings
+from facilities.errors import FacilityError, UserError
+from facilities.globus.connection import GlobusSettings, transfer_client
 from facilities.globus.errors import (
     Call,
     ExistsError,
@@ -40,9 +40,9 @@ from facilities.globus.model import (
     pause_reasons,
 )
 from facilities.globus.submission import Request
+from facilities.retries import resending
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 # Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
@@ -160,7 +160,7 @@ class GlobusHook(BaseHook):
         what = f"submitting the {request.kind.lower()} of {request}"
 
         def post(transfer: globus_sdk.TransferClient) -> Any:
-            document = copy(request.document)
+            document = request.document
             document["submission_id"] = submission_id
             if isinstance(document, globus_sdk.DeleteData):
                 return transfer.submit_delete(document)
@@ -186,26 +186,25 @@ class GlobusHook(BaseHook):
 
     def find_tasks(self, label: str, kind: str) -> list[TaskSnapshot]:
         """Our tasks of exactly that label, newest first."""
-        found = self._tasks({"label": f"={label}"}, kinds=[kind], orderby="request_time DESC", limit=100)
+        found = self._tasks({"label": f"={label}"}, kinds=[kind], limit=100)
         return [task for task in found if task.label == label]
 
     def living_tasks(self) -> list[TaskSnapshot]:
         """All our tasks that have not ended, at most a thousand."""
-        return [task for task in self._tasks({"status": ["ACTIVE", "INACTIVE"]}) if task.is_living]
+        return [task for task in self._tasks({"status": ["ACTIVE", "INACTIVE"]}) if not task.is_final]
 
     def _tasks(
         self,
         clauses: Mapping[str, str | list[str]],
         *,
         kinds: Iterable[str] = ("TRANSFER", "DELETE"),
-        orderby: str = "request_time DESC",
         limit: int = 1000,
     ) -> list[TaskSnapshot]:
         # Without a type clause Globus lists transfers only.
         wanted = cast("dict[str, str | list[str]]", {**clauses, "type": list(kinds)})
         reply = self._call(
             "listing tasks",
-            lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby=orderby),
+            lambda transfer: transfer.task_list(filter=wanted, limit=limit, orderby="request_time DESC"),
         )
         return [TaskSnapshot.from_document(document) for document in read_documents(reply, "listing tasks")]
 
@@ -222,7 +221,7 @@ class GlobusHook(BaseHook):
             changes=True,
         )
         reading = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda task: task.is_living),
+            retry=tenacity.retry_if_result(lambda task: not task.is_final),
             stop=tenacity.stop_after_delay(within),
             wait=tenacity.wait_fixed(min(self.first_pause, 1.0)),
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
@@ -280,19 +279,16 @@ class GlobusHook(BaseHook):
         wanted = globus_sdk.MISSING if name_filter is None else f"name:{name_filter}"
         offset = 0
         while True:
-            start = offset  # bound for this page
-
-            def ls(transfer: globus_sdk.TransferClient, start: int = start) -> Any:
-                return transfer.operation_ls(
-                    collection,
-                    path,
-                    show_hidden=False,
-                    orderby="name",
-                    limit=page_size,
-                    offset=start,
-                    filter=wanted,
-                )
-
+            ls = partial(
+                globus_sdk.TransferClient.operation_ls,
+                endpoint_id=collection,
+                path=path,
+                show_hidden=False,
+                orderby="name",
+                limit=page_size,
+                offset=offset,
+                filter=wanted,
+            )
             what = f"listing {path}"
             page = read_documents(self._call(what, ls, remote_id=f"{collection}:{path}"), what)
             yield from map(FileEntry.from_document, page)
@@ -310,23 +306,21 @@ class GlobusHook(BaseHook):
         parts = [part for part in path.split("/") if part and part != "~"]
         root = "/~/" if path.startswith("/~/") else "/"
         for depth in range(1, len(parts) + 1):
-            self._make_one_folder(collection, root + "/".join(parts[:depth]), last=depth == len(parts))
-
-    def _make_one_folder(self, collection: str, path: str, *, last: bool) -> None:
-        try:
-            self._call(
-                f"making folder {path}",
-                lambda transfer: transfer.operation_mkdir(collection, path),
-                remote_id=f"{collection}:{path}",
-                changes=True,
-            )
-        except ExistsError:
-            return
-        except UserError:
-            # A folder above may be one that we may not make (a root without write permission): what
-            # counts is whether the last can be made.
-            if last:
-                raise
+            folder = root + "/".join(parts[:depth])
+            try:
+                self._call(
+                    f"making folder {folder}",
+                    partial(globus_sdk.TransferClient.operation_mkdir, endpoint_id=collection, path=folder),
+                    remote_id=f"{collection}:{folder}",
+                    changes=True,
+                )
+            except ExistsError:
+                pass
+            except UserError:
+                # A folder above may be one that we may not make (a root without write permission): what
+                # counts is whether the last can be made.
+                if depth == len(parts):
+                    raise
 
     # Calling
 
@@ -339,19 +333,10 @@ class GlobusHook(BaseHook):
         changes: bool = False,
     ) -> Any:
         """Call Globus; returns the reply's JSON. Repeats while Globus is silent or busy."""
-        settings = self.settings
-        call = Call(what, remote_id, settings.conn_id, settings.client_id, changes)
-        repeating = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, TransientError) and (error.retry_after or 0.0) <= _MAX_PAUSE
-            ),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._pause,
-            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
+        call = Call(what, remote_id, self.settings, changes)
+        resend = resending(self.attempts, first_pause=self.first_pause, longest_pause=_MAX_PAUSE)
         try:
-            return repeating(self._send, act, call)
+            return resend(self._send, act, call)
         except PausedError as error:
             error.add_details(*self._pause_rules((remote_id or "").partition(":")[0]))
             raise
@@ -362,18 +347,11 @@ class GlobusHook(BaseHook):
             check_collection(collection, "collection")
             reply = self._send(
                 lambda transfer: transfer.my_effective_pause_rule_list(collection),
-                Call("reading pause rules", collection, "", "", changes=False),
+                Call("reading pause rules", collection, self.settings),
             )
         except FacilityError as error:
             return [f"(Who has paused it could not be read: {error.what})"]
         return describe_pause_rules(reply.get("DATA"))
-
-    def _pause(self, state: tenacity.RetryCallState) -> float:
-        """Seconds before the next attempt: doubled each time, and at least what Globus asks for."""
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, TransientError) else None
-        doubled = self.first_pause * 2.0 ** (state.attempt_number - 1)
-        return min(max(doubled, asked or 0.0), _MAX_PAUSE)
 
     def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
         """Send once; again when it was refused for want of a fresh token or of a collection's consent."""
@@ -390,16 +368,13 @@ class GlobusHook(BaseHook):
             except globus_sdk.AuthAPIError as error:
                 # A scope that a consent asks for but Auth does not give: the refusal is clearer.
                 asked_for_scope = refusal is not None and bool(self._scopes)
-                self._drop_scopes()
+                with self._lock:
+                    self._scopes.clear()
+                    self.close()
                 raise explain(refusal if refusal and asked_for_scope else error, call) from error
             except (globus_sdk.GlobusError, ValueError, KeyError, TypeError, AttributeError) as error:
                 # The latter four: the SDK trips over a token reply that is not what it expects.
                 raise explain(error, call) from error
-
-    def _drop_scopes(self) -> None:
-        with self._lock:
-            self._scopes.clear()
-            self.close()
 
     def _cure(self, error: globus_sdk.TransferAPIError, earlier: globus_sdk.TransferAPIError | None) -> bool:
         """Prepare for sending again what was not acted upon; returns whether that makes sense."""
@@ -414,22 +389,5 @@ class GlobusHook(BaseHook):
 
     def _client(self) -> globus_sdk.TransferClient:
         if self._transfer is None:
-            settings = self.settings
-            # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
-            login = globus_sdk.ConfidentialAppAuthClient(
-                settings.client_id,
-                settings.client_secret,
-                environment="production",
-                base_url=settings.auth_url,
-                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
-                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
-            )
-            scopes = [str(globus_sdk.TransferClient.scopes.all), *self._scopes]
-            self._transfer = globus_sdk.TransferClient(
-                environment="production",
-                base_url=settings.transfer_url,
-                authorizer=globus_sdk.ClientCredentialsAuthorizer(login, scopes),
-                transport=globus_sdk.transport.RequestsTransport(http_timeout=self.http_timeout),
-                retry_config=globus_sdk.transport.RetryConfig(max_retries=0),
-            )
+            self._transfer = transfer_client(self.settings, self._scopes, self.http_timeout)
         return self._transfer

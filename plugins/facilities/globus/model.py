@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from facilities.errors import FailureClass, TransientError, UserError
 
 _MAX_PATH = 4096  # bytes
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and what has no UTF-8
 
 
 class TaskStatus(StrEnum):
@@ -41,85 +41,84 @@ FINE = frozenset({"", "OK", "QUEUED"})
 """Values of `nice_status` that are no trouble."""
 
 CANCELLED_CODE = "CANCELED"
-EXPIRED_CODE = "EXPIRED"
-ENDINGS = frozenset({CANCELLED_CODE, EXPIRED_CODE})
+ENDINGS = frozenset({CANCELLED_CODE, "EXPIRED"})
 """Codes of events that end a task and do not say what kept it from its work."""
 
-_USER_CODES = frozenset(
-    {
-        CANCELLED_CODE,
-        "EXTERNAL_CHECKSUM_MISMATCH",
-        "FILE_NOT_FOUND",
-        "FILE_SIZE_CHANGED",
-        "IS_A_DIRECTORY",
-        "NOT_A_DIRECTORY",
-        "NO_SPACE_LEFT",
-        "PERMISSION_DENIED",
-        "QUOTA_EXCEEDED",
-    }
-)
-_CREDENTIAL_CODES = frozenset({"AUTH", "NO_CREDENTIALS"})
 
-_MEANINGS = {
-    "AUTH": "a collection refuses the client's login",
-    "CONNECT_FAILED": "Globus cannot connect to a collection",
-    "ENDPOINT_ERROR": "a collection reports an error",
-    "ENDPOINT_TOO_BUSY": "a collection is too busy",
-    "EXPIRED": "it made no progress until Globus gave it up",
-    "FILE_NOT_FOUND": "a file is missing at the source",
-    "GC_NOT_CONNECTED": "Globus Connect of a collection is not connected",
-    "GC_PAUSED": "Globus Connect of a collection is paused",
-    "NO_CREDENTIALS": "a collection refuses the client's login",
-    "PAUSED": "a collection's manager has paused it",
-    "PERMISSION_DENIED": "a collection denies the client access to the path",
-    "QUOTA_EXCEEDED": "the quota of the destination is exceeded",
-    "VERIFY_CHECKSUM": "a copy differs from its source and is made again",
-}
-
+_LOOK = "look at the task's event log at Globus and at the state of both collections."
 _ASK_MANAGER = "ask the manager of the collection that is named below, then clear the task."
 
-_NEXT_STEPS = {
-    "AUTH": "have the collection's manager give the client's identity access, then clear the task.",
-    "CANCELED": "somebody cancelled it at Globus; clear the task to transfer again.",
-    "CONNECT_FAILED": _ASK_MANAGER,
-    "ENDPOINT_ERROR": _ASK_MANAGER,
-    "EXPIRED": "correct what Globus's last error below names, then clear the task.",
-    "EXTERNAL_CHECKSUM_MISMATCH": "the file was changed; check the source and clear the task.",
-    "FILE_NOT_FOUND": "check that the path exists on the source collection, then clear the task.",
-    "FILE_SIZE_CHANGED": "the file was still being written; clear the task when it is complete.",
-    "GC_NOT_CONNECTED": "start Globus Connect on the collection that is named below, then clear the task.",
-    "IS_A_DIRECTORY": "the path is a folder where a file was named; check the paths.",
-    "NOT_A_DIRECTORY": "the path is a file where a folder was named; check the paths.",
-    "NO_SPACE_LEFT": "make room on the destination, then clear the task.",
-    "NO_CREDENTIALS": "have the collection's manager give the client's identity access, then clear the task.",
-    "PAUSED": "ask the collection's manager when it goes on, then clear the task.",
-    "PERMISSION_DENIED": "give the Globus client's identity access to the path, then clear the task.",
-    "QUOTA_EXCEEDED": "make room in the quota of the destination, then clear the task.",
+
+class Fault(NamedTuple):
+    """What a fault code means, and what a reader should do about it."""
+
+    meaning: str
+    next_step: str = _LOOK
+    failure_class: FailureClass = "infrastructure"
+
+    @classmethod
+    def of(cls, code: str) -> Fault:
+        """The meaning of any code."""
+        return _FAULTS.get(code.upper()) or cls(code.replace("_", " ").lower())
+
+
+def _user(meaning: str, next_step: str) -> Fault:
+    return Fault(meaning, next_step, "user")
+
+
+_LOGIN_REFUSED = Fault(
+    "a collection refuses the client's login",
+    "have the collection's manager give the client's identity access, then clear the task.",
+    "credentials",
+)
+_FAULTS: Mapping[str, Fault] = {
+    "AUTH": _LOGIN_REFUSED,
+    "NO_CREDENTIALS": _LOGIN_REFUSED,
+    "CANCELED": _user("canceled", "somebody cancelled it at Globus; clear the task to transfer again."),
+    "EXTERNAL_CHECKSUM_MISMATCH": _user(
+        "external checksum mismatch", "the file was changed; check the source and clear the task."
+    ),
+    "FILE_NOT_FOUND": _user(
+        "a file is missing at the source",
+        "check that the path exists on the source collection, then clear the task.",
+    ),
+    "FILE_SIZE_CHANGED": _user(
+        "file size changed", "the file was still being written; clear the task when it is complete."
+    ),
+    "IS_A_DIRECTORY": _user(
+        "is a directory", "the path is a folder where a file was named; check the paths."
+    ),
+    "NOT_A_DIRECTORY": _user(
+        "not a directory", "the path is a file where a folder was named; check the paths."
+    ),
+    "NO_SPACE_LEFT": _user("no space left", "make room on the destination, then clear the task."),
+    "PERMISSION_DENIED": _user(
+        "a collection denies the client access to the path",
+        "give the Globus client's identity access to the path, then clear the task.",
+    ),
+    "QUOTA_EXCEEDED": _user(
+        "the quota of the destination is exceeded",
+        "make room in the quota of the destination, then clear the task.",
+    ),
+    "EXPIRED": Fault(
+        "it made no progress until Globus gave it up",
+        "correct what Globus's last error below names, then clear the task.",
+        "resources",
+    ),
+    "CONNECT_FAILED": Fault("Globus cannot connect to a collection", _ASK_MANAGER),
+    "ENDPOINT_ERROR": Fault("a collection reports an error", _ASK_MANAGER),
+    "ENDPOINT_TOO_BUSY": Fault("a collection is too busy"),
+    "GC_NOT_CONNECTED": Fault(
+        "Globus Connect of a collection is not connected",
+        "start Globus Connect on the collection that is named below, then clear the task.",
+    ),
+    "GC_PAUSED": Fault("Globus Connect of a collection is paused"),
+    "PAUSED": Fault(
+        "a collection's manager has paused it",
+        "ask the collection's manager when it goes on, then clear the task.",
+    ),
+    "VERIFY_CHECKSUM": Fault("a copy differs from its source and is made again"),
 }
-
-
-def failure_class_of(code: str) -> FailureClass:
-    """Class of a fault code; codes that say nothing about who is at fault are infrastructure."""
-    code = code.upper()
-    if code in _USER_CODES:
-        return "user"
-    if code in _CREDENTIAL_CODES:
-        return "credentials"
-    if code == EXPIRED_CODE:
-        return "resources"
-    return "infrastructure"
-
-
-def next_step_for(code: str) -> str:
-    """What a reader should do about a fault code, one sentence."""
-    return _NEXT_STEPS.get(
-        code.upper(), "look at the task's event log at Globus and at the state of both collections."
-    )
-
-
-def meaning_of(code: str) -> str:
-    """A fault code in words."""
-    return _MEANINGS.get(code.upper(), code.replace("_", " ").lower())
 
 
 def condense(report: str) -> str:
@@ -164,11 +163,6 @@ class TaskSnapshot:
         return self.status is not None and self.status not in LIVING
 
     @property
-    def is_living(self) -> bool:
-        """The task may still move bytes."""
-        return not self.is_final
-
-    @property
     def was_cancelled(self) -> bool:
         """Somebody cancelled the task."""
         return self.status is TaskStatus.FAILED and self.fatal_code.upper() == CANCELLED_CODE
@@ -176,7 +170,7 @@ class TaskSnapshot:
     @property
     def trouble(self) -> str:
         """Code of what keeps a living task from moving, empty when nothing does."""
-        if not self.is_living:
+        if self.is_final:
             return ""
         if self.is_paused:
             return "PAUSED"
@@ -340,7 +334,7 @@ def check_path(value: object, name: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{name} is empty", next_step="give a path on the collection.")
-    if _CONTROL.search(value) or not _encodes(value):
+    if _CONTROL.search(value):
         raise UserError(f"{name} {value!r} has control characters", next_step="give a printable path.")
     if ".." in value.split("/"):
         raise UserError(f"{name} {value!r} climbs out with '..'", next_step="give the path without '..'.")
@@ -350,11 +344,3 @@ def check_path(value: object, name: str) -> str:
     if path == "/.":
         path = "/"
     return path + "/" if value.endswith("/") and not path.endswith("/") else path
-
-
-def _encodes(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

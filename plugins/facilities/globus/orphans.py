@@ -6,21 +6,20 @@ from collections.abc import Callable
 
 from facilities import orphans
 from facilities.globus.hook import GlobusHook
-from facilities.orphans import LivingWork
+from facilities.orphans import LivingWork, WorkFinder
 from facilities.ownership import owner_digest
 
 
-class GlobusTaskFinder:
+class GlobusTaskFinder(WorkFinder):
     """Tasks of the connection's client, by the owner's hash in their label."""
 
     work = "Globus tasks"
 
     def __init__(self, globus_conn_id: str) -> None:
-        self._hook = GlobusHook(globus_conn_id)
+        self.hook = GlobusHook(globus_conn_id)
 
     def living(self) -> list[LivingWork]:
-        """Transfers and deletes that have not ended."""
-        tasks = ((task, owner_digest(task.label)) for task in self._hook.living_tasks())
+        tasks = ((task, owner_digest(task.label)) for task in self.hook.living_tasks())
         return [
             LivingWork(task.task_id, f"Globus task {task.task_id} ({task.state})", digest)
             for task, digest in tasks
@@ -28,15 +27,10 @@ class GlobusTaskFinder:
         ]
 
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
-        """Cancel a task that has not ended."""
-        if not self._hook.get_task(remote_id).is_living or not still_orphan():
+        if self.hook.get_task(remote_id).is_final or not still_orphan():
             return False
-        self._hook.cancel(remote_id)
+        self.hook.cancel(remote_id)
         return True
 
-    def close(self) -> None:
-        """Release connections."""
-        self._hook.close()
 
-
-orphans.register(GlobusHook.conn_type, GlobusTaskFinder)
+orphans.FINDERS[GlobusHook.conn_type] = GlobusTaskFinder

@@ -12,18 +12,18 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
 
 import globus_sdk
 
+from facilities.deferral import StateStore, read_kept
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.errors import SubmissionConflictError, SubmissionIdError
 from facilities.globus.model import TaskSnapshot, TaskStatus
 from facilities.ownership import Owner
 
 if TYPE_CHECKING:
-    from facilities.deferral import StateStore
     from facilities.globus.hook import GlobusHook
 
 SyncLevel = Literal["exists", "size", "mtime", "checksum"]
@@ -51,15 +51,15 @@ class TransferRequest:
     recursive: bool | None = None  # None: not known yet
     sync_level: SyncLevel = "checksum"
 
-    kind: Literal["TRANSFER"] = field(default="TRANSFER", init=False)
-    document: globus_sdk.TransferData = field(init=False, repr=False, compare=False)
-    """Document for POST /transfer, but for the submission id.
+    kind: ClassVar[Literal["TRANSFER"]] = "TRANSFER"
 
-    No deadline is sent: Globus's own moves on while bytes arrive, and does not depend on our clock. A full
-    quota fails the task instead of leaving it to hang. Nobody reads the client's mail.
-    """
+    @property
+    def document(self) -> globus_sdk.TransferData:
+        """Document for POST /transfer, but for the submission id.
 
-    def __post_init__(self) -> None:
+        No deadline is sent: Globus's own moves on while bytes arrive, and does not depend on our clock. A
+        full quota fails the task instead of leaving it to hang. Nobody reads the client's mail.
+        """
         data = globus_sdk.TransferData(
             self.source_collection,
             self.destination_collection,
@@ -75,7 +75,7 @@ class TransferRequest:
         )
         recursive = globus_sdk.MISSING if self.recursive is None else self.recursive
         data.add_item(self.source_path, self.destination_path, recursive=recursive)
-        object.__setattr__(self, "document", data)
+        return data
 
     @property
     def fingerprint(self) -> str:
@@ -106,11 +106,11 @@ class DeleteRequest:
     recursive: bool = False
     ignore_missing: bool = True
 
-    kind: Literal["DELETE"] = field(default="DELETE", init=False)
-    document: globus_sdk.DeleteData = field(init=False, repr=False, compare=False)
-    """Document for POST /delete, but for the submission id."""
+    kind: ClassVar[Literal["DELETE"]] = "DELETE"
 
-    def __post_init__(self) -> None:
+    @property
+    def document(self) -> globus_sdk.DeleteData:
+        """Document for POST /delete, but for the submission id."""
         data = globus_sdk.DeleteData(
             self.collection,
             label=self.label,
@@ -122,7 +122,7 @@ class DeleteRequest:
             notify_on_inactive=False,
         )
         data.add_item(self.path)
-        object.__setattr__(self, "document", data)
+        return data
 
     @property
     def fingerprint(self) -> str:
@@ -141,9 +141,8 @@ def check_sync_level(value: object) -> SyncLevel:
 
     :raises UserError: when Globus has no such level.
     """
-    for level in get_args(SyncLevel):
-        if value == level:
-            return level  # type: ignore[no-any-return]  # get_args is not typed
+    if value in get_args(SyncLevel):
+        return cast("SyncLevel", value)
     raise UserError(
         f"sync_level {value!r} is unknown", next_step=f"choose one of {', '.join(get_args(SyncLevel))}."
     )
@@ -175,21 +174,6 @@ class Record:
     submission_id: str
     task_id: str  # empty until Globus has answered the submit
 
-    @classmethod
-    def read(cls, store: StateStore) -> Record | None:
-        """Read the record; None when there is none that makes sense."""
-        value = store.get(STATE_KEY)
-        if not isinstance(value, dict):
-            return None
-        fields = {name: value.get(name) for name in ("fingerprint", "submission_id", "task_id")}
-        texts = {name: text for name, text in fields.items() if isinstance(text, str)}
-        return cls(**texts) if len(texts) == len(fields) else None
-
-    def write(self, store: StateStore | None) -> None:
-        """Save the record."""
-        if store is not None:
-            store.set(STATE_KEY, dict(vars(self)))
-
 
 @dataclass
 class Submission:
@@ -205,7 +189,7 @@ class Submission:
     retried: bool
 
     def __post_init__(self) -> None:
-        self._record = Record.read(self.store) if self.store is not None else None
+        self._record = read_kept(Record, self.store, STATE_KEY)
 
     def take_up(self) -> TaskSnapshot | None:
         """The task of an earlier try that lives or has succeeded, if there is one."""
@@ -235,9 +219,7 @@ class Submission:
 
         :raises SubmissionConflictError: when a task that is not ours moves the same paths.
         """
-        record = self._record
-        if record is None:
-            record = self._begin()
+        record = self._record or self._save(self.hook.new_submission_id())
         try:
             task_id = self.hook.submit(self.request, record.submission_id)
         except SubmissionConflictError:
@@ -247,9 +229,9 @@ class Submission:
             return task
         except SubmissionIdError:
             log.warning("Globus does not accept submission id %s: taking a new one.", record.submission_id)
-            record = self._begin()
+            record = self._save(self.hook.new_submission_id())
             task_id = self.hook.submit(self.request, record.submission_id)
-        self._save(task_id, record.submission_id)
+        self._save(record.submission_id, task_id)
         log.info("Globus task %s: %s of %s", task_id, self.request.kind.lower(), self.request)
         return TaskSnapshot(task_id, TaskStatus.ACTIVE.value, TaskStatus.ACTIVE, label=self.request.label)
 
@@ -257,15 +239,11 @@ class Submission:
         """Drop the earlier task, so that `submit` makes a new one: its result is not there any more."""
         self._record = None
 
-    def _begin(self) -> Record:
-        record = Record(self.request.fingerprint, self.hook.new_submission_id(), "")
-        record.write(self.store)
-        self._record = record
-        return record
-
-    def _save(self, task_id: str, submission_id: str) -> None:
+    def _save(self, submission_id: str, task_id: str = "") -> Record:
         self._record = Record(self.request.fingerprint, submission_id, task_id)
-        self._record.write(self.store)
+        if self.store is not None:
+            self.store.set(STATE_KEY, asdict(self._record))
+        return self._record
 
     def _by_label(self) -> TaskSnapshot | None:
         """Our newest task of this label that has not failed; living ones first."""
@@ -278,7 +256,7 @@ class Submission:
         if not found:
             return None
         log.info("Found Globus task %s by its label; it is %s.", found[0].task_id, found[0].state)
-        self._save(found[0].task_id, self._record.submission_id if self._record else "")
+        self._save(self._record.submission_id if self._record else "", found[0].task_id)
         return found[0]
 
     def _read(self, task_id: str) -> TaskSnapshot | None:
@@ -289,6 +267,6 @@ class Submission:
 
     def _stop(self, record: Record) -> None:
         task = self._read(record.task_id) if record.task_id else None
-        if task is not None and task.is_living:
+        if task is not None and not task.is_final:
             log.warning("Cancelling Globus task %s, which was for the old arguments.", task.task_id)
             self.hook.cancel(task.task_id)

@@ -13,7 +13,7 @@ from typing import Any
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.model import TaskSnapshot, condense, failure_class_of, meaning_of, next_step_for
+from facilities.globus.model import Fault, TaskSnapshot, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
 from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_duration
 
@@ -94,7 +94,6 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         return self.poll_seconds.after(now - self.began, self._seconds_until_moved())
 
     def assess(self, value: TaskSnapshot | None, now: float) -> WaitEnd | None:
-        """Take in Globus's answer about the task."""
         if value is None:
             return self._assess_absence()
         self._absences = 0
@@ -139,12 +138,13 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
             return None
         stalled, limit = now - self._stalled_since, self._stall_limit()
         if stalled >= limit:
-            error = BY_CLASS[failure_class_of(self.trouble)](
+            fault = Fault.of(self.trouble)
+            error = BY_CLASS[fault.failure_class](
                 f"The Globus task made no progress for {format_duration(limit)} because of {self.trouble}: "
-                f"{meaning_of(self.trouble)}",
+                f"{fault.meaning}",
                 remote_id=self.remote_id,
                 state=self.state,
-                next_step=next_step_for(self.trouble),
+                next_step=fault.next_step,
             )
             return WaitEnd("stuck", error, cancel=True)
         if self._stalled_since != self._saved_stall and stalled >= _SAVE_STALL_AFTER:
@@ -154,7 +154,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
 
     def _stall_limit(self) -> float:
         """Seconds without progress after which the task is cancelled."""
-        outage = failure_class_of(self.trouble) == "infrastructure"
+        outage = Fault.of(self.trouble).failure_class == "infrastructure"
         return self.give_up_outage_after if outage else self.give_up_after
 
     def _outlook(self, now: float) -> str:
@@ -163,7 +163,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         left = max(min(since + self._stall_limit() - now, self.seconds_left(now)), 0.0)
         end = datetime.fromtimestamp(time.time() + left, UTC)
         return (
-            f" {self.trouble}: {meaning_of(self.trouble)}. Unless it goes on, it is cancelled in "
+            f" {self.trouble}: {Fault.of(self.trouble).meaning}. Unless it goes on, it is cancelled in "
             f"{format_duration(left)}, at {end:%Y-%m-%d %H:%M} UTC."
         )
 
@@ -205,16 +205,13 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         return max(expected - task.bytes_transferred, 0) / task.rate
 
     def read_report(self) -> str:
-        """Globus's newest error event of the task, and why it is paused."""
         with closing(self._hook()) as hook:
             return read_report(hook, self.remote_id)
 
     def read_url(self) -> str:
-        """The task's page in Globus's web app."""
         return self._hook().task_url(self.remote_id)
 
     def cancel(self) -> Cancellation:
-        """Cancel the Globus task."""
         with closing(self._hook()) as hook:
             return cancel_task(hook, self.remote_id, within=8.0)
 
@@ -252,7 +249,6 @@ class GlobusOutageTrigger(OutageTrigger):
     kind: str
 
     def connection_key(self) -> tuple[str, ...]:
-        """Triggers with the same key share one look."""
         return (self.globus_conn_id,)
 
     def check(self) -> None:
@@ -261,7 +257,6 @@ class GlobusOutageTrigger(OutageTrigger):
             hook.ping()
 
     def cancel(self) -> Cancellation:
-        """Cancel what may have been submitted."""
         with closing(GlobusHook(self.globus_conn_id, attempts=2, http_timeout=_CANCEL_TIMEOUT)) as hook:
             return cancel_labelled(hook, self.label, self.kind)
 
@@ -309,7 +304,7 @@ def cancel_task(hook: GlobusHook, task_id: str, *, within: float) -> Cancellatio
 def cancel_labelled(hook: GlobusHook, label: str, kind: str) -> Cancellation:
     """Cancel our living tasks of a label, when a submit's reply was lost and their id is not known."""
     try:
-        living = [task for task in hook.find_tasks(label, kind) if task.is_living]
+        living = [task for task in hook.find_tasks(label, kind) if not task.is_final]
     except FacilityError as error:
         log.error("Whether Globus has a task of label %s could not be found out: %s", label, error)
         return Cancellation(False, f"Whether Globus has a task of label {label} is not known: {error.what}.")

@@ -93,6 +93,12 @@ def owner(hook: SuperfacilityHook, machine: str, task: str) -> str | None:
     return links[max(links, key=int)] if links else None
 
 
+def other_owner(hook: SuperfacilityHook, machine: str, task: str, job_id: str) -> str | None:
+    """Id of the job that does the work which `job_id` found claimed; None when that one has the claim."""
+    found = owner(hook, machine, task)
+    return found if found != job_id else None
+
+
 def require_sh(shebang: str) -> None:
     """Check that the preamble can run.
 

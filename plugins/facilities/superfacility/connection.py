@@ -331,12 +331,12 @@ def shared_tokens(key: ClientKey, config: SuperfacilityConfig) -> Tokens:
 
 def _oauth_client(key: ClientKey, config: SuperfacilityConfig) -> Any:
     """A client of sfapi_client, for its tokens."""
-    import authlib.deprecate  # type: ignore[import-untyped]  # noqa: F401, PLC0415 - sets a filter of its own
+    import authlib.deprecate  # noqa: F401, PLC0415 - sets a filter of its own
 
     with warnings.catch_warnings():
         # Authlib would rather have httpx2, which sfapi_client does not know.
         warnings.filterwarnings("ignore", message="The httpx module is deprecated")
-        from sfapi_client import Client  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to import
+        from sfapi_client import Client  # noqa: PLC0415 - slow to import
 
     return Client(
         client_id=key.client_id,

@@ -22,6 +22,7 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
+from facilities.retries import asked_pause
 
 RENEW = (
     "make a new client in Iris (iris.nersc.gov, Profile, Superfacility API Clients), security level red, "
@@ -120,7 +121,7 @@ def failure_of_status(response: httpx.Response, what: str, *, client_id: str, co
         )
     if response.status_code == 429 or response.status_code >= 500:
         return TransientError(
-            what, state=state, next_step=_AGAIN, details=detail, retry_after=_retry_after(response)
+            what, state=state, next_step=_AGAIN, details=detail, retry_after=asked_pause(response.headers)
         )
     if response.status_code == 404:
         return NotFoundError(what, state=state, next_step="check the name, path or id.", details=detail)
@@ -191,10 +192,3 @@ def _place(item: Any) -> str:
     if not isinstance(item, Mapping):
         return str(item)
     return f"{'.'.join(str(part) for part in item.get('loc') or ())}: {item.get('msg')}"
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return max(float(response.headers["retry-after"]), 0.0)
-    except (KeyError, ValueError):
-        return None

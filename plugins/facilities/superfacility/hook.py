@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -24,11 +22,13 @@ from facilities.errors import (
     TransientError,
     UserError,
 )
+from facilities.polling import BlockingSource
 from facilities.superfacility.connection import SuperfacilityConfig, read_client_key
 from facilities.superfacility.errors import expect_ok
 from facilities.superfacility.files import FileCalls, check_machine
 from facilities.superfacility.session import SfapiSession
 from facilities.superfacility.slurm import Origin, SlurmJob, SlurmState, by_id, combine, read_rows
+from facilities.superfacility.status import MachineStatus, moment_of, read_status
 
 log = logging.getLogger(__name__)
 
@@ -40,41 +40,6 @@ _STATUS_INTERVAL = 300.0  # seconds
 _MAX_IDS = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-@dataclass(frozen=True)
-class MachineStatus:
-    """State of a machine, from NERSC's public page: `status` is active, degraded, unavailable or other.
-
-    :param outage: of a machine that is not up, its present outage, else the next one, in words.
-    """
-
-    name: str
-    status: str
-    reason: str
-    outage: str = ""
-
-    @property
-    def up(self) -> bool:
-        """Whether jobs can be submitted."""
-        return self.status in ("active", "degraded")
-
-    def require_up(self) -> None:
-        """Make sure that jobs can be submitted.
-
-        :raises TransientError: they cannot.
-        """
-        if not self.up:
-            raise TransientError(
-                f"{self.name} is not up",
-                state=self.status,
-                next_step="look at https://www.nersc.gov/live-status/motd if it stays so.",
-                details=str(self),
-            )
-
-    def __str__(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
-        return f"The status page has {self.name} as {self.status}{reason}. {self.outage}".strip()
 
 
 class SuperfacilityHook(FileCalls, BaseHook):
@@ -273,7 +238,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
         reply = self.session.get("account/clients", "Looking up when the client expires")
         for client in reply if isinstance(reply, list) else ():
             if client.get("clientId") == self.session.client_id and client.get("expiresAt"):
-                left = _moment(str(client["expiresAt"]), UTC) - datetime.now(UTC)
+                left = moment_of(str(client["expiresAt"]), UTC) - datetime.now(UTC)
                 return left.total_seconds() / 86400
         return None
 
@@ -282,41 +247,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
 
         :raises TransientError: no answer, or one that says nothing about the machine.
         """
-        path = f"status/{check_machine(machine)}"
-        try:
-            reply = self.session.get(path, f"Looking up the status of {machine}", public=True)
-        except FacilityError as error:  # a refusal, too, says nothing about the machine
-            raise TransientError(
-                "The status page does not answer", state=error.state, details=error.what
-            ) from error
-        if not isinstance(reply, Mapping) or not reply.get("status"):
-            raise TransientError(f"The status page says nothing about {machine}", details=str(reply)[:300])
-        reasons = [str(part) for part in (reply.get("description") or "", *(reply.get("notes") or ()))]
-        found = MachineStatus(
-            name=str(reply.get("name") or machine),
-            status=str(reply["status"]).lower(),
-            reason="; ".join(reasons).strip("; "),
-        )
-        return found if found.up else replace(found, outage=self._outage(machine))
-
-    def describe_status(self, machine: str) -> str:
-        """The same in words, for a log or an error; also that the pages do not answer."""
-        try:
-            return str(self.status(machine))
-        except FacilityError:
-            return "Its status page does not answer either."
-
-    def _outage(self, machine: str) -> str:
-        """The present outage, or else the next one, in words; empty when none is known."""
-        for page in ("status/outages", "status/outages/planned"):
-            try:
-                reply = self.session.get(f"{page}/{machine}", f"Looking up outages of {machine}", public=True)
-            except FacilityError as error:
-                log.info("%s", error)
-                continue
-            if outages := _read_outages(reply, self.config.zone):
-                return outages[0]
-        return ""
+        return read_status(self.session, check_machine(machine))
 
     def test_connection(self) -> tuple[bool, str]:
         """Get a token, ask who the client is and when it expires; for the button in the connection's form."""
@@ -332,7 +263,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
         return True, f"Client {self.config.client_id or 'from file'} acts for {name}; {expiry}."
 
 
-class SlurmJobSource:
+class SlurmJobSource(BlockingSource[SlurmJob]):
     """What the shared poller of jobs asks: all jobs of a connection that are waited for on a machine.
 
     Requests: one to sacct an interval, for as many jobs as a URL holds (more than 350). squeue is asked too,
@@ -347,16 +278,9 @@ class SlurmJobSource:
         self._queue_asked_at = float("-inf")
         self._status = ""
         self._status_asked_at = float("-inf")
+        super().__init__(self._find, self._hook.close)
 
-    async def fetch(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
-        """Look at all jobs, in a thread."""
-        return await asyncio.to_thread(self._look, ids)
-
-    async def aclose(self) -> None:
-        """Release the network connections."""
-        await asyncio.to_thread(self._hook.close)
-
-    def _look(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
+    def _find(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
         try:
             accounted = self._hook.jobs(self._machine, ids, "sacct")
         except CredentialsError:
@@ -393,29 +317,11 @@ class SlurmJobSource:
         now = time.monotonic()
         if now - self._status_asked_at >= _STATUS_INTERVAL:
             self._status_asked_at = now
-            self._status = self._hook.describe_status(self._machine)
+            try:
+                self._status = str(self._hook.status(self._machine))
+            except FacilityError:
+                self._status = "Its status page does not answer either."
         return self._status
-
-
-def _read_outages(reply: Any, zone: tzinfo) -> list[str]:
-    """Outages in a reply, in words, soonest first, without those that have ended or were called off."""
-    now = datetime.now(UTC)
-    outages = []
-    for entry in reply if isinstance(reply, list) else ():
-        try:
-            start, end = (_moment(str(entry[key]), zone) for key in ("start_at", "end_at"))
-        except (KeyError, TypeError, ValueError):
-            log.warning("Skipping an outage that cannot be read: %.200r", entry)
-            continue
-        if end > now and str(entry.get("status") or "").lower() not in ("cancelled", "completed"):
-            why = f" ({entry['description']})" if entry.get("description") else ""
-            outages.append((start, f"Outage{why}: from {start.isoformat()} until {end.isoformat()}."))
-    return [text for _, text in sorted(outages)]
-
-
-def _moment(text: str, zone: tzinfo) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
 
 
 def _job_id(job_id: str) -> str:

@@ -32,6 +32,7 @@ JOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 # Perlmutter's limits of a job's time by qos, in seconds; two days for the others.
 _MAX_SECONDS = {"debug": 1800, "interactive": 4 * 3600}
 _MAX_SECONDS_OTHERWISE = 2 * 86_400
+_OPTIONS = {"time_limit": "time", "memory": "mem"}  # the others are called as here
 _MAX_GPUS = 4  # of a node; with them comes its memory
 
 
@@ -78,11 +79,18 @@ class SlurmResources:
                 _check(name, value)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> SlurmResources:
-        """Read resources whose values may be text, as templates render them.
+    def of(cls, values: object) -> SlurmResources:
+        """Resources as they are, or of a mapping whose values may be text, as templates render them.
 
-        :raises UserError: an unknown or missing name, or a value that cannot be right.
+        :raises UserError: no mapping, an unknown or missing name, or a value that cannot be right.
         """
+        if isinstance(values, SlurmResources):
+            return values
+        if not isinstance(values, Mapping):
+            _refuse(
+                f"The resources of the job are not a mapping: {str(values)[:200]!r}",
+                "give SlurmResources or a mapping with its fields.",
+            )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             _refuse(
@@ -94,7 +102,7 @@ class SlurmResources:
         return cls(**given)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values that `from_mapping` reads."""
+        """Plain values that `of` reads."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def with_more(self, state: SlurmState) -> SlurmResources | None:
@@ -118,19 +126,14 @@ class SlurmResources:
         """
         if not JOB_NAME.fullmatch(job_name):
             _refuse(f"Not a safe job name: {job_name!r}", "use letters, digits, dot, dash and underscore.")
-        options = {"job-name": job_name, **{_option(field.name): field.name for field in fields(self)}}
-        lines = []
-        for option, source in options.items():
-            value = job_name if option == "job-name" else getattr(self, source)
-            if option == "requeue":
-                lines += [] if value is None else [f"#SBATCH --{'requeue' if value else 'no-requeue'}"]
-            elif value is not None:
+        lines = [f"#SBATCH --job-name={job_name}"]
+        for name, value in self.to_mapping().items():
+            option = _OPTIONS.get(name, name.replace("_", "-"))
+            if name == "requeue":
+                lines.append(f"#SBATCH --{'requeue' if value else 'no-requeue'}")
+            else:
                 lines.append(f"#SBATCH --{option}={value}")
         return lines
-
-
-def _option(name: str) -> str:
-    return {"time_limit": "time", "memory": "mem"}.get(name, name.replace("_", "-"))
 
 
 _INTEGERS = {"nodes": 4096, "gpus": 16384, "cpus_per_task": 1024}
@@ -196,8 +199,6 @@ def _escape(char: str) -> str:
 
 class _Quoted(str):
     """Text that is quoted already."""
-
-    __slots__ = ()
 
 
 def _quoted(value: Any) -> _Quoted:

@@ -11,26 +11,33 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from airflow.sdk import BaseOperatorLink, Context, XComArg
 
 from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.deferral import RemoteWorkOperator
 from facilities.errors import InfrastructureError, TransientError, UserError
+from facilities.links import RemoteWorkLink
 from facilities.superfacility.hook import SuperfacilityHook
+from facilities.superfacility.job_end import LogFiles
 from facilities.superfacility.job_script import SlurmResources, check_body, render_file
-from facilities.superfacility.links import SlurmJobLink
-from facilities.superfacility.slurm import LogFiles, SlurmJob, SlurmState
-from facilities.superfacility.submission import JobIdentity, NotYet, Submission, Submitted
+from facilities.superfacility.own_jobs import JobIdentity
+from facilities.superfacility.slurm import SlurmJob, SlurmState
+from facilities.superfacility.submission import NotYet, Submission, Submitted
 from facilities.superfacility.triggers import (
     SubmitTrigger,
     cancel_job,
     cancel_jobs_of,
 )
 
-if TYPE_CHECKING:
-    from airflow.sdk import BaseOperatorLink, Context, XComArg
-
 _MIN_WAIT = 3.0  # seconds; a trigger that fires while the worker is still leaving can get the task failed
+
+
+class SlurmJobLink(RemoteWorkLink):
+    """NERSC's list of the user's jobs: there is no lasting address of a single one."""
+
+    name = "Slurm jobs at NERSC"
 
 
 class SlurmOperator(RemoteWorkOperator):
@@ -114,7 +121,6 @@ class SlurmOperator(RemoteWorkOperator):
     def outage_trigger(
         self, context: Context, reason: str, deadline: float, first_pause: float
     ) -> SubmitTrigger:
-        """What waits until NERSC answers and the machine is up."""
         return SubmitTrigger(
             superfacility_conn_id=self.superfacility_conn_id,
             machine=self.machine,
@@ -125,12 +131,10 @@ class SlurmOperator(RemoteWorkOperator):
         )
 
     def cancel_known(self, *, urgent: bool) -> Cancellation:
-        """Cancel the job."""
         with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=urgent)) as hook:
             return cancel_job(hook, self.machine, self.remote_id)
 
     def cancel_unknown(self, context: Context) -> str:
-        """Cancel the jobs that have the task's name."""
         return self._cancel_by_name(self.identity(context)).note
 
     def _cancel_by_name(self, identity: JobIdentity) -> Cancellation:
@@ -234,12 +238,11 @@ class SfapiSubmitJobOperator(SlurmOperator):
         self._script_copy: str | None = None
 
     def identity(self, context: Context) -> JobIdentity:
-        """Whose job it is."""
         return JobIdentity.of_task(context, base=self.job_name)
 
     def run_try(self, context: Context, **kwargs: Any) -> str:
         """Find or submit the job; returns its id."""
-        resources, body = self._checked_resources(), self._body()
+        resources, body = SlurmResources.of(self.slurm_resources), self._body()
         check_body(body)  # before any request
         store = context.get("task_state_store")
         if store is None:
@@ -311,17 +314,6 @@ class SfapiSubmitJobOperator(SlurmOperator):
         how = "submitted" if job.new else "taken up, as it was there already"
         self.log.info("Slurm job %s (%s) on %s: %s. %s", job.job_id, job.name, self.machine, how, url)
         return job.job_id
-
-    def _checked_resources(self) -> SlurmResources:
-        resources = self.slurm_resources
-        if isinstance(resources, SlurmResources):
-            return resources
-        if not isinstance(resources, Mapping):
-            raise UserError(
-                f"The resources of the job are not a mapping: {str(resources)[:200]!r}",
-                next_step="give SlurmResources or a mapping with its fields.",
-            )
-        return SlurmResources.from_mapping(resources)
 
     def _body(self) -> str:
         if self.template is None:

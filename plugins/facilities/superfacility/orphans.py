@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from facilities import orphans
-from facilities.orphans import LivingWork
+from facilities.orphans import LivingWork, WorkFinder
 from facilities.ownership import Owner
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.slurm import SlurmState
 
 
-class SlurmJobFinder:
+class SlurmJobFinder(WorkFinder):
     """Jobs of the connection's user on a machine, by the owner in their comment.
 
     :param machine: such as perlmutter.
@@ -20,12 +20,11 @@ class SlurmJobFinder:
     work = "Slurm jobs"
 
     def __init__(self, superfacility_conn_id: str, machine: str) -> None:
-        self._hook = SuperfacilityHook(superfacility_conn_id)
+        self.hook = SuperfacilityHook(superfacility_conn_id)
         self._machine = machine
 
     def living(self) -> list[LivingWork]:
-        """Jobs that wait or run."""
-        jobs = ((job, Owner.read(job.comment)) for job in self._hook.jobs_of_user(self._machine, "squeue"))
+        jobs = ((job, Owner.read(job.comment)) for job in self.hook.jobs_of_user(self._machine, "squeue"))
         return [
             LivingWork(job.job_id, f"Slurm job {job.job_id} ({job.state_text})", owner)
             for job, owner in jobs
@@ -34,15 +33,11 @@ class SlurmJobFinder:
 
     def cancel(self, remote_id: str, still_orphan: Callable[[], bool]) -> bool:
         """Cancel a job that lives; one that was cancelled is COMPLETING until its processes have ended."""
-        job = self._hook.jobs(self._machine, [remote_id], "squeue").get(remote_id)
+        job = self.hook.jobs(self._machine, [remote_id], "squeue").get(remote_id)
         if job is None or job.final or job.state is SlurmState.COMPLETING or not still_orphan():
             return False
-        self._hook.cancel(self._machine, remote_id)
+        self.hook.cancel(self._machine, remote_id)
         return True
 
-    def close(self) -> None:
-        """Release connections."""
-        self._hook.close()
 
-
-orphans.register(SuperfacilityHook.conn_type, SlurmJobFinder)
+orphans.FINDERS[SuperfacilityHook.conn_type] = SlurmJobFinder

@@ -7,20 +7,17 @@ failed fetch; its check for status "ERROR" is never true.
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from typing import Any
 
 import httpx
-import tenacity
 
-from facilities.errors import FacilityError, LostReplyError, TransientError
+from facilities.errors import FacilityError, LostReplyError
+from facilities.retries import resending
 from facilities.superfacility.connection import ClientKey, SuperfacilityConfig, Tokens, shared_tokens
 from facilities.superfacility.errors import failure_of_network, failure_of_status, read_object
-
-log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.5  # seconds before a GET is sent again; doubled each time
 _LONGEST_WAIT = 10.0
@@ -46,7 +43,6 @@ class SfapiSession:
         self.config = config
         self.attempts = attempts
         self._load_key = load_key
-        self._key: ClientKey | None = None
         self._own_tokens = own_tokens
         self._http = httpx.Client(
             timeout=timeout, headers={"accept": "application/json"}, verify=_certificates()
@@ -65,7 +61,7 @@ class SfapiSession:
     @property
     def client_id(self) -> str:
         """The id of the API client; reads the key first."""
-        return self._client_key().client_id
+        return self._key.client_id
 
     def get(self, path: str, what: str, *, params: Any = None, public: bool = False) -> Any:
         """Read something; sent again a few times when the service does not answer.
@@ -84,18 +80,12 @@ class SfapiSession:
         return self._repeat("DELETE", path, what)
 
     def _repeat(self, method: str, path: str, what: str, **content: Any) -> Any:
-        repeating = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass_soon),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=_wait,
-            before_sleep=tenacity.before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
+        resend = resending(self.attempts, first_pause=_FIRST_WAIT, longest_pause=_LONGEST_WAIT)
 
         def send() -> Any:
             return read_object(self._request(method, path, what, **content), what, sent=method != "GET")
 
-        return repeating(send)
+        return resend(send)
 
     def send_once(self, method: str, path: str, what: str, **content: Any) -> Any:
         """Ask for an action; sent once. (Again only if the token was refused: then nothing was done.)
@@ -133,30 +123,16 @@ class SfapiSession:
             raise failure_of_network(error, what, sent=method != "GET") from error
 
     def _failure(self, response: httpx.Response, what: str) -> FacilityError:
-        client_id = self._key.client_id if self._key else ""
+        client_id = self._key.client_id if "_key" in self.__dict__ else ""
         return failure_of_status(response, what, client_id=client_id, conn_id=self.config.conn_id)
 
-    def _client_key(self) -> ClientKey:
-        if self._key is None:
-            self._key = self._load_key()
-        return self._key
+    @cached_property
+    def _key(self) -> ClientKey:
+        return self._load_key()
 
     @cached_property
     def _tokens(self) -> Tokens:
-        key = self._client_key()
-        return Tokens(key, self.config) if self._own_tokens else shared_tokens(key, self.config)
-
-
-def _may_pass_soon(error: BaseException) -> bool:
-    return isinstance(error, TransientError) and (error.retry_after or 0.0) <= _LONGEST_WAIT
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until a request is sent again: doubled each time, and at least what the service asks for."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, TransientError) else None
-    doubled = tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
-    return max(doubled(state) + tenacity.wait_random(0, _FIRST_WAIT / 2)(state), asked or 0.0)
+        return (Tokens if self._own_tokens else shared_tokens)(self._key, self.config)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Models Slurm jobs: their states, what a row of squeue or sacct says, and what the end of a job means.
+"""Models Slurm jobs: their states, and what a row of squeue or sacct says.
 
 A job has three forms: a row as the Superfacility API gives it (lower-cased column names, strings, naive times
-in the facility's time zone), a `SlurmJob`, which says what the row means, and a `JobResult`, which a task
-returns. A row that cannot be read is skipped with a warning; a field that cannot be read is None.
+in the facility's time zone), a `SlurmJob`, which says what the row means, and what a task returns, a
+`job_end.JobResult`. A row that cannot be read is skipped with a warning; a field that cannot be read is None.
 
 States are from Slurm's documentation and our own recordings: NODE_FAIL, PREEMPTED and BOOT_FAIL are final
 only if Slurm does not requeue the job, which accounting shows for some seconds as failed.
@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from facilities.errors import FacilityError, InfrastructureError, ResourcesError, UserError
 from facilities.superfacility import claims
 
 log = logging.getLogger(__name__)
@@ -92,9 +91,6 @@ def parse_state(text: str | None) -> SlurmState | None:
         return SlurmState(words[0].upper())
     except (IndexError, ValueError):
         return None
-
-
-# What a row means
 
 
 @dataclass(frozen=True)
@@ -202,63 +198,55 @@ def read_row(row: Row, origin: Origin, zone: ZoneInfo) -> SlurmJob | None:
     job_id = _text(row, "jobid")
     if job_id is None:
         return None
-    if origin == "squeue":
-        return _from_squeue(row, job_id, zone)
-    return _from_sacct(row, job_id, zone)
-
-
-def _from_sacct(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
-    code, signal = _exit_code(row.get("exitcode"))
-    name = _text(row, "jobname")
-    started, ended = _time(row.get("start"), zone), _time(row.get("end"), zone)
-    minutes = _integer(row.get("timelimitraw"))
-    return SlurmJob(
+    state = str(row.get("state") or "")
+    job = SlurmJob(
         job_id=job_id,
-        origin="sacct",
-        state_text=str(row.get("state") or ""),
-        state=parse_state(str(row.get("state") or "")),
-        name=None if name == _PLACEHOLDER_NAME else name,
-        exit_code=code,
-        signal=signal,
+        origin=origin,
+        state_text=state,
+        state=parse_state(state),
         reason=_text(row, "reason"),
-        submitted=_time(row.get("submit"), zone),
-        started=started,
-        ended=ended,
-        elapsed=_first(_integer(row.get("elapsedraw")), seconds(row.get("elapsed"))),
-        limit=minutes * 60 if minutes is not None else seconds(row.get("timelimit")),
-        nodes=_first(_integer(row.get("allocnodes")), _integer(row.get("nnodes"))) or 0,
         node_list=_text(row, "nodelist"),
         qos=_text(row, "qos"),
         user=_text(row, "user"),
+        comment=_text(row, "comment"),
+    )
+    return _with_squeue(job, row, zone) if origin == "squeue" else _with_sacct(job, row, zone)
+
+
+def _with_sacct(job: SlurmJob, row: Row, zone: ZoneInfo) -> SlurmJob:
+    code, _, signal = str(row.get("exitcode") or "").partition(":")
+    name = _text(row, "jobname")
+    minutes = _integer(row.get("timelimitraw"))
+    return replace(
+        job,
+        name=None if name == _PLACEHOLDER_NAME else name,
+        exit_code=_integer(code),
+        signal=_integer(signal),
+        submitted=_time(row.get("submit"), zone),
+        started=_time(row.get("start"), zone),
+        ended=_time(row.get("end"), zone),
+        elapsed=_first(_integer(row.get("elapsedraw")), seconds(row.get("elapsed"))),
+        limit=minutes * 60 if minutes is not None else seconds(row.get("timelimit")),
+        nodes=_first(_integer(row.get("allocnodes")), _integer(row.get("nnodes"))) or 0,
         stdout=_text(row, "stdout"),
         stderr=_text(row, "stderr"),
         work_dir=_text(row, "workdir"),
-        comment=_text(row, "comment"),
     )
 
 
-def _from_squeue(row: Row, job_id: str, zone: ZoneInfo) -> SlurmJob:
-    state = parse_state(str(row.get("state") or ""))
+def _with_squeue(job: SlurmJob, row: Row, zone: ZoneInfo) -> SlurmJob:
     start = _time(row.get("start_time"), zone)
-    pending = state in (SlurmState.PENDING, None)
-    return SlurmJob(
-        job_id=job_id,
-        origin="squeue",
-        state_text=str(row.get("state") or ""),
-        state=state,
+    pending = job.state in (SlurmState.PENDING, None)
+    return replace(
+        job,
         name=_text(row, "name"),
-        reason=_text(row, "reason"),
         submitted=_time(row.get("submit_time"), zone),
         started=None if pending else start,
         start_estimate=start if pending else None,
         elapsed=seconds(row.get("time")),
         limit=seconds(row.get("time_limit")),
         nodes=_integer(row.get("nodes")) or 0,
-        node_list=_text(row, "nodelist"),
-        qos=_text(row, "qos"),
-        user=_text(row, "user"),
         work_dir=_text(row, "work_dir"),
-        comment=_text(row, "comment"),
     )
 
 
@@ -323,11 +311,6 @@ def seconds(text: Any) -> int | None:
     return ((days * 24 + first) * 60 + second) * 60 + last
 
 
-def _exit_code(text: Any) -> tuple[int | None, int | None]:
-    code, _, signal = str(text or "").partition(":")
-    return _integer(code), _integer(signal)
-
-
 def _text(row: Row, key: str) -> str | None:
     value = str(row.get(key) or "").strip()
     return None if value.lower() in _NOTHING else value
@@ -351,143 +334,3 @@ def _time(value: Any, zone: ZoneInfo) -> str | None:
     except (ValueError, OverflowError, OSError):
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).isoformat()
-
-
-# What the end of a job means
-
-
-class JobResult(TypedDict):
-    """A job that has completed, as a task returns it. Times are ISO 8601 with an offset.
-
-    `stdout` and `stderr` are paths at the facility, None when they are not known.
-    """
-
-    job_id: str
-    name: str | None
-    machine: str
-    state: str
-    queue_seconds: float | None
-    run_seconds: float | None
-    node_hours: float
-    nodes: int
-    node_list: str | None
-    qos: str | None
-    submitted: str | None
-    started: str | None
-    ended: str | None
-    stdout: str | None
-    stderr: str | None
-
-
-@dataclass(frozen=True)
-class LogFiles:
-    """Where a job writes. `of` fills in Slurm's patterns (%j, %x, %u)."""
-
-    stdout: str | None = None
-    stderr: str | None = None
-
-    def of(self, job: SlurmJob) -> LogFiles:
-        """The paths of a job: as given, else as Slurm reports them, else Slurm's default."""
-        stdout = _expand(self.stdout or job.stdout, job)
-        if stdout is None and job.work_dir:
-            stdout = f"{job.work_dir.rstrip('/')}/slurm-{job.job_id}.out"
-        return LogFiles(stdout, _expand(self.stderr or job.stderr, job) or stdout)
-
-
-def _expand(pattern: str | None, job: SlurmJob) -> str | None:
-    """Fill in a file name pattern; None when it holds what is not known here."""
-    if not pattern:
-        return None
-    values = {"%": "%", "j": job.job_id, "A": job.job_id, "x": job.name, "u": job.user}
-    if any(values.get(key) is None for key in re.findall(r"%(.)", pattern)):
-        return None
-    path = re.sub(r"%(.)", lambda match: str(values[match[1]]), pattern)
-    return path if path.startswith("/") else f"{(job.work_dir or '').rstrip('/')}/{path}"
-
-
-def job_result(job: SlurmJob, machine: str, files: LogFiles) -> JobResult:
-    """Sum up a completed job."""
-    return JobResult(
-        job_id=job.job_id,
-        name=job.name,
-        machine=machine,
-        state=job.state_text,
-        queue_seconds=job.queue_seconds,
-        run_seconds=None if job.elapsed is None else float(job.elapsed),
-        node_hours=job.node_hours,
-        nodes=job.nodes,
-        node_list=job.node_list,
-        qos=job.qos,
-        submitted=job.submitted,
-        started=job.started,
-        ended=job.ended,
-        stdout=files.stdout,
-        stderr=files.stderr,
-    )
-
-
-def failure_of_job(job: SlurmJob, machine: str) -> FacilityError:
-    """The exception that a job's end without success means.
-
-    `InfrastructureError` when the facility lost it (NODE_FAIL, BOOT_FAIL, PREEMPTED), `ResourcesError` for
-    TIMEOUT and OUT_OF_MEMORY, else `UserError`.
-    """
-    kind: type[FacilityError] = UserError
-    if job.lost:
-        kind = InfrastructureError
-    elif job.state in OUT_OF_RESOURCES:
-        kind = ResourcesError
-    name = f" {job.name}" if job.name else ""
-    return kind(
-        f"The Slurm job{name} on {machine} ended as {job.state_text}",
-        remote_id=job.job_id,
-        state=job.state_text,
-        next_step=_next_step(job),
-        details=_describe_end(job),
-    )
-
-
-# A cleared task runs with the values that it had: what needs others needs a new run.
-_RUN_AGAIN = "clear the submit task, or start a new run"
-_AGAIN = f"run it again: {_RUN_AGAIN}."
-_NEXT_STEPS: Mapping[SlurmState, str] = {
-    SlurmState.NODE_FAIL: _AGAIN,
-    SlurmState.BOOT_FAIL: _AGAIN,
-    SlurmState.PREEMPTED: f"run it again: {_RUN_AGAIN}, in another qos for one that is not preempted.",
-    SlurmState.TIMEOUT: "start a new run with more time or less to do; a cleared task has the same time.",
-    SlurmState.OUT_OF_MEMORY: (
-        "start a new run with more GPUs, whose memory it gets too, or less to do; a cleared task has the "
-        "same memory."
-    ),
-    SlurmState.CANCELLED: f"somebody or the scheduler cancelled it; to run it again {_RUN_AGAIN}.",
-    SlurmState.DEADLINE: f"its deadline passed before it could end; to run it again {_RUN_AGAIN}.",
-    SlurmState.REVOKED: "another cluster took the job; look for it with sacct at NERSC.",
-    SlurmState.FAILED: f"read the end of its output below; when the cause is gone {_RUN_AGAIN}.",
-}
-
-
-def _next_step(job: SlurmJob) -> str:
-    if job.rejected:
-        return "Slurm refused the job: start a new run with other resources."
-    if job.state is SlurmState.FAILED and job.signal == 53:
-        return (
-            "the folder of its output, or its working directory, does not exist: make it, then clear the "
-            "submit task."
-        )
-    return _NEXT_STEPS.get(job.state, "look at the job with sacct at NERSC.") if job.state else ""
-
-
-def _describe_end(job: SlurmJob) -> str:
-    """Exit code, reason, times and nodes in a line."""
-
-    def known(value: object) -> str:
-        return "unknown" if value is None else str(value)
-
-    parts = [f"exit code {known(job.exit_code)}, signal {known(job.signal)}"]
-    if job.reason:
-        parts.append(f"reason {job.reason}")
-    limit = "no limit" if job.limit is None else f"{job.limit} s"
-    parts.append(f"ran {known(job.elapsed)} s of {limit}")
-    parts.append(f"nodes {job.node_list or 'none'}")
-    parts.append(f"submitted {known(job.submitted)}, started {known(job.started)}, ended {known(job.ended)}")
-    return "; ".join(parts) + "."

@@ -15,20 +15,19 @@ does it (`facilities.superfacility.claims`); a job that found it claimed counts 
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from facilities.deferral import StateStore
+from facilities.deferral import StateStore, read_kept
 from facilities.errors import FacilityError, LostReplyError, NotFoundError, TransientError
-from facilities.ownership import Owner
 from facilities.superfacility import claims
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
-from facilities.superfacility.slurm import FAILED, RUNNING, SUCCEEDED, SlurmJob, SlurmState, read_rows
+from facilities.superfacility.own_jobs import CLOCK_SKEW, JobIdentity, OwnJobs
+from facilities.superfacility.slurm import FAILED, SlurmJob, SlurmState
 
 log = logging.getLogger(__name__)
 
@@ -41,48 +40,6 @@ _REPLY_WAIT = 30.0  # seconds in the worker for the API to run sbatch; longer wa
 _SOON = 10.0  # seconds until the next step when a reply was lost
 _FORGOTTEN_AFTER = 86_400.0  # seconds after which a job that nothing lists is not looked for any more
 _ACCOUNTING_LAG = 120.0  # seconds by which the accounting may come after the queue
-_CLOCK_SKEW = 120.0  # seconds by which the facility's clock may differ from ours
-_NAMELESS_FOR = 600.0  # seconds; Slurm needs four to give a job its name
-_COLUMNS = ("JobID", "State", "Submit", "Start", "End", "ElapsedRaw", "ExitCode", "NodeList", "JobName")
-_GENERATIONS = 10  # that a look at earlier days asks for
-_FURTHEST = timedelta(days=30)  # sacct refuses ranges of more than about 60 days
-
-
-# Names, and what a task keeps
-
-
-@dataclass(frozen=True)
-class JobIdentity(Owner):
-    """The task instance that a job belongs to, and the names that its jobs have.
-
-    Example::
-
-        identity = JobIdentity.of_task(context, base="ptychocam")
-        identity.name(0)  # ptychocam-0123456789abcdef-g0
-
-    :param base: readable beginning of the name; may change between tries.
-    """
-
-    base: str = "job"
-
-    @classmethod
-    def of_task(cls, context: Mapping[str, Any], *, base: str = "job", task_id: str = "") -> JobIdentity:
-        """The identity of the task that runs, or of another one of its run with the same map index."""
-        fields = asdict(Owner.of(context["ti"]))
-        run_after = context["dag_run"].run_after.isoformat()
-        return cls(
-            **{**fields, "task_id": task_id or fields["task_id"], "run_after": run_after, "base": base}
-        )
-
-    def name(self, generation: int) -> str:
-        """Job name of a generation, in characters that Slurm's look-up survives."""
-        base = re.sub(r"[^A-Za-z0-9._-]+", "_", self.base).strip("_.-")[:60] or "job"
-        return f"{base}-{self.digest}-g{generation}"
-
-    def generation_of(self, name: str | None) -> int | None:
-        """Generation that a job's name has, if the job is of this task instance."""
-        match = re.fullmatch(rf".*-{self.digest}-g(\d+)", name or "", re.IGNORECASE)
-        return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -100,21 +57,6 @@ class Intent:
     task_id: str | None = None
     missed_at: float | None = None
 
-    @classmethod
-    def load(cls, kept: Any) -> Intent | None:
-        """Read what a store kept; None when it is not an intent."""
-        try:
-            missed_at = kept.get("missed_at")
-            return cls(
-                int(kept["generation"]),
-                str(kept["name"]),
-                float(kept["attempted_at"]),
-                kept.get("task_id"),
-                None if missed_at is None else float(missed_at),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return None
-
 
 @dataclass(frozen=True)
 class Submitted:
@@ -126,7 +68,7 @@ class Submitted:
     job_id: str
     name: str
     generation: int
-    new: bool
+    new: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,100 +77,6 @@ class NotYet:
 
     seconds: float
     why: str
-
-
-# Looking jobs up
-
-
-class OwnJobs:
-    """Looks for the jobs of a task instance on a machine, by their name.
-
-    Uses what the Superfacility API surely offers: the user's jobs from squeue (held and waiting ones are
-    only there), and those of today from sacct. A submit of an earlier day is looked for with the sacct
-    command, because the API's list begins at midnight.
-    """
-
-    def __init__(self, hook: SuperfacilityHook, identity: JobIdentity, machine: str) -> None:
-        self._hook = hook
-        self._identity = identity
-        self._machine = machine
-        self._rows: list[SlurmJob] = []
-
-    def living(self) -> tuple[int, SlurmJob] | None:
-        """The waiting or running job, with its generation; of several the one that runs."""
-        return self._newest(self.all_living())
-
-    def all_living(self) -> list[SlurmJob]:
-        """All jobs that wait or run; one more than wanted when a submit has arrived late."""
-        jobs = self._hook.jobs_of_user(self._machine, "squeue")
-        return [job for job in jobs if not job.final and self._identity.generation_of(job.name) is not None]
-
-    def failed(self) -> list[str]:
-        """Ids of those that `ended` met and that have ended without success."""
-        own = [job for job in self._rows if self._identity.generation_of(job.name) is not None]
-        return [job.job_id for job in own if job.state in FAILED and not job.refused]
-
-    def ended(self, since: float | None, now: float) -> tuple[int, SlurmJob] | None:
-        """The newest job in accounting, which may also be one that still runs, with its generation.
-
-        :param since: when the first submit in question was sent, in seconds since the epoch.
-        """
-        self._rows = self._hook.jobs_of_user(self._machine, "sacct")
-        if since and self._newest(self._rows) is None:
-            zone = self._hook.config.zone
-            first = datetime.fromtimestamp(max(since - _CLOCK_SKEW, now - _FURTHEST.total_seconds()), zone)
-            if first.date() < datetime.fromtimestamp(now, zone).date():
-                self._rows += self._of_earlier_days(first)
-        return self._newest(self._rows)
-
-    def nameless(self, since: float, now: float) -> list[str]:
-        """Ids of jobs that `ended` met and that accounting has no name for yet."""
-        after = max(since, now - _NAMELESS_FOR) - _CLOCK_SKEW
-        return [job.job_id for job in self._rows if job.name is None and _submitted_after(job, after)]
-
-    def _newest(self, jobs: Iterable[SlurmJob]) -> tuple[int, SlurmJob] | None:
-        """The own job of the highest generation; one that runs or succeeded before the others."""
-        numbered = ((self._identity.generation_of(job.name), job) for job in jobs)
-        own = [(generation, job) for generation, job in numbered if generation is not None]
-        return max(own, key=lambda pair: (pair[0], _rank(pair[1])), default=None)
-
-    def _of_earlier_days(self, first: datetime) -> list[SlurmJob]:
-        command = ["sacct", "-X", "-n", "-P", "--delimiter=|", f"--user={self._hook.user}"]
-        command += [f"--name={','.join(self._identity.name(number) for number in range(_GENERATIONS))}"]
-        command += [f"--starttime={first:%Y-%m-%dT%H:%M:%S}", f"--format={','.join(_COLUMNS)}"]
-        result = self._hook.command(self._machine, command)
-        if result.exit_code == 127 or "No such file" in result.error:
-            log.warning("No sacct command on %s: jobs of before midnight are not seen.", self._machine)
-            return []
-        if result.exit_code:
-            raise TransientError(
-                "Looking up the jobs of earlier days",
-                next_step="look at https://www.nersc.gov/live-status/motd if it stays so.",
-                details=result.error,
-            )
-        keys = [column.lower() for column in _COLUMNS]
-        rows = [line.split("|", len(keys) - 1) for line in result.output.splitlines() if line.strip()]
-        return read_rows(
-            [dict(zip(keys, row, strict=False)) for row in rows], "sacct", self._hook.config.zone
-        )
-
-
-def _rank(job: SlurmJob) -> int:
-    """Which of several jobs of one generation counts: the highest."""
-    if job.refused:
-        return 0
-    if job.state in FAILED:
-        return 1
-    return 3 if job.state in RUNNING or job.state in SUCCEEDED else 2
-
-
-def _submitted_after(job: SlurmJob, moment: float) -> bool:
-    if job.submitted is None:
-        return True
-    return datetime.fromisoformat(job.submitted).timestamp() > moment
-
-
-# Submitting
 
 
 class Submission:
@@ -292,7 +140,7 @@ class Submission:
         :raises UserError: the job is refused.
         """
         generation = 0
-        known = self._known_job()
+        known = read_kept(Submitted, self._store, JOB_KEY)
         if known is not None:
             outcome = self._check_known(known)
             if not isinstance(outcome, int):
@@ -301,13 +149,6 @@ class Submission:
         return self._search(generation)
 
     # A job that is written down
-
-    def _known_job(self) -> Submitted | None:
-        kept = self._get(JOB_KEY)
-        try:
-            return Submitted(str(kept["job_id"]), str(kept["name"]), int(kept["generation"]), new=False)
-        except (KeyError, TypeError, ValueError):
-            return None
 
     def _check_known(self, known: Submitted) -> Submitted | NotYet | int:
         """The job, if it lives or has succeeded; otherwise the generation to submit next."""
@@ -318,26 +159,24 @@ class Submission:
         accounted = self.hook.jobs(self.machine, ids, "sacct").get(known.job_id)
         if accounted is None:
             return self._check_missing(known)
-        if accounted.refused and (owner := self._owner_instead_of(accounted)):
+        if accounted.refused and (owner := self._owner_instead_of(accounted.job_id)):
             return self._take_owner(owner, known)
         if wait := self._unconfirmed(accounted):
             return wait
-        if accounted.state not in FAILED or not (self.cleared or self._sent_after(known)):
+        successor = read_kept(Intent, self._store, INTENT_KEY)
+        was_to_be_sent = successor is not None and successor.generation > known.generation
+        if accounted.state not in FAILED or not (self.cleared or was_to_be_sent):
             return known
-        log.warning("Job %s ended as %s: a new one is needed.", known.job_id, accounted.state_text)
-        self._failed.add(known.job_id)
-        return self._after(known)
+        return self._successor_of(known, f"Job {known.job_id} ended as {accounted.state_text}")
 
     # A job that was refused, as another has the claim
 
-    def _owner_instead_of(self, job: SlurmJob) -> str | None:
-        """Id of the job that does the work which `job` found claimed; None when `job` has the claim."""
-        owner = claims.owner(self.hook, self.machine, self.identity.digest)
-        return owner if owner != job.job_id else None
+    def _owner_instead_of(self, job_id: str) -> str | None:
+        return claims.other_owner(self.hook, self.machine, self.identity.digest, job_id)
 
     def _take_owner(self, owner: str, refused: Submitted) -> Submitted | NotYet | int:
         log.warning("Job %s did nothing, as job %s does this task's work.", refused.job_id, owner)
-        known = Submitted(owner, refused.name, refused.generation, new=False)
+        known = Submitted(owner, refused.name, refused.generation)
         self._write_down(known)
         return self._check_known(known)
 
@@ -345,17 +184,12 @@ class Submission:
         age = self._clock() - float(self._get(JOB_KEY).get("submitted_at") or 0)
         if age < _FORGOTTEN_AFTER:
             return known  # whoever waits for it gives it time to appear
-        log.warning("Slurm does not know job %s any more: a new one is needed.", known.job_id)
-        self._failed.add(known.job_id)
-        return self._after(known)
+        return self._successor_of(known, f"Slurm does not know job {known.job_id} any more")
 
-    def _sent_after(self, known: Submitted) -> bool:
-        """Whether a successor of a job that is written down was to be sent."""
-        intent = Intent.load(self._get(INTENT_KEY))
-        return intent is not None and intent.generation > known.generation
-
-    def _after(self, known: Submitted) -> int:
+    def _successor_of(self, known: Submitted, why: str) -> int:
         """The generation that follows; it may be there already, since the known one was submitted."""
+        log.warning("%s: a new one is needed.", why)
+        self._failed.add(known.job_id)
         self._known_since = float(self._get(JOB_KEY).get("submitted_at") or 0)
         return known.generation + 1
 
@@ -375,7 +209,7 @@ class Submission:
         kept = self._get(CONFIRM_KEY)
         if self._store is None:  # then the end by Slurm's clock has to do
             ended = datetime.fromisoformat(job.ended).timestamp() if job.ended else 0.0
-            left = ended + _CLOCK_SKEW + patience - now
+            left = ended + CLOCK_SKEW + patience - now
         elif isinstance(kept, dict) and kept.get("job_id") == job.job_id:
             left = float(kept["since"]) + patience - now
         else:
@@ -388,7 +222,7 @@ class Submission:
     # A job that may be there
 
     def _search(self, generation: int) -> Submitted | NotYet:
-        intent = Intent.load(self._get(INTENT_KEY))
+        intent = read_kept(Intent, self._store, INTENT_KEY)
         if intent is not None and intent.generation < generation:
             intent = None
         if intent is not None and intent.task_id and (answer := self._from_task(intent, intent.task_id)):
@@ -417,8 +251,8 @@ class Submission:
 
     def _check_ended(self, job: SlurmJob, found: int, intent: Intent | None) -> Submitted | NotYet | int:
         """The job that was found; or the generation to submit next."""
-        if job.refused and (owner := self._owner_instead_of(job)):
-            return self._take_owner(owner, Submitted(job.job_id, str(job.name), found, new=False))
+        if job.refused and (owner := self._owner_instead_of(job.job_id)):
+            return self._take_owner(owner, Submitted(job.job_id, str(job.name), found))
         if wait := self._unconfirmed(job):
             return wait
         unreported = intent.generation == found if intent is not None else not self.cleared
@@ -441,7 +275,7 @@ class Submission:
         return None
 
     def _take_up(self, generation: int, job: SlurmJob) -> Submitted:
-        taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation, new=False)
+        taken = Submitted(job.job_id, job.name or self.identity.name(generation), generation)
         log.info("Job %s (%s) is this task's: %s.", job.job_id, job.name, job.state_text)
         self._write_down(taken)
         return taken

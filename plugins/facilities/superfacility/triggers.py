@@ -13,8 +13,8 @@ from facilities.cancellation import Cancellation
 from facilities.errors import FacilityError, NotFoundError
 from facilities.polling import SharedPoller, jittered_sleep, shared_poller
 from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook
+from facilities.superfacility.own_jobs import JobIdentity, OwnJobs
 from facilities.superfacility.slurm import HELD, HELD_REASONS, RUNNING, SlurmJob, SlurmState
-from facilities.superfacility.submission import JobIdentity, OwnJobs
 from facilities.waiting import OutageEvent, OutageTrigger, WaitEnd, WaitEvent, WaitTrigger, format_duration
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,6 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
     first_pause: float = 2.0
 
     def begin(self, remaining: float, now: float) -> None:
-        """Begin the wait."""
         super().begin(remaining, now)
         self._last: SlurmJob | None = None
         self._missing_since: float | None = None
@@ -75,7 +74,6 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         self._logged_at = 0.0
 
     async def wait(self) -> WaitEvent:
-        """Wait; returns why the wait has ended."""
         await jittered_sleep(min(self.first_pause, max(self.deadline - time.time(), 0.0)))
         return await super().wait()
 
@@ -85,7 +83,6 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         return shared_poller(("superfacility", conn_id, machine), lambda: SlurmJobSource(conn_id, machine))
 
     def poll_interval(self, now: float) -> float:
-        """Seconds until the next answer is wanted."""
         job = self._last
         if job is None or self._lost_since is not None or self._missing_since is not None:
             return self.min_poll_interval
@@ -95,7 +92,6 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         return super().poll_interval(now)
 
     def assess(self, value: SlurmJob | None, now: float) -> WaitEnd | None:
-        """Take in what Slurm says about the job."""
         if value is None or (value.origin == "squeue" and value.final):
             return self._assess_missing(value, now)
         self._missing_since = None
@@ -137,7 +133,6 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         return WaitEnd("ended", result=job.to_dict())
 
     def cancel(self) -> Cancellation:
-        """Cancel the job."""
         with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=False)) as hook:
             return cancel_job(hook, self.machine, self.remote_id)
 
@@ -181,8 +176,7 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
             return True
         if job.start_estimate is None or self._logged.start_estimate is None:
             return job.start_estimate is not None
-        times = (datetime.fromisoformat(text) for text in (job.start_estimate, self._logged.start_estimate))
-        new, old = times
+        new, old = (datetime.fromisoformat(t) for t in (job.start_estimate, self._logged.start_estimate))
         return abs((new - old).total_seconds()) >= _ESTIMATE_MOVED
 
 
@@ -219,14 +213,12 @@ class SubmitTrigger(OutageTrigger):
     delay: float = 0.0
 
     async def wait(self) -> OutageEvent:
-        """Wait; returns whether NERSC can be used."""
         if self.delay:
             self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
             await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
         return await super().wait()
 
     def connection_key(self) -> tuple[str, ...]:
-        """Triggers with the same key share one look."""
         return (self.superfacility_conn_id, self.machine)
 
     def check(self) -> None:
@@ -236,7 +228,6 @@ class SubmitTrigger(OutageTrigger):
             hook.session.get("account/", "Asking NERSC who the client is")
 
     def cancel(self) -> Cancellation:
-        """Cancel what may have been submitted."""
         with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=False)) as hook:
             return cancel_jobs_of(hook, self.machine, JobIdentity(**self.identity))
 

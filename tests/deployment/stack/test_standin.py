@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow.rest import RestError
-from support.compose import DAG_ID, Stack
+from support.compose import Stack
 
 pytestmark = pytest.mark.needs("docker")
 SETTINGS = {"COMPOSE_PROFILES": "standin"}

@@ -135,7 +135,7 @@ def test_what_happened_to_a_scan_that_broke_a_promise_is_shown_in_order(tmp_path
     ]
     log = tmp_path / "requests.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    times = {"submitted": begin + 5, "started": begin + 6, "ended": begin + 8}
+    times: dict[str, Any] = {"submitted": begin + 5, "started": begin + 6, "ended": begin + 8}
     jobs = [job(job_id="31000001", **times), job(job_id="31000002")]
     result = books(SCAN, jobs, [transfer()], requests=log)
     post = f"POST 1.2/compute/jobs/perlmutter ({name}, task 770001)"

@@ -86,20 +86,23 @@ def test_the_scheduler_does_not_write_over_how_a_person_has_ended_a_run(
     sessions: tuple[Session, Session], before: str, meanwhile: str, decided: str, after: str
 ) -> None:
     from airflow.models.dagrun import DagRun
+    from airflow.utils.state import DagRunState
 
     person, scheduler = sessions
     run_id = f"run_{uuid.uuid4().hex}"
     now = datetime.now(UTC)
-    person.add(DagRun(dag_id="marked", run_id=run_id, run_type="manual", run_after=now, state=before))
+    person.add(
+        DagRun(dag_id="marked", run_id=run_id, run_type="manual", run_after=now, state=DagRunState(before))
+    )
     person.commit()
     query = select(DagRun).where(DagRun.run_id == run_id)
 
     seen = scheduler.scalars(query).one()
-    person.scalars(query).one().set_state(meanwhile)
+    person.scalars(query).one().set_state(DagRunState(meanwhile))
     person.commit()
     ended = person.scalars(query).one().end_date
     seen.last_scheduling_decision = now
-    seen.set_state(decided)
+    seen.set_state(DagRunState(decided))
     scheduler.commit()
 
     person.expire_all()
@@ -108,10 +111,10 @@ def test_the_scheduler_does_not_write_over_how_a_person_has_ended_a_run(
     assert run.last_scheduling_decision == now
     assert run.end_date == ended or after != meanwhile
 
-    run.set_state("queued")  # it is cleared, and the scheduler takes it up
+    run.set_state(DagRunState.QUEUED)  # it is cleared, and the scheduler takes it up
     person.commit()
     scheduler.expire_all()
-    scheduler.scalars(query).one().set_state("running")
+    scheduler.scalars(query).one().set_state(DagRunState.RUNNING)
     scheduler.commit()
     person.expire_all()
     assert person.scalars(query).one().state == "running"

@@ -46,10 +46,10 @@ def airflows_engine(connect_args: dict[str, Any]) -> Iterator[Engine]:
 
     engine = settings.create_metadata_engine(
         f"sqlite:///{database()}",
-        engine_args=settings.prepare_engine_args(),
+        engine_args=settings.prepare_engine_args(),  # type: ignore[no-untyped-call]
         connect_args={**connect_args, "check_same_thread": False},
     )
-    setup_event_handlers(engine)
+    setup_event_handlers(engine)  # type: ignore[no-untyped-call]
     try:
         yield engine
     finally:

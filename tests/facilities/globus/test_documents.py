@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from facilities.errors import TransientError
 from facilities.globus.model import (
+    Fault,
     FileEntry,
     TaskSnapshot,
     TaskStatus,
-    failure_class_of,
-    next_step_for,
     parse_time,
 )
 
@@ -85,7 +84,7 @@ def test_what_is_no_file_is_a_passing_failure(document: object) -> None:
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_odd_fields_never_break_or_end_a_task(fields: dict[str, Any]) -> None:
     read = task(**fields)
-    assert read.is_living
+    assert not read.is_final
     assert min(read.bytes_transferred, read.faults) >= 0
     assert read.rate >= 0
 
@@ -99,7 +98,7 @@ def test_an_unknown_state_is_not_final() -> None:
     read = task(status="CANCELED")
     assert read.status is None
     assert read.state == "CANCELED"
-    assert read.is_living
+    assert not read.is_final
 
 
 @pytest.mark.parametrize(
@@ -148,5 +147,5 @@ def test_times_have_a_zone() -> None:
     ],
 )
 def test_fault_codes_have_a_class_and_a_next_step(code: str, failure_class: str) -> None:
-    assert failure_class_of(code) == failure_class
-    assert next_step_for(code).endswith(".")
+    assert Fault.of(code).failure_class == failure_class
+    assert Fault.of(code).next_step.endswith(".")

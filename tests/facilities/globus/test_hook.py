@@ -28,7 +28,7 @@ from support.globus import CONN_ID, Place, transfer_request, use_connection, wai
 
 def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
     end = time.monotonic() + 60
-    while (task := hook.get_task(task_id)).is_living:
+    while not (task := hook.get_task(task_id)).is_final:
         assert time.monotonic() < end, f"still {task}"
         threading.Event().wait(0.02)
     return task

@@ -61,7 +61,7 @@ class Globus(GlobusHook):
     def submit(self, request: Request, submission_id: str) -> str:
         self._fault("before ")
         known = [task for task in self.tasks.values() if task.submission_id == submission_id]
-        if not known and any(task.snapshot.is_living for task in self.tasks.values()):
+        if not known and any(not task.snapshot.is_final for task in self.tasks.values()):
             raise SubmissionConflictError("identical paths")
         if not known:
             snapshot = TaskSnapshot(str(uuid.uuid4()), "ACTIVE", TaskStatus.ACTIVE, label=request.label)
@@ -144,7 +144,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(status=st.sampled_from([TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.INACTIVE]))
     def a_task_changes(self, status: TaskStatus) -> None:
         for task in self.globus.tasks.values():
-            if task.snapshot.is_living:
+            if not task.snapshot.is_final:
                 old = task.snapshot
                 task.snapshot = TaskSnapshot(old.task_id, status.value, status, label=old.label)
 

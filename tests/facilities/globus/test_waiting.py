@@ -23,8 +23,8 @@ from facilities.errors import (
     UserError,
 )
 from facilities.globus.hook import GlobusHook
-from facilities.globus.links import GlobusTaskLink
 from facilities.globus.operators import GlobusTransferOperator
+from facilities.globus.task_operator import GlobusTaskLink
 from facilities.globus.trigger import GlobusTaskTrigger
 from standin.testing import Facility
 from support.globus import (

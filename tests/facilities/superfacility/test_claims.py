@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facilities.errors import UserError
-from facilities.superfacility import claims, operators, submission, triggers
+from facilities.superfacility import claims, operators, own_jobs, submission, triggers
 from facilities.superfacility.claims import EXIT_CODE, Claim
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
@@ -88,8 +88,8 @@ def test_a_submit_that_arrives_before_the_second_one_is_the_one_that_is_waited_f
 ) -> None:
     """The last look did not show it: it was on its way, or accounting was late."""
     nersc.fault(**HOLD)
-    monkeypatch.setattr(submission.OwnJobs, "living", lambda _: None)
-    monkeypatch.setattr(submission.OwnJobs, "ended", lambda *_: None)
+    monkeypatch.setattr(own_jobs.OwnJobs, "living", lambda _: None)
+    monkeypatch.setattr(own_jobs.OwnJobs, "ended", lambda *_: None)
     make = task.submit(_work(task))
     real = SuperfacilityHook.submit
 

@@ -127,13 +127,11 @@ def test_no_resource_brings_a_line_or_a_command_of_its_own(field: str, value: st
 )
 def test_resources_that_cannot_be_right_are_named(resources: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        SlurmResources.from_mapping({**PLAIN, **resources})
+        SlurmResources.of({**PLAIN, **resources})
 
 
 def test_resources_come_from_templates_as_text() -> None:
-    resources = SlurmResources.from_mapping(
-        {**PLAIN, "gpus": " 4 ", "nodes": "2", "requeue": "True", "memory": ""}
-    )
+    resources = SlurmResources.of({**PLAIN, "gpus": " 4 ", "nodes": "2", "requeue": "True", "memory": ""})
     assert (resources.gpus, resources.nodes, resources.requeue, resources.memory) == (4, 2, True, None)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from facilities.errors import InfrastructureError, ResourcesError, TimeLimitError, UserError
 from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.operators import SfapiSubmitJobOperator
-from facilities.superfacility.resubmission import ResubmittingSlurmJobSensor
+from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
 from facilities.superfacility.slurm import SlurmState
 from facilities.superfacility.triggers import SlurmJobTrigger
 from support.superfacility import CONN_ID, RESOURCES, Store, Task, job_of, submits, wait_until
@@ -275,4 +275,4 @@ def test_more_memory_comes_as_memory_or_with_gpus(
 
 def test_resources_are_the_same_after_a_way_through_an_xcom() -> None:
     resources = SlurmResources(**RESOURCES, memory="16G", requeue=False, output="/a/%j.out")
-    assert SlurmResources.from_mapping(json.loads(json.dumps(resources.to_mapping()))) == resources
+    assert SlurmResources.of(json.loads(json.dumps(resources.to_mapping()))) == resources

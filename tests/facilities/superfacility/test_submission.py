@@ -16,7 +16,8 @@ from facilities.superfacility import operators, submission
 from facilities.superfacility.claims import Claim
 from facilities.superfacility.files import CommandResult
 from facilities.superfacility.job_script import SlurmResources
-from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, JobIdentity, Submission
+from facilities.superfacility.own_jobs import JobIdentity
+from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, Submission
 from standin.testing import Facility
 from support.globus import first_event
 from support.superfacility import RESOURCES, Logged, Task, eventually, job_of, submits, wait_until
