@@ -3,7 +3,8 @@
 FILE alone takes the defaults of `Parameters`. What each does is said there; the schedule is in
 `reconstruction.fancy`. Far field or near field is decided from the file
 (`reconstruction.geometry.is_near_field`).
-COSMIC_OUTPUT says where the results go.
+COSMIC_OUTPUT says where the results go; COSMIC_POSITIONS and COSMIC_DEFOCUS are explained in
+`reconstruction.conventions`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from reconstruction.arrays import Real
+from reconstruction.conventions import (
+    expected_defocus,
+    mirrored,
+    positions_in_file,
+    sample_moves,
+    sign_warning,
+)
+from reconstruction.earlier import Earlier, read_earlier
 from reconstruction.geometry import (
     Magnification,
     far_field_pixel,
@@ -23,7 +33,9 @@ from reconstruction.geometry import (
     measure_magnification,
     object_shape,
 )
-from reconstruction.program import UsageError, output_prefix, run, whole_number
+from reconstruction.illumination import from_file, from_mean_frame, try_out
+from reconstruction.program import UsageError, output_prefix, run, say, whole_number
+from reconstruction.quality import judge, relative
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scan import Scan, read_scan
 
@@ -42,16 +54,17 @@ class Parameters:
     :param oversampling_factor: exit-wave samples for each detector pixel, per axis.
     :param propagation_distance: metres; far field: from the focus to the sample, for the first guess of
         the probe; near field: from a point focus to the sample, for the magnification (0: parallel beam).
+        None: as the beamline is set up, which follows the energy (COSMIC_DEFOCUS).
     :param simulate_probe_translation: the lens moves, not the sample: the beam moves on the detector
         (far field only).
     :param n_init_rounds: rounds in which the probe is found; between them it is centred and the object
-        forgotten.
+        forgotten. There is always one, so 0 is 1.
     :param n_init_iter: epochs of each such round.
     :param n_final_iter: epochs of the last stage, with a falling step and each frame's intensity refined.
     :param translation_randomization: pixels; positions are randomised by so much, against raster artefacts,
         in all initial rounds but the last (or in the only one), and put right afterwards.
-    :param probe_initialization: an earlier result (.cxi of ours, or .mat of the beamline's) to take the
-        probe from; a relative path starts at the scan's folder.
+    :param probe_initialization: an earlier result (.cxi of ours, or .h5 or .mat as CDTools writes them) to
+        take the probe from; a relative path starts at the scan's folder.
     :param init_background: begin with a background: that of `probe_initialization` when it has one, the
         file's dark frames, or else the dimmest value of each pixel.
     :param probe_support_radius: pixels of the exit wave beyond which the probe is zero.
@@ -60,7 +73,7 @@ class Parameters:
     run_split_reconstructions: bool = False
     n_modes: int = 1
     oversampling_factor: int = 1
-    propagation_distance: float = 50e-6
+    propagation_distance: float | None = 50e-6
     simulate_probe_translation: bool = True
     n_init_rounds: int = 1
     n_init_iter: int = 50
@@ -104,7 +117,7 @@ def parse(arguments: list[str]) -> tuple[Parameters, Path]:
         run_split_reconstructions=_flag(text, "run_split_reconstructions"),
         n_modes=_count(text, "n_modes", low=1, high=32),
         oversampling_factor=_count(text, "oversampling_factor", low=1, high=8),
-        propagation_distance=_number(text, "propagation_distance", low=-0.01, high=0.01),
+        propagation_distance=_optional_number(text, "propagation_distance", low=-0.01, high=0.01),
         simulate_probe_translation=_flag(text, "simulate_probe_translation"),
         n_init_rounds=_count(text, "n_init_rounds", low=0, high=1000),
         n_init_iter=_count(text, "n_init_iter", low=0, high=100_000),
@@ -112,12 +125,10 @@ def parse(arguments: list[str]) -> tuple[Parameters, Path]:
         translation_randomization=_number(text, "translation_randomization", low=0.0, high=1000.0),
         probe_initialization=None if _none(text["probe_initialization"]) else text["probe_initialization"],
         init_background=_flag(text, "init_background"),
-        probe_support_radius=None
-        if _none(text["probe_support_radius"])
-        else _number(text, "probe_support_radius", low=1.0, high=1e5),
+        probe_support_radius=_optional_number(text, "probe_support_radius", low=1.0, high=1e5),
     )
-    if parameters.n_init_rounds * parameters.n_init_iter + parameters.n_final_iter == 0:
-        raise UsageError("n_init_rounds, n_init_iter and n_final_iter together ask for no iteration at all")
+    if parameters.n_init_iter + parameters.n_final_iter == 0:
+        raise UsageError("n_init_iter and n_final_iter together ask for no iteration at all")
     return parameters, path
 
 
@@ -136,6 +147,10 @@ def _count(text: dict[str, str], name: str, *, low: int, high: int) -> int:
     return whole_number(text[name], name, low=low, high=high)
 
 
+def _optional_number(text: dict[str, str], name: str, *, low: float, high: float) -> float | None:
+    return None if _none(text[name]) else _number(text, name, low=low, high=high)
+
+
 def _number(text: dict[str, str], name: str, *, low: float, high: float) -> float:
     try:
         value = float(text[name])
@@ -146,19 +161,22 @@ def _number(text: dict[str, str], name: str, *, low: float, high: float) -> floa
     return value
 
 
-def decide_geometry(scan: Scan, parameters: Parameters) -> Geometry:
+def decide_geometry(
+    scan: Scan, parameters: Parameters, measured: Magnification, *, expected: float
+) -> Geometry:
     """Far field or near field; in the near field, check the given distance against the frames.
 
     The command line's default is meant for the far field. A distance that differs by more than a factor
     of two from the one measured would put every frame in the wrong place: the measured one is taken,
     with a warning.
+
+    :param expected: metres, for a distance that was not given.
     """
-    measured = measure_magnification(scan)
-    given = parameters.propagation_distance
+    given = expected if parameters.propagation_distance is None else parameters.propagation_distance
     if not is_near_field(scan, measured):
         return Geometry(near_field=False, distance=given)
-    expected = 1.0 if given == 0 else (given + scan.distance) / given
-    ratio = measured.value / expected
+    magnification = 1.0 if given == 0 else (given + scan.distance) / given
+    ratio = measured.value / magnification
     if not measured.reliable or 0.5 < ratio < 2.0:
         return Geometry(near_field=True, distance=given, warnings=_near_field_notes(parameters))
     distance = _measured_distance(scan, measured)
@@ -166,6 +184,8 @@ def decide_geometry(scan: Scan, parameters: Parameters) -> Geometry:
         f"Near field: the frames move {measured.value:.4g} times as far as the sample, so the focus is "
         f"{distance:.4g} m before it; propagation_distance {given:g} m was not used."
     )
+    if distance * given < 0:
+        warning += " If that is the wrong side, the positions in the file are the other's: set positions."
     return Geometry(near_field=True, distance=distance, warnings=(warning, *_near_field_notes(parameters)))
 
 
@@ -188,34 +208,96 @@ def _near_field_notes(parameters: Parameters) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where the model begins.
+
+    :param earlier: what `probe_initialization` names.
+    :param record: what the result says of it.
+    """
+
+    geometry: Geometry
+    earlier: Earlier | None
+    record: Mapping[str, object]
+
+
+def begin(
+    scan: Scan, parameters: Parameters, geometry: Geometry, measured: Magnification, *, expected: float
+) -> Start:
+    """In the far field, try out what was asked for and what else may fit; go on with what does.
+
+    :raises ValueError: when `probe_initialization` does not fit.
+    """
+    earlier = None
+    if parameters.probe_initialization is not None:
+        earlier = read_earlier(scan.path.parent / parameters.probe_initialization)
+        earlier.check(scan.detector_shape, parameters.oversampling_factor)
+    if geometry.near_field:
+        return Start(geometry=geometry, earlier=earlier, record={})
+    if earlier is not None:
+        guesses = from_file(earlier.inner(scan.detector_shape), f"the probe in {earlier.path.name}")
+        trial = try_out(scan, guesses)
+        if trial.guess is not guesses[0]:
+            earlier = replace(earlier, probe=mirrored(earlier.probe))
+        return Start(geometry=geometry, earlier=earlier, record=trial.record())
+    distances = [(geometry.distance, "propagation_distance"), (expected, "as the beamline is set up")]
+    if measured.reliable:
+        distances.append((focus_to_sample(scan, measured.value), "measured from the frames"))
+    trial = try_out(scan, from_mean_frame(scan, distances))
+    distance = trial.guess.distance
+    if distance is not None and distance != geometry.distance:
+        warning = (
+            f"propagation_distance {geometry.distance * 1e6:.3g} um was not used: beginning with "
+            f"{trial.guess.origin}, the first iterations come much nearer to the frames."
+        )
+        geometry = replace(geometry, distance=distance, warnings=(*geometry.warnings, warning))
+    return Start(geometry=geometry, earlier=None, record=trial.record())
+
+
 def reconstruct(parameters: Parameters, path: Path) -> None:
     """Read, solve, write."""
     started = time.monotonic()
     prefix = output_prefix(path, ENGINE)
-    remove_old(prefix)
-    scan = read_scan(path)
-    geometry = decide_geometry(scan, parameters)
+    positions, defocus = positions_in_file(), expected_defocus()
+    halves = [prefix.with_name(f"{prefix.name}_half_{number}") for number in (1, 2)]
+    for old in (prefix, *halves):
+        remove_old(old)
+    scan = sample_moves(read_scan(path), positions)
+    measured, expected = measure_magnification(scan), defocus.at(scan.energy_ev)
+    geometry = decide_geometry(scan, parameters, measured, expected=expected)
     object_shape(scan, _pixel(scan, geometry))
     make_folder(prefix)
     kind = "near field" if geometry.near_field else "far field"
     print(
-        f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV, {kind}",
+        f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV, {kind}; "
+        f"positions are the {positions}'s",
         flush=True,
     )
-    for warning in geometry.warnings:
-        print(f"warning: {warning}", flush=True)
+    start = begin(scan, parameters, geometry, measured, expected=expected)
+    say(scan.notes, (*scan.warnings, *start.geometry.warnings))
     from reconstruction import fancy  # noqa: PLC0415 - torch takes seconds to import, and wrong arguments need none of it
 
-    outcome = fancy.reconstruct(scan, parameters, geometry)
+    outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier)
+    found = outcome.solution.probe[0]
+    sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
+    doubts = (*judge(scan, relative(scan, outcome.solution.errors[-1])), *sign)
+    say((), (*outcome.warnings, *doubts))
     finished = Run(
         engine=ENGINE,
-        parameters={**asdict(parameters), "distance_used": geometry.distance},
+        parameters={
+            **asdict(parameters),
+            "positions": positions,
+            "distance_used": start.geometry.distance,
+            **start.record,
+        },
         seconds=time.monotonic() - started,
         errors_are=ERRORS_ARE,
         geometry=kind,
         resolution_m=outcome.resolution_m,
-        warnings=geometry.warnings + outcome.warnings,
+        warnings=(*start.geometry.warnings, *outcome.warnings, *doubts),
     )
+    for half, (part, solution) in zip(halves, outcome.halves, strict=False):
+        write_result(half, part, solution, finished)
     figures = write_result(prefix, scan, outcome.solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 

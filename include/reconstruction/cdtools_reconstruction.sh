@@ -4,6 +4,7 @@
 #   n_init_rounds n_init_iter n_final_iter translation_randomization probe_initialization init_background
 #   probe_support_radius
 # Results: $COSMIC_OUTPUT.{cxi,h5,png,json}, or beside the scan.
+# Whose positions the scan holds: $COSMIC_POSITIONS (probe, sample); distance from the focus: $COSMIC_DEFOCUS (METERS@EV).
 set -euo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -53,6 +53,14 @@ def output_prefix(scan: Path, engine: str) -> Path:
             f"{OUTPUT_VARIABLE} is {given!r}; it takes a path to which .cxi, .h5, .png and .json are added"
         )
     return Path(given)
+
+
+def say(notes: Iterable[str], warnings: Iterable[str]) -> None:
+    """Print how the file was read, and what a person should look at."""
+    for note in notes:
+        print(note, flush=True)
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
 
 
 def whole_number(text: str, what: str, *, low: int, high: int) -> int:

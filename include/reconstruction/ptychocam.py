@@ -2,7 +2,8 @@
 
 -i iterations (500); -r refine the illumination every so many iterations (0, the default: never); -T the
 same for the background; -M confine the illumination to the file's illumination mask (without one in the
-file, to the bright field). Far-field scans only. COSMIC_OUTPUT says where the results go.
+file, to the bright field). Far-field scans only. COSMIC_OUTPUT says where the results go; COSMIC_POSITIONS
+and COSMIC_DEFOCUS are explained in `reconstruction.conventions`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from reconstruction.conventions import expected_defocus, positions_in_file, sample_moves, sign_warning
 from reconstruction.geometry import is_near_field, measure_magnification
-from reconstruction.illumination import first_probe, illumination_mask
-from reconstruction.program import Progress, UsageError, output_prefix, run, whole_number
+from reconstruction.illumination import IN_FILE, Trial, first_guesses, illumination_mask, try_out
+from reconstruction.program import Progress, UsageError, output_prefix, run, say, whole_number
+from reconstruction.quality import judge
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scan import Scan, ScanError, read_scan
 from reconstruction.solver import Options, Solver
@@ -60,38 +63,60 @@ def reconstruct(options: Options, path: Path) -> None:
     """
     started = time.monotonic()
     prefix = output_prefix(path, ENGINE)
+    positions, defocus = positions_in_file(), expected_defocus()
     remove_old(prefix)
-    scan = read_scan(path)
-    if is_near_field(scan, measure_magnification(scan)):
+    scan = sample_moves(read_scan(path), positions)
+    measured = measure_magnification(scan)
+    if is_near_field(scan, measured):
         raise ScanError(f"{path}: a near-field scan; this program is for far-field scans, use CDTools.")
     make_folder(prefix)
-    probe, origin = first_probe(scan)
     print(f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV", flush=True)
-    print(f"first illumination: {origin}", flush=True)
+    expected = defocus.at(scan.energy_ev)
+    trial = try_out(scan, first_guesses(scan, measured, expected=expected))
+    print(f"positions are the {positions}'s; first illumination: {trial.guess.origin}", flush=True)
+    found = _warnings(scan, options, trial)
+    say(scan.notes, (*scan.warnings, *found))
     mask = illumination_mask(scan) if options.use_illu_mask else None
     try:
         with np.errstate(over="raise", invalid="raise"):
-            solution = Solver(scan, options, probe=probe, mask=mask).run(Progress(options.iterations))
+            solver = Solver(scan, options, probe=trial.guess.probe, mask=mask)
+            solution = solver.run(Progress(options.iterations))
     except FloatingPointError as error:
         raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
+    doubts = (
+        *judge(scan, solution.errors[-1]),
+        *sign_warning(scan, solution.probe[0], expected, measured, positions),
+    )
+    say((), doubts)
     finished = Run(
         engine=ENGINE,
-        parameters={**asdict(options), "first_illumination": origin},
+        parameters={
+            **asdict(options),
+            "positions": positions,
+            "expected_defocus_m": expected,
+            **trial.record(),
+        },
         seconds=time.monotonic() - started,
         errors_are=ERRORS_ARE,
-        warnings=_warnings(scan, options),
+        warnings=(*found, *doubts),
     )
     figures = write_result(prefix, scan, solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 
 
-def _warnings(scan: Scan, options: Options) -> list[str]:
-    if scan.illumination is None and not options.period_illu_refine:
-        return [
-            "The file holds no illumination and -r was not given: "
+def _warnings(scan: Scan, options: Options, trial: Trial) -> list[str]:
+    origin, warnings = trial.guess.origin, []
+    if scan.illumination is not None and not origin.startswith(IN_FILE):
+        warnings.append(
+            f"The illumination in the file was not used: beginning with {origin}, the first iterations come "
+            "much nearer to the frames."
+        )
+    if not origin.startswith(IN_FILE) and not options.period_illu_refine:
+        warnings.append(
+            "No illumination of the file was used and -r was not given: "
             "the guess from the mean frame was used as it is."
-        ]
-    return []
+        )
+    return warnings
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Reconstructs a scan with ptychocam: [-i ITERATIONS] [-r PERIOD] [-T PERIOD] [-M] FILE.cxi
 # Results: $COSMIC_OUTPUT.{cxi,h5,png,json}, or beside the scan.
+# Whose positions the scan holds: $COSMIC_POSITIONS (probe, sample); distance from the focus: $COSMIC_DEFOCUS (METERS@EV).
 set -euo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"

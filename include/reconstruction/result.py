@@ -26,6 +26,7 @@ from reconstruction.solver import Solution
 IMAGE = "entry_1/image_1"
 MAX_ERRORS = 1000
 SCANNED = 0.1  # of the bright illumination: what counts as having been scanned
+ISLAND_CELLS = 128  # per axis
 WELL_LIT = 0.4  # the same, and free of the rim's noise
 
 
@@ -63,7 +64,7 @@ def make_folder(prefix: Path) -> None:
 
 def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
     """Write the four files; returns what the JSON holds."""
-    region, well_lit = _lit(solution, SCANNED), _lit(solution, WELL_LIT)
+    region, well_lit = lit(solution.illuminated, SCANNED), lit(solution.illuminated, WELL_LIT)
     image = hdf5_image(lambda file: _fill(file, scan, solution, run, region))
     write_whole(_named(prefix, ".cxi"), image)
     del image  # as large as the object, twice
@@ -82,10 +83,35 @@ def _named(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def _lit(solution: Solution, fraction: float) -> Bool:
-    """Where the illumination was more than a fraction of its brightest."""
-    lit: Bool = solution.illuminated > fraction * float(np.percentile(solution.illuminated, 95))
-    return lit
+def lit(illuminated: Real, fraction: float) -> Bool:
+    """Where the illumination was more than a fraction of that where most of the light fell.
+
+    That is its mean, weighted by itself: a dark margin, which oversampling makes wide, has no part in it.
+    Only what is joined to the brightest place counts: around an oversampled probe are faint copies of it.
+    """
+    power = illuminated.astype(np.float64)
+    bright: Bool = illuminated > fraction * (power**2).sum() / max(float(power.sum()), 1e-30)
+    cell = -(-max(bright.shape) // ISLAND_CELLS)
+    rows, columns = (-(-n // cell) for n in bright.shape)
+    padded = np.zeros((rows * cell, columns * cell))
+    padded[: bright.shape[0], : bright.shape[1]] = np.where(bright, power, 0.0)
+    cells = padded.reshape(rows, cell, columns, cell).sum(axis=(1, 3))
+    joined = np.kron(_joined_to_the_brightest(cells), np.ones((cell, cell), dtype=np.bool_))
+    found: Bool = bright & joined[: bright.shape[0], : bright.shape[1]]
+    return found
+
+
+def _joined_to_the_brightest(cells: Real) -> Bool:
+    island = np.zeros(np.add(cells.shape, 2), dtype=np.bool_)
+    inner = island[1:-1, 1:-1]
+    inner.flat[int(cells.argmax())] = True
+    size = 0
+    while size != (size := int(inner.sum())):
+        for axis in (0, 1):
+            island |= np.roll(island, 1, axis) | np.roll(island, -1, axis)
+        inner &= cells > 0
+        island[[0, -1]] = island[:, [0, -1]] = False
+    return inner
 
 
 def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
@@ -109,6 +135,7 @@ def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
         "wavelength_m": float(f"{scan.wavelength:.8g}"),
         "resolution_m": run.resolution_m,
         "scale": float((np.abs(solution.probe) ** 2).sum()),  # counts that the probe brings to a frame
+        "notes": list(scan.notes),  # how what is ambiguous in the file was read
         "warnings": [*scan.warnings, *run.warnings],
     }
 

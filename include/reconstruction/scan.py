@@ -7,30 +7,40 @@ reader below knows the places in use and names them all when it finds nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from reconstruction.arrays import Bool, Complex, Real
+from reconstruction import units
+from reconstruction.arrays import Bool, Complex, Int, Real
+from reconstruction.beam_mask import recognize
+from reconstruction.errors import ScanError
+from reconstruction.frames import MIN_FRAMES, Stack, read_stack
+from reconstruction.instrument import read_instrument
+from reconstruction.places import DATA, DETECTOR, GEOMETRY, SOURCE
+from reconstruction.stored import Stored
+from reconstruction.units import ELECTRON_VOLT, LIGHT_SPEED, PLANCK
 
-PLANCK = 6.62607015e-34  # J s
-LIGHT_SPEED = 299792458.0  # m/s
-ELECTRON_VOLT = 1.602176634e-19  # J
-
-DATA = "entry_1/data_1"
-SOURCE = "entry_1/instrument_1/source_1"
-DETECTOR = "entry_1/instrument_1/detector_1"
-GEOMETRY = "entry_1/sample_1/geometry_1"
+__all__ = [  # for those who read scans
+    "DATA",
+    "DETECTOR",
+    "ELECTRON_VOLT",
+    "GEOMETRY",
+    "LIGHT_SPEED",
+    "PLANCK",
+    "SOURCE",
+    "Scan",
+    "ScanError",
+    "read_scan",
+]
 
 # CXI's mask is zero for a good pixel; this one bit says "signal above background", which is good too.
 SIGNAL_BIT = np.uint32(0x1000)
-
-
-class ScanError(Exception):
-    """The file cannot be reconstructed: missing, not HDF5, not CXI, or its contents contradict themselves."""
+DARKS_SUBTRACTED = 0.7  # of the dark level: frames that are below it have it taken off already
+MIN_SPAN = 3.0  # pixels of the object
+MAX_SPAN = 2e-4  # m: more is another unit, when neighboring positions do not overlap either
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,7 @@ class Scan:
     :param intensities: (n,), beam intensity of each frame, or None.
     :param defocus: metres from the focus to the sample, or None.
     :param near_field: as the file says, or None when it does not.
+    :param notes: how ambiguous things in the file were read; `warnings`: what a person should look at.
     """
 
     path: Path
@@ -62,6 +73,7 @@ class Scan:
     intensities: Real | None = None
     defocus: float | None = None
     near_field: bool | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -94,187 +106,162 @@ def read_scan(path: Path) -> Scan:
         raise ScanError(f"{path}: not an HDF5 file, so not CXI (or its transfer was cut off); copy it again.")
     try:
         with h5py.File(path, "r", locking=False) as file:  # some file systems have no locks
-            return _Reader(path, file).read()
+            return _Reader(Stored(path, file)).read()
     except (OSError, RuntimeError) as error:  # h5py's errors for a truncated or damaged file
         raise ScanError(f"{path}: damaged HDF5 file ({error}); copy it again.") from error
 
 
 class _Reader:
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path = path
-        self.file = file
-        self.warnings: list[str] = []
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
 
     def read(self) -> Scan:
-        if "entry_1" not in self.file:
-            self._fail("entry_1", "missing; this is HDF5 but not CXI")
-        frames, good = self._frames()
-        shape = (frames.shape[1], frames.shape[2])
-        basis = self._basis()
+        stored = self.stored
+        if "entry_1" not in stored.file:
+            stored.fail("entry_1", "missing; this is HDF5 but not CXI")
+        instrument = read_instrument(stored)
+        stack, translations = self._frames_and_translations()
         return Scan(
-            path=self.path,
-            frames=frames,
-            good=good,
-            translations=self._translations(len(frames)),
-            basis=basis,
-            distance=self._distance(basis),
-            wavelength=self._wavelength(),
-            dark=self._dark(shape),
-            illumination=self._illumination(shape),
-            illumination_mask=self._illumination_mask(shape),
-            intensities=self._intensities(len(frames)),
-            defocus=self._scalar(f"{SOURCE}/illumination_distance"),
+            path=stored.path,
+            frames=stack.frames,
+            good=stack.good,
+            translations=self._in_metres(translations, instrument.field_of_view, stack.good.shape),
+            basis=instrument.basis,
+            distance=instrument.distance,
+            wavelength=instrument.wavelength,
+            dark=self._dark(stack),
+            illumination=self._illumination(stack.good.shape),
+            illumination_mask=self._illumination_mask(stack.frames),
+            intensities=self._intensities(stack.kept),
+            defocus=stored.scalar(f"{SOURCE}/illumination_distance"),
             near_field=self._near_field(),
-            warnings=tuple(self.warnings),
+            notes=tuple(stored.notes),
+            warnings=tuple(stored.warnings),
         )
 
-    def _fail(self, where: str, what: str) -> None:
-        raise ScanError(f"{self.path}: {where}: {what}.")
+    def _frames_and_translations(self) -> tuple[Stack, Real]:
+        """As many as there are of both: a scan that was ended early can have more of one."""
+        place, raw = self._raw_frames()
+        positions_at, positions = self._raw_translations()
+        count = min(len(raw), len(positions))
+        if count < MIN_FRAMES:
+            self.stored.fail(
+                place,
+                f"has {len(raw)} frames and {len(positions)} positions: too few to determine an object and a "
+                f"probe, at least {MIN_FRAMES} are needed. Was the scan aborted",
+            )
+        if len(raw) != len(positions):
+            self.stored.warnings.append(
+                f"The file has {len(raw)} frames and {len(positions)} positions, as after a scan that was "
+                f"ended early; the first {count} of both were used."
+            )
+        planned = self.stored.metadata.get("translations")
+        if len(raw) == len(positions) and isinstance(planned, list) and len(planned) > count:
+            self.stored.warnings.append(
+                f"The scan ended early, after {count} of {len(planned)} points: the picture is only a part "
+                "of what was asked for."
+            )
+        if not np.isfinite(positions[:count]).all():
+            self.stored.fail(positions_at, "holds values that are not numbers")
+        try:
+            stack = read_stack(raw, count, self._bad(raw.shape[1:]))
+        except ScanError as error:
+            raise ScanError(f"{self.stored.path}: {place}: {error}.") from error
+        self.stored.warnings += stack.warnings
+        translations = np.zeros((len(stack.kept), 3))
+        translations[:, : positions.shape[1]] = positions[stack.kept]
+        return stack, translations
 
-    def _required(self, places: Sequence[str], what: str) -> tuple[str, h5py.Dataset]:
-        found = self._find(places)
-        if found is None:
-            raise ScanError(f"{self.path}: {what} missing; looked for {', '.join(places)}.")
-        return found
-
-    def _find(self, places: Sequence[str]) -> tuple[str, h5py.Dataset] | None:
-        for place in places:
-            item = self.file.get(place)  # None for a broken link, too
-            if isinstance(item, h5py.Dataset):
-                if item.dtype.kind not in "biufc":
-                    self._fail(place, f"holds {item.dtype}, not numbers")
-                return place, item
-        return None
-
-    def _optional(self, places: Sequence[str]) -> tuple[str, Real] | None:
-        found = self._find(places)
-        return None if found is None else (found[0], np.asarray(found[1][()]))
-
-    def _scalar(self, *places: str) -> float | None:
-        found = self._optional(places)
-        if found is None:
-            return None
-        place, value = found
-        if value.size != 1 or value.dtype.kind == "c":
-            self._fail(place, f"holds an array of shape {value.shape}, not one real number")
-        number = float(value.reshape(-1)[0])
-        if not np.isfinite(number):
-            self._fail(place, f"is {number}")
-        return number
-
-    def _frames(self) -> tuple[Real, Bool]:
-        place, raw = self._required((f"{DATA}/data", f"{DETECTOR}/data"), "the frames are")
+    def _raw_frames(self) -> tuple[str, h5py.Dataset]:
+        places = (f"{DATA}/data", f"{DETECTOR}/data")
+        found = self.stored.find(places)
+        if found is None and self.stored.metadata:
+            raise ScanError(
+                f"{self.stored.path}: holds no frames, only what is written before the first one: the scan "
+                f"was aborted at its start. There is nothing to reconstruct (looked for {', '.join(places)})."
+            )
+        place, raw = found or self.stored.required(places, "the frames are")
         if raw.ndim != 3 or raw.dtype.kind == "c":
-            self._fail(
+            self.stored.fail(
                 place, f"has shape {raw.shape} and type {raw.dtype}; frames are (n, rows, columns), real"
             )
-        if len(raw) < 2 or min(raw.shape[1:]) < 8:
-            self._fail(place, f"has shape {raw.shape}, which is too little to reconstruct")
-        frames: Real = raw.astype(np.float32)[()]  # converted as it is read: no second copy of a large stack
-        good = self._good(frames.shape[1:])
-        holes = ~np.isfinite(frames).all(axis=0)
-        if (holes & good).any():
-            self.warnings.append(f"{int((holes & good).sum())} pixels are not numbers in some frame; masked.")
-            good &= ~holes
-        frames[:, ~good] = 0.0
-        np.maximum(frames, 0.0, out=frames)
-        if not good.any() or not frames.any():
-            self._fail(place, "has no counts in any good pixel; was the shutter open")
-        return frames, good
+        if not len(raw):
+            self.stored.fail(place, "holds no frames: the scan was aborted before the first one")
+        if min(raw.shape[1:]) < 8:
+            self.stored.fail(place, f"has shape {raw.shape}, which is too little to reconstruct")
+        return place, raw
 
-    def _good(self, shape: tuple[int, ...]) -> Bool:
-        found = self._optional((f"{DETECTOR}/mask",))
-        if found is None:
-            return np.ones(shape, dtype=np.bool_)
-        place, mask = found
-        bits = mask.astype(np.uint32)
-        bad = (bits != 0) & (bits != SIGNAL_BIT)
-        if bad.ndim == 3:  # one mask for each frame: a pixel must be good in all
-            bad = bad.any(axis=0)
-        if bad.shape != shape:
-            self._fail(place, f"has shape {mask.shape}, the frames {shape}")
-        good: Bool = ~bad
-        return good
-
-    def _translations(self, n_frames: int) -> Real:
+    def _raw_translations(self) -> tuple[str, Real]:
         places = (f"{DATA}/translation", f"{GEOMETRY}/translation", f"{DETECTOR}/translation")
-        place, dataset = self._required(places, "the translations are")
+        place, dataset = self.stored.required(places, "the translations are")
         value = np.asarray(dataset[()])
         if value.ndim != 2 or value.shape[1] not in (2, 3):
-            self._fail(place, f"has shape {value.shape}, not (n, 3)")
-        if len(value) != n_frames:
-            self._fail(place, f"has {len(value)} translations for {n_frames} frames; did the scan end early")
-        if not np.isfinite(value).all():
-            self._fail(place, "holds values that are not numbers")
-        if float(np.ptp(value[:, :2], axis=0).max()) > 1e-2:
-            self._fail(place, "spans more than a centimetre; CXI wants metres")
-        translations = np.zeros((n_frames, 3))
-        translations[:, : value.shape[1]] = value
+            self.stored.fail(place, f"has shape {value.shape}, not (n, 3)")
+        return place, value.astype(np.float64)
+
+    def _bad(self, shape: tuple[int, ...]) -> Bool:
+        found = self.stored.find((f"{DETECTOR}/mask",))
+        if found is None:
+            return np.zeros(shape, dtype=np.bool_)
+        place, mask = found
+        if mask.shape[-2:] != shape or mask.ndim not in (2, 3):
+            self.stored.fail(place, f"has shape {mask.shape}, the frames {shape}")
+        bad = np.zeros(shape, dtype=np.bool_)
+        for layer in [mask[()]] if mask.ndim == 2 else mask:  # one for each frame: good in all
+            bits = layer.astype(np.uint32)
+            bad |= (bits != 0) & (bits != SIGNAL_BIT)
+        return bad
+
+    def _in_metres(self, translations: Real, field_of_view: Real, shape: tuple[int, ...]) -> Real:
+        """Translations in metres, of a plausible size for the pixels of the object."""
+        place = f"{GEOMETRY}/translation"
+        plane = translations[:, :2]
+        span = float(np.ptp(plane, axis=0).max())
+        if span == 0.0:
+            self.stored.fail(
+                place, "the positions are all equal: one place was illuminated, which is no scan"
+            )
+        step = units.neighbor_distance(plane)
+        apart = f"neighboring positions are {step:.3g} apart, and a frame sees {field_of_view.max():.3g} m"
+        if span > MAX_SPAN and step > field_of_view.max():
+            read = units.of_translations(step, float(field_of_view.max()))
+            if read is None:
+                self.stored.fail(place, f"{apart}: they overlap in no unit. CXI wants metres")
+            self.stored.warnings.append(
+                f"{place} is in {read.unit} by its size ({apart}); CXI wants metres. Converted."
+            )
+            translations, span = translations * read.factor, span * read.factor
+        pixel = float(field_of_view.min()) / max(shape)
+        if span < MIN_SPAN * pixel:
+            self.stored.fail(
+                place,
+                f"the positions span {span:.3g} m, less than {MIN_SPAN:g} of the object's pixels of "
+                f"{pixel:.3g} m: one place was illuminated, or they are in another unit than metres",
+            )
         return translations
 
-    def _basis(self) -> Real:
-        found = self._optional((f"{DETECTOR}/basis_vectors",))
-        if found is not None:
-            place, basis = found
-            if basis.ndim == 3:  # one for each frame; the detector does not move within a scan
-                basis = basis[0]
-            basis = basis.T if basis.shape == (2, 3) else basis
-            if (
-                basis.shape != (3, 2)
-                or not np.linalg.norm(basis, axis=0).all()
-                or not np.isfinite(basis).all()
-            ):
-                self._fail(place, f"is not two vectors of three numbers: {basis.tolist()}")
-            return basis.astype(np.float64)
-        x = self._scalar(f"{DETECTOR}/x_pixel_size", f"{DETECTOR}/y_pixel_size")
-        y = self._scalar(f"{DETECTOR}/y_pixel_size", f"{DETECTOR}/x_pixel_size")
-        if x is None or y is None:
-            raise ScanError(
-                f"{self.path}: the detector's pixel size is missing; looked for {DETECTOR}/basis_vectors, "
-                f"{DETECTOR}/x_pixel_size, {DETECTOR}/y_pixel_size."
-            )
-        if min(x, y) <= 0:
-            self._fail(f"{DETECTOR}/x_pixel_size", f"{x} by {y} is not a size")
-        return np.array([[0.0, -x], [-y, 0.0], [0.0, 0.0]])
-
-    def _distance(self, basis: Real) -> float:
-        distance = self._scalar(f"{DETECTOR}/distance")
-        if distance is None:
-            corner = self._optional((f"{DETECTOR}/corner_position",))
-            if corner is None or corner[1].size != 3:
-                raise ScanError(
-                    f"{self.path}: the distance to the detector is missing; looked for {DETECTOR}/distance, "
-                    f"{DETECTOR}/corner_position."
-                )
-            normal = np.cross(basis[:, 0], basis[:, 1])
-            distance = float(corner[1].reshape(3) @ (normal / np.linalg.norm(normal)))
-        if distance == 0:
-            self._fail(f"{DETECTOR}/distance", "is zero")
-        return abs(distance)
-
-    def _wavelength(self) -> float:
-        wavelength = self._scalar(f"{SOURCE}/wavelength")
-        energy = self._scalar(f"{SOURCE}/energy")
-        if wavelength is None and energy is None:
-            raise ScanError(
-                f"{self.path}: the photon energy is missing; looked for {SOURCE}/energy, {SOURCE}/wavelength."
-            )
-        place = f"{SOURCE}/energy" if energy is not None else f"{SOURCE}/wavelength"
-        joules = energy if energy is not None else PLANCK * LIGHT_SPEED / max(wavelength or 0.0, 1e-300)
-        if not 1.0 < joules / ELECTRON_VOLT < 1e6:
-            self._fail(place, f"gives a photon energy of {joules:.3g} J; CXI wants joules and metres")
-        return PLANCK * LIGHT_SPEED / joules
-
-    def _dark(self, shape: tuple[int, int]) -> Real | None:
-        found = self._optional((f"{DETECTOR}/data_dark", f"{DATA}/data_dark"))
+    def _dark(self, stack: Stack) -> Real | None:
+        shape = stack.good.shape
+        found = self.stored.optional((f"{DETECTOR}/data_dark", f"{DATA}/data_dark"))
         if found is None:
             return None
         place, dark = found
         dark = np.nanmean(dark.reshape(-1, *dark.shape[-2:]), axis=0).astype(np.float32)
-        return np.maximum(np.nan_to_num(self._fitting(place, dark, shape)), 0.0)
+        dark = np.maximum(np.nan_to_num(self._fitting(place, dark, shape)), 0.0)
+        level = stack.good & (dark > 0)
+        if not level.any():
+            return None
+        below = float((stack.frames.mean(axis=0)[level] < DARKS_SUBTRACTED * dark[level]).mean())
+        if below > 0.1:
+            self.stored.warnings.append(
+                f"{place} was not used: {below:.0%} of the pixels are darker than it in the mean frame, so "
+                "the dark frames were subtracted already."
+            )
+            return None
+        return dark
 
     def _illumination(self, shape: tuple[int, int]) -> Complex | None:
-        found = self._optional(
+        found = self.stored.optional(
             (
                 f"{SOURCE}/illumination",
                 f"{SOURCE}/probe",
@@ -286,32 +273,49 @@ class _Reader:
             return None
         place, probe = found
         probe = probe.reshape(-1, *probe.shape[-2:])[0] if probe.ndim >= 2 else probe
+        if not np.isfinite(probe).all() or not probe.any():
+            self.stored.warnings.append(
+                f"{place} was not used: it is zero, or holds values that are not numbers."
+            )
+            return None
         return self._fitting(place, probe, shape).astype(np.complex64)
 
-    def _illumination_mask(self, shape: tuple[int, int]) -> Bool | None:
-        found = self._optional((f"{SOURCE}/probe_mask", f"{DETECTOR}/probe_mask"))
+    def _illumination_mask(self, frames: Real) -> Bool | None:
+        found = self.stored.optional((f"{SOURCE}/probe_mask", f"{DETECTOR}/probe_mask"))
         if found is None:
             return None
-        mask: Bool = self._fitting(found[0], found[1], shape) != 0
-        return mask
+        place, value = found
+        read = recognize(self._fitting(place, value, frames.shape[1:]) != 0, frames.mean(axis=0))
+        if not read.fits:
+            self.stored.warnings.append(
+                f"{place} was not used: it does not lie where the frames have light, in whatever order it is "
+                "read. Is it that of another scan?"
+            )
+            return None
+        self.stored.notes.append(f"{place} is {read.order}.")
+        if read.inverted:
+            self.stored.warnings.append(
+                f"{place} is zero in the beam and not outside it; used the other way round."
+            )
+        return read.mask
 
-    def _fitting(self, place: str, value: Real, shape: tuple[int, int]) -> Real:
+    def _fitting(self, place: str, value: Real, shape: tuple[int, ...]) -> Real:
         if value.shape != shape:
-            self._fail(place, f"has shape {value.shape}, the frames {shape}")
+            self.stored.fail(place, f"has shape {value.shape}, the frames {shape}")
         return value
 
-    def _intensities(self, n_frames: int) -> Real | None:
-        found = self._optional(
+    def _intensities(self, kept: Int) -> Real | None:
+        found = self.stored.optional(
             (f"{DATA}/intensities", f"{GEOMETRY}/intensities", f"{SOURCE}/illumination_intensities")
         )
         if found is None:
             return None
         place, value = found
-        if value.shape != (n_frames,) or not (value > 0).all():
-            self.warnings.append(f"{place} is not one positive number for each frame; not used.")
+        if value.ndim != 1 or len(value) <= kept[-1] or not (value[kept] > 0).all():
+            self.stored.warnings.append(f"{place} is not one positive number for each frame; not used.")
             return None
-        return value.astype(np.float32)
+        return value[kept].astype(np.float32)
 
     def _near_field(self) -> bool | None:
-        flag = self._scalar(f"{DETECTOR}/near_field")
+        flag = self.stored.scalar(f"{DETECTOR}/near_field")
         return None if flag is None else bool(flag)

@@ -6,13 +6,13 @@ import re
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from airflow.configuration import conf
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cosmic.parameters import RECONSTRUCTION, Engine, read_parameters
 from cosmic.scans import USUAL_NAMES, name_pattern
@@ -136,6 +136,17 @@ class Processing(_Section):
     days: dict[date, dict[str, Any]] = {}
 
 
+class Defocus(_Section):
+    """Distance from the focus to the sample, meters, at an energy; it is in proportion to the energy."""
+
+    distance: float = Field(default=15e-6, ge=-0.01, le=0.01)
+    energy_ev: float = Field(default=700.0, gt=1.0, lt=1e6)
+
+    def __str__(self) -> str:
+        """As the reconstruction programs take it."""
+        return f"{self.distance:g}@{self.energy_ev:g}"
+
+
 class Beamline(_Section):
     """The whole of `beamline.yaml`."""
 
@@ -144,6 +155,8 @@ class Beamline(_Section):
     engines: Engines
     job_script_folder: str
     flight_check_file: str
+    positions: Literal["probe", "sample"] = "probe"
+    defocus: Defocus = Defocus()
     time_zone: Annotated[str, AfterValidator(_zone_name)] = "America/Los_Angeles"
     processing: Processing = Processing()
 

@@ -259,6 +259,20 @@ RECONSTRUCTION: Mapping[str, Parameter] = {
         do_cdtools=_flag(False, "CDTools", "Run the CDTools reconstruction."),
     ),
     **_section(
+        "Both engines",
+        positions=Parameter(
+            "string",
+            None,
+            "Positions in the file",
+            "Whose they are. Read the wrong way, the picture is turned by 180 degrees and conjugated. "
+            "Empty: as in beamline.yaml (the probe's, as COSMIC writes them; CXI says the sample's).",
+            rules={
+                "enum": [None, "probe", "sample"],
+                "values_display": {"null": "as in beamline.yaml"},
+            },
+        ),
+    ),
+    **_section(
         "ptychocam",
         n_iter=_integer(500, 1, _MANY, "Iterations", "Number of iterations."),
         period_illu_refine=_integer(0, 0, _MANY, "Illumination refinement", "Every n iterations; 0: never."),
@@ -266,6 +280,15 @@ RECONSTRUCTION: Mapping[str, Parameter] = {
         use_illu_mask=_flag(False, "Illumination mask", "Constrain the illumination with a mask."),
     ),
     **_CDTOOLS,
+    **_section(
+        "CDTools",
+        distance_follows_energy=_flag(
+            False,
+            "Distance follows the energy",
+            "Take the distance of beamline.yaml (15 micrometers at 700 eV, in proportion to the energy), not "
+            "propagation_distance.",
+        ),
+    ),
     **_section(
         "Slurm job",
         n_gpu=_integer(1, 1, 4, "GPUs", "GPUs of the job, on one node."),
@@ -381,6 +404,8 @@ def command_arguments(engine: Engine, params: Mapping[str, Any], scan_file: str,
             options += ["-T", str(params["period_bg_refine"])]
         return [*options, *(["-M"] if params["use_illu_mask"] else []), scan_file]
     values = {name: params[name] for name in _CDTOOLS}
+    if params["distance_follows_energy"]:
+        values["propagation_distance"] = None
     if values["probe_initialization"] is not None:
         values["probe_initialization"] = f"{root.rstrip('/')}/{values['probe_initialization'].strip('/')}"
     return [scan_file, *(_text(value) for value in values.values())]

@@ -54,7 +54,8 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     """Plan a transfer and its reconstructions; one XCom per key.
 
     An engine's job is under the engine's name (`script`: absolute path at NERSC, `arguments`: unquoted,
-    `output`: absolute prefix of the result files at NERSC) and `<engine>_resources`.
+    `output`: absolute prefix of the result files at NERSC, `positions` and `defocus`: as in `beamline.yaml`)
+    and `<engine>_resources`.
 
     :raises UserError: a parameter does not fit, or the site's settings are wrong.
     """
@@ -121,6 +122,8 @@ def _job(
             "script": site.script(engine),
             "arguments": command_arguments(engine, values, scan_file, root),
             "output": output,
+            "positions": values["positions"] or site.positions,
+            "defocus": str(site.defocus),
         },
         f"{engine}_resources": {
             "account": site.job.account,

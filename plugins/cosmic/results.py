@@ -135,6 +135,9 @@ def describe(result: Reconstruction) -> str:
         parts.append(f"resolution {quality['resolution_m'] * 1e9:.1f} nm")
     if result["node_hours"] is not None:
         parts.append(f"{result['node_hours']:.4f} node-hours")
+    if result["warnings"]:
+        more = len(result["warnings"]) - 1
+        parts.append(f"WARNING: {result['warnings'][0]}{f' (and {more} more)' if more else ''}")
     return ", ".join(parts)
 
 

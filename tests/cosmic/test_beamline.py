@@ -30,6 +30,8 @@ def test_the_shipped_file_holds_the_facts(site_file: Path) -> None:
         *("als_g", "regular", "gpu", 1),
         "04:00:00",
     )
+    assert site.positions == "probe"
+    assert str(site.defocus) == "1.5e-05@700"
     assert site.script("ptychocam").endswith("/c_ptychocam/ptychocam_reconstruction.sh")
 
 
@@ -54,6 +56,9 @@ def test_a_change_is_seen_without_a_restart(site_file: Path) -> None:
         (("job", "time_limit"), 14400, "job.time_limit: "),
         (("job", "nodes"), "one", "job.nodes: "),
         (("engines", "ptychocam", "script"), "a.sh", "engines.ptychocam.script: "),
+        (("positions",), "lens", "positions: "),
+        (("defocus", "distance"), "15 um", "defocus.distance: "),
+        (("defocus", "energy_ev"), 0, "defocus.energy_ev: "),
         (("engines", "sharp"), {"script": "/x"}, "engines.sharp: Extra inputs are not permitted"),
     ],
 )

@@ -56,6 +56,31 @@ def page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch) -> Calla
     return lambda may_clear: _page(pages, session, monkeypatch, may_clear)
 
 
+@pytest.fixture
+def reconstruction() -> dict[str, Any]:
+    """A `cosmic.results.Reconstruction` without warnings."""
+    return {
+        "engine": "ptychocam",
+        "result": "/nersc/a.cxi",
+        "preview": "/nersc/a.png",
+        "preview_size": [4, 4],
+        "bytes": 1000,
+        "quality": {
+            "frames": 64,
+            "iterations": 10,
+            "final_error": 0.05,
+            "pixel_size_m": [1e-8, 1e-8],
+            "object_shape": [90, 90],
+            "resolution_m": None,
+        },
+        "warnings": [],
+        "job_id": "7",
+        "queue_seconds": 1.0,
+        "run_seconds": 2.0,
+        "node_hours": 0.1,
+    }
+
+
 def _page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch, may_clear: bool) -> str:
     manager = SimpleNamespace(is_authorized_dag=lambda **_: may_clear)
     monkeypatch.setattr(pages, "get_auth_manager", lambda: manager)
@@ -86,6 +111,30 @@ def test_without_a_script_times_are_the_beamlines_and_say_so(page: Callable[[boo
 
 def test_a_run_that_was_ended_from_outside_says_so(page: Callable[[bool], str]) -> None:
     assert "No task of the run has failed by itself" in page(True)
+
+
+def test_warnings_of_a_result_stand_above_it_and_are_escaped(
+    page: Callable[[bool], str], monkeypatch: pytest.MonkeyPatch, reconstruction: dict[str, Any]
+) -> None:
+    from cosmic.run_summary import XComs
+
+    held = {"ptychocam.collect": reconstruction}
+    monkeypatch.setattr(XComs, "get", lambda _, task_id, *_key: held.get(task_id))
+    assert "has warnings" not in page(True)
+    reconstruction["warnings"] = ["13 of 64 frames are empty", "<b>bold</b>"]
+    html = page(True)
+    box = html.partition("<strong>ptychocam has warnings.</strong>")[2].partition("</div>")[0]
+    assert "<li>13 of 64 frames are empty</li>" in box
+    assert "<li>&lt;b&gt;bold&lt;/b&gt;</li>" in box
+    assert html.index("has warnings") < html.index("<h2>ptychocam</h2>")
+
+
+def test_the_runs_message_has_the_first_warning(reconstruction: dict[str, Any]) -> None:
+    from cosmic.results import describe
+
+    assert "WARNING" not in describe(reconstruction)  # type: ignore[arg-type]
+    reconstruction["warnings"] = ["3 frames are empty", "hot pixels", "saturated"]
+    assert describe(reconstruction).endswith(", WARNING: 3 frames are empty (and 2 more)")  # type: ignore[arg-type]
 
 
 def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Session) -> None:

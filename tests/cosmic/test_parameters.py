@@ -56,7 +56,10 @@ def values(**changes: Any) -> dict[str, Any]:
 def test_names_and_defaults_are_those_of_the_old_flow() -> None:
     given_values = values()
     assert {name: given_values[name] for name in DEFAULTS} == DEFAULTS
-    assert set(given_values) - set(DEFAULTS) == {"file_path", "qos", "time_limit_minutes", "more_resources"}
+    assert set(given_values) - set(DEFAULTS) == {
+        *("file_path", "positions", "distance_follows_energy"),
+        *("qos", "time_limit_minutes", "more_resources"),
+    }
 
 
 def test_every_parameter_is_described_and_in_a_section() -> None:
@@ -121,6 +124,8 @@ def test_every_parameter_is_described_and_in_a_section() -> None:
         ("qos", "regular\n#SBATCH --account=other", "one of regular, realtime, debug, premium, shared"),
         ("qos", "interactive", "one of regular"),
         ("qos", ["regular"], "one of regular"),
+        ("positions", "lens", "one of probe, sample"),
+        ("positions", "probe\nexport X=1", "one of probe, sample"),
         ("time_limit_minutes", 2881, "a whole number from 1 to 2880"),
     ],
 )
@@ -152,6 +157,8 @@ def test_a_value_that_does_not_fit_is_refused_in_one_line(name: str, value: obje
         ("probe_support_radius", "12.5", 12.5),
         ("qos", "realtime", "realtime"),
         ("qos", None, None),
+        ("positions", "sample", "sample"),
+        ("positions", None, None),
     ],
 )
 def test_what_is_typed_is_read_as_what_it_says(name: str, value: object, read: object) -> None:
@@ -228,6 +235,11 @@ def test_cdtools_takes_twelve_arguments_after_the_file() -> None:
         FILE,
         *("false", "1", "2", "5e-05", "true", "1", "50", "50", "0", "none", "false", "none"),
     ]
+
+
+def test_a_distance_that_follows_the_energy_is_left_to_the_program() -> None:
+    chosen = values(distance_follows_energy=True, propagation_distance=20e-6)
+    assert command_arguments("cdtools", chosen, FILE, "/nersc/7012")[4] == "none"
 
 
 def test_a_probe_file_is_looked_for_below_the_beamlines_folder() -> None:

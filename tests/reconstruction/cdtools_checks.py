@@ -16,35 +16,34 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from scipy.io import savemat
 
 from reconstruction import fancy
-from reconstruction.cdtools_engine import Geometry, Parameters, decide_geometry
+from reconstruction.cdtools_engine import Geometry, Parameters
+from reconstruction.conventions import sample_moves
+from reconstruction.earlier import read_earlier
 from reconstruction.result import Run, write_result
 from reconstruction.scan import Scan, read_scan
+from reconstruction.solver import Solution
 
+FAR = Geometry(near_field=False, distance=50e-6)
 QUICK = Parameters(n_init_iter=1, n_final_iter=1)
 
 
 def model_of(scan: Scan, parameters: Parameters, *, near_field: bool = False) -> Any:
     """CDTools' model as it is before the first epoch."""
-    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance)
+    geometry = Geometry(near_field=near_field, distance=parameters.propagation_distance or 0.0)
+    name = parameters.probe_initialization
+    earlier = None if name is None else read_earlier(Path(name))
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fancy._Run(scan, fancy._dataset(scan), parameters, geometry, "").model
+        return fancy._Run(scan, fancy._dataset(scan), parameters, geometry, earlier=earlier).model
 
 
 def probe_of(scan: Scan, parameters: Parameters) -> Any:
     model = model_of(scan, parameters)
     return (model.probe * model.probe_norm).detach().numpy()
-
-
-def message(scan: Scan, parameters: Parameters) -> str:
-    try:
-        model_of(scan, parameters)
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def models(scan: Scan) -> dict[str, Any]:
@@ -79,63 +78,102 @@ def models(scan: Scan) -> dict[str, Any]:
 
 
 def schedule(scan: Scan) -> dict[str, Any]:
-    """Epochs, batches, and what is free in each, of three initial rounds and the last stage."""
+    """Epochs, batches, and what is free in each, of three initial rounds and the last stage, and of none."""
+    return {
+        "schedule": _schedule(scan, rounds=3, randomization=3.0),
+        "no_rounds": _schedule(scan, rounds=0, randomization=3.0),
+    }
+
+
+def _schedule(scan: Scan, *, rounds: int, randomization: float) -> list[Any]:
     seen: list[Any] = []
-    parameters = Parameters(n_init_rounds=3, n_init_iter=4, n_final_iter=5, translation_randomization=3.0)
-    run = fancy._Run(scan, fancy._dataset(scan), parameters, Geometry(near_field=False, distance=50e-6), "")
+    parameters = Parameters(
+        n_init_rounds=rounds, n_init_iter=4, n_final_iter=5, translation_randomization=randomization
+    )
+    run = fancy._Run(scan, fancy._dataset(scan), parameters, FAR)
     original = run.model.Adam_optimize
 
     def watched(count: int, dataset: Any, **options: Any) -> Any:
         offsets = run.model.translation_offsets.detach()
         free = [run.model.probe.requires_grad, run.model.weights.requires_grad]
-        seen.append([count, options["lr"], free, float(offsets.abs().max())])
+        seen.append([count, options["lr"], options["batch_size"], free, float(offsets.abs().max())])
         return original(1, dataset, **options)
 
     run.model.Adam_optimize = watched
     with contextlib.redirect_stdout(sys.stderr):
         run.solve()
-    return {"schedule": seen}
+    return seen
 
 
 def initialised(scan: Scan, folder: Path) -> dict[str, Any]:
-    """A probe and a background that come from an earlier result."""
-    geometry = decide_geometry(scan, QUICK)
+    """A probe and a background that come from an earlier result: ours, and what CDTools itself saves."""
     parameters = Parameters(n_init_iter=8, n_final_iter=4, oversampling_factor=2)
     with contextlib.redirect_stdout(sys.stderr):
-        outcome = fancy.reconstruct(scan, parameters, geometry)
+        outcome = fancy.reconstruct(scan, parameters, FAR)
+        run = fancy._Run(scan, fancy._dataset(scan), parameters, FAR)
+        run.solve()
     figures = write_result(
         folder / "earlier",
         scan,
         outcome.solution,
         Run(engine="cdtools", parameters={}, seconds=1.0, errors_are=""),
     )
-    again = replace(
-        parameters, probe_initialization=str(folder / "earlier.cxi"), init_background=True, n_modes=2
-    )
-    begun = probe_of(scan, again)
-    model = model_of(scan, again)
-    text = folder / "text.cxi"
-    text.write_text("no")
-    empty = folder / "empty.cxi"
-    h5py.File(empty, "w").close()
+    saved = run.model.save_results(run.dataset)
+    savemat(folder / "saved.mat", {key: saved[key] for key in ("probe", "background", "oversampling")})
+    run.model.save_to_h5(str(folder / "saved.h5"), run.dataset)
+    begun = {
+        name: replace(parameters, probe_initialization=str(folder / name), init_background=True, n_modes=2)
+        for name in ("earlier.cxi", "saved.mat", "saved.h5")
+    }
+    counts = float(np.percentile(scan.frames.sum(axis=(1, 2)), 98))
+    probes = {name: probe_of(scan, again) for name, again in begun.items()}
     return {
         "scale": figures["scale"],
-        "counts": float(np.percentile(scan.frames.sum(axis=(1, 2)), 98)),
-        "same_probe": float(np.abs(begun[0] / 2 - outcome.solution.probe[0]).max() / np.abs(begun[0]).max()),
-        "same_background": float(
-            np.abs(model.background.detach().numpy() ** 2 - outcome.solution.background).max()
+        "counts": counts,
+        "begun_shape": probes["earlier.cxi"].shape,
+        "same_probe": float(
+            np.abs(probes["earlier.cxi"][0] / 2 - outcome.solution.probe[0]).max()
+            / np.abs(probes["earlier.cxi"][0]).max()
         ),
-        "begun_shape": begun.shape,
-        "missing": message(scan, replace(QUICK, probe_initialization="no such.cxi")),
-        "text": message(scan, replace(QUICK, probe_initialization=str(text))),
-        "empty": message(scan, replace(QUICK, probe_initialization=str(empty))),
-        "other_size": message(scan, replace(QUICK, probe_initialization=str(folder / "earlier.cxi"))),
+        # In CDTools' units: its pixels are means over 2 by 2 samples.
+        "brightness": float((np.abs(probes["earlier.cxi"][0] / 2) ** 2).sum() / counts),
+        "as_saved": {
+            name: float(np.abs(probes[name][0] - saved["probe"][0]).max() / np.abs(saved["probe"]).max())
+            for name in ("saved.mat", "saved.h5")
+        },
+        "same_background": {
+            name: float(np.abs(model_of(scan, again).background.detach().numpy() ** 2 - background).max())
+            for (name, again), background in zip(
+                begun.items(),
+                (outcome.solution.background, saved["background"], saved["background"]),
+                strict=True,
+            )
+        },
     }
 
 
+def resolution_in_a_margin() -> float | None:
+    """Of two halves that were lit in the middle third only, as oversampling has it; the pixel is 1 m."""
+    rng = np.random.default_rng(0)
+    obj = (1 + 0.3 * (rng.normal(size=(150, 150)) + 1j * rng.normal(size=(150, 150)))).astype(np.complex64)
+    lit = np.zeros(obj.shape, dtype=np.float32)
+    lit[50:100, 50:100] = 1.0
+    half = Solution(
+        obj=obj,
+        probe=np.ones((1, 8, 8), dtype=np.complex64),
+        illuminated=lit,
+        corner=np.zeros(2),
+        pixel=np.ones(2),
+        background=None,
+        errors=[1.0],
+    )
+    return fancy._resolution(half, half)
+
+
 def main() -> None:
-    scan, folder = read_scan(Path(sys.argv[1])), Path(sys.argv[2])
-    print(json.dumps({**models(scan), **schedule(scan), **initialised(scan, folder)}))
+    scan, folder = sample_moves(read_scan(Path(sys.argv[1])), "probe"), Path(sys.argv[2])
+    seen = {**models(scan), **schedule(scan), **initialised(scan, folder)}
+    print(json.dumps({**seen, "resolution_in_a_margin": resolution_in_a_margin()}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import Any
 import h5py
 import pytest
 
-from standin.synthetic_scan import Optics, SyntheticScan, make_scan
+from reconstruction.conventions import sample_moves
+from reconstruction.scan import Scan, read_scan
+from standin.synthetic_scan import Layout, Optics, SyntheticScan, make_scan
 from support.needs import CDTOOLS_PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,7 +74,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScan:
     """64 frames of 64 by 64 pixels."""
     path = tmp_path_factory.mktemp("scan") / "NS_230216033_ccdframes_0_0.cxi"
-    return make_scan(path, n_frames=64, step=130e-9, seed=3, optics=SMALL)
+    layout = Layout(corner_position=True)
+    return make_scan(path, n_frames=64, step=130e-9, seed=3, optics=SMALL, layout=layout)
+
+
+@pytest.fixture(scope="session")
+def scan(synthetic: SyntheticScan) -> Scan:
+    """The small scan as the programs read it: its file holds the probe's positions."""
+    return sample_moves(read_scan(synthetic.cxi), "probe")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_a_wrong_value_names_its_argument(name: str, value: str) -> None:
         "simulate_probe_translation",
         "init_background",
     )
-    if allowed or (value == "" and name == "probe_support_radius"):
+    if allowed or (value == "" and name in ("propagation_distance", "probe_support_radius")):
         cdtools_engine.parse(["a.cxi", *values.values()])
         return
     with pytest.raises(UsageError, match=f"^{name} is "):
@@ -116,6 +116,10 @@ def test_the_number_of_arguments_is_checked() -> None:
     nothing = dict(zip(TABLE, DEFAULTS, strict=True)) | {"n_init_iter": "0", "n_final_iter": "0"}
     with pytest.raises(UsageError, match="ask for no iteration at all"):
         cdtools_engine.parse(["a.cxi", *nothing.values()])
+    follows = dict(zip(TABLE, DEFAULTS, strict=True)) | {"propagation_distance": "none", "n_init_rounds": "0"}
+    assert cdtools_engine.parse(["a.cxi", *follows.values()])[0] == Parameters(
+        propagation_distance=None, n_init_rounds=0
+    )
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +189,10 @@ def test_ptychocam_from_the_command_line(
         "period_illu_refine": 1,
         "period_bg_refine": 1,
         "use_illu_mask": True,
-        "first_illumination": "the illumination in the file",
+        "positions": "probe",
+        "expected_defocus_m": pytest.approx(15e-6 / 0.7, rel=1e-4),
+        "first_illumination": "the illumination in the file, conjugated and turned by 180 degrees",
+        "first_illuminations_tried": made["parameters"]["first_illuminations_tried"],
     }
     assert made["iterations"] == len(made["errors"]) == 40
     assert made["resolution_m"] is None

@@ -120,8 +120,7 @@ def test_shadows_give_the_magnification(magnification: float) -> None:
     assert is_near_field(scan, measured)
 
 
-def test_the_synthetic_scan_is_far_field_and_its_defocus_is_found(synthetic: SyntheticScan) -> None:
-    scan = read_scan(synthetic.cxi)
+def test_the_synthetic_scan_is_far_field_and_its_defocus_is_found(scan: Scan) -> None:
     measured = measure_magnification(scan)
     assert measured.reliable
     assert focus_to_sample(scan, measured.value) == pytest.approx(50e-6, rel=0.3)

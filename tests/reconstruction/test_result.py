@@ -15,7 +15,7 @@ from PIL import Image
 
 from reconstruction import result
 from reconstruction.preview import MAX_BYTES, render
-from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.result import Run, lit, make_folder, remove_old, write_result
 from reconstruction.scan import SOURCE, Scan, read_scan
 from reconstruction.solver import Solution
 from standin.synthetic_scan import SyntheticScan
@@ -121,3 +121,21 @@ def test_the_preview_is_small_even_when_it_is_all_noise(rows: int, columns: int)
     image.load()
     assert image.format == "PNG"
     assert len(np.unique(np.asarray(image))) > 50
+
+
+@pytest.mark.parametrize("size", [(100, 90), (500, 700)])
+def test_what_was_scanned_is_found_in_a_wide_dark_margin(size: tuple[int, int]) -> None:
+    """With faint copies of it at its sides, as an oversampled probe has them."""
+    illuminated = np.full(size, 0.2, dtype=np.float32)
+    illuminated[40:60, 30:50] = 100.0
+    illuminated[60:64, 40] = 50.0
+    illuminated[40:60, :20] = illuminated[80:90, 30:50] = 30.0
+    found = lit(illuminated, 0.1)
+    expected = np.zeros(size, dtype=np.bool_)
+    expected[40:60, 30:50] = expected[60:64, 40] = True
+    assert np.array_equal(found, expected)
+
+
+def test_everything_lit_and_nothing_lit() -> None:
+    assert lit(np.ones((40, 300), dtype=np.float32), 0.1).all()
+    assert not lit(np.zeros((4, 4), dtype=np.float32), 0.1).any()

@@ -24,6 +24,7 @@ from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
+from dev.demo.orientation import find_orientation
 from dev.demo.report import Row, print_table, rows_of_run
 from dev.local_airflow.rest import Rest, RestError
 from dev.local_airflow.settings import REPOSITORY
@@ -214,8 +215,9 @@ def _results(
     truth = truth.with_name(truth.name + "_truth.h5")
     for reconstruction in (report or {}).get("reconstructions", []):
         if truth.exists():
-            likeness = compare_with_truth(Path(reconstruction["result"]), truth)
-            rows.append(Row(f"{reconstruction['engine']}: against the truth", likeness.describe()))
+            rows.append(
+                Row(f"{reconstruction['engine']}: against the truth", _likeness(reconstruction, truth))
+            )
     rows += [
         Row("The run in Airflow", f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}"),
         Row("Login", f"admin / {airflow.passwords['admin']}   (beamline / {airflow.passwords['beamline']})"),
@@ -226,6 +228,15 @@ def _results(
         logs = "\n".join(rest.log(DAG_ID, run_id, task).rsplit("\n", 15)[-1] for task in failed)
         raise DemoError(f"run {run_id} ended as {run['state']}; failed tasks: {', '.join(failed)}.\n{logs}")
     return rows
+
+
+def _likeness(reconstruction: dict[str, Any], truth: Path) -> str:
+    """How like the true object the result is, upright; and which way round it is, when that is another."""
+    result = Path(reconstruction["result"])
+    found = find_orientation(result, truth)
+    if not found.upright:
+        return f"the picture is {found.describe()} (correlation {found.correlation:.3f})"
+    return f"upright, {compare_with_truth(result, truth).describe()}"
 
 
 def _wait_for_interrupt(airflow: LocalAirflow) -> None:

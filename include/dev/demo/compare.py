@@ -45,20 +45,20 @@ def compare_with_truth(reconstruction: Path, truth: Path) -> Comparison:
         pixel, origin = file[f"{IMAGE}/pixel_size"][()], file[f"{IMAGE}/origin"][()]
     with h5py.File(truth, "r") as file:
         true_obj, true_pixel, true_origin = file["object"][()], file["pixel_size"][()], file["origin"][()]
-    region = _largest_box(scanned)
+    region = largest_box(scanned)
     true_view = _resampled(true_obj, true_pixel, origin_of=(region, origin, pixel), true_origin=true_origin)
     aligned, shift = align(obj[region], true_view)
     inside = _inner(aligned.shape, shift)
     rings = ring_correlation(aligned[inside], true_view[inside], pixel)
     resolution = rings.resolution(0.5)
     return Comparison(
-        correlation=_correlation(aligned[inside], true_view[inside]),
+        correlation=complex_correlation(aligned[inside], true_view[inside]),
         resolution_nm=None if resolution is None else 1e9 * resolution,
         shift_nm=(float(shift[0] * pixel[0] * 1e9), float(shift[1] * pixel[1] * 1e9)),
     )
 
 
-def _largest_box(scanned: Bool) -> tuple[slice, slice]:
+def largest_box(scanned: Bool) -> tuple[slice, slice]:
     """The bounding box, shrunk side by side until nine tenths of each side are scanned."""
     rows, columns = np.flatnonzero(scanned.any(axis=1)), np.flatnonzero(scanned.any(axis=0))
     if not len(rows):
@@ -111,6 +111,6 @@ def _resampled(
     return coarse
 
 
-def _correlation(first: Complex, second: Complex) -> float:
+def complex_correlation(first: Complex, second: Complex) -> float:
     a, b = first - first.mean(), second - second.mean()
     return float(abs(np.vdot(a, b)) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))

@@ -31,6 +31,7 @@ def rows_of_run(run: dict[str, Any], report: dict[str, Any] | None) -> list[Row]
             Row(f"{engine}: result", result["result"]),
             Row(f"{engine}: preview", result["preview"]),
             Row(f"{engine}: quality", _quality(quality)),
+            *(Row(f"{engine}: warning", warning) for warning in result["warnings"]),
         ]
     return rows
 

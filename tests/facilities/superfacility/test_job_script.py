@@ -183,16 +183,25 @@ def test_the_bodys_own_shebang_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["ptychocam", "cdtools"])
-def test_the_beamlines_templates_pass_any_file_name(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"positions": "sample", "defocus": "1.5e-05@700"}, "sample|1.5e-05@700"), ({}, "|")],
+    ids=["now", "planned by an older version"],
+)
+def test_the_beamlines_templates_pass_any_file_name(
+    name: str, settings: dict[str, str], told: str, tmp_path: Path
+) -> None:
     program = tmp_path / "it's a program"
-    program.write_text('#!/bin/bash\nprintf "%s|" "$COSMIC_OUTPUT" "$@"\n')
+    program.write_text(
+        '#!/bin/bash\nprintf "%s|" "$COSMIC_POSITIONS" "$COSMIC_DEFOCUS" "$COSMIC_OUTPUT" "$@"\n'
+    )
     program.chmod(0o700)
     scan = "/scans/$(touch gone)/a 'b' \"c\".cxi"
-    context = {"script": str(program), "arguments": ["-i", 500, scan], "output": scan + "_out"}
+    context = {"script": str(program), "arguments": ["-i", 500, scan], "output": scan + "_out", **settings}
     body = render_file(REPOSITORY / "include" / "job_scripts" / f"{name}.sh.j2", context)
     script = job_script(SlurmResources(**PLAIN), "test", body)
     ran = subprocess.run(
         ["/bin/bash"], input=script, capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert ran.stdout == f"{scan}_out|-i|500|{scan}|"
+    assert ran.stdout == f"{told}|{scan}_out|-i|500|{scan}|"
     assert [path.name for path in tmp_path.iterdir()] == ["it's a program"]

@@ -1,0 +1,50 @@
+"""Whether the error at the end of a reconstruction is that of a picture of the sample."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reconstruction.errors import ScanError
+from reconstruction.scan import Scan
+
+FAILED = 1.0  # an object that explains nothing at all has this error
+SUSPECT = 0.15  # scans whose picture was wrong ended above it, good ones of the beamline well below
+OF_NOISE = 3.0  # times the error that counting alone leaves: a dim scan may end high
+
+
+def judge(scan: Scan, error: float) -> tuple[str, ...]:
+    """Warnings about the last error, sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured).
+
+    :raises ScanError: the iterations have diverged, so that there is no picture.
+    """
+    if not error <= FAILED:
+        raise ScanError(
+            f"{scan.path}: the reconstruction failed: it ended with an error of {error:.3g}, and above "
+            f"{FAILED:g} the picture says less than an empty one. No result was written. {_causes(scan)}"
+        )
+    if error > SUSPECT and error > OF_NOISE * noise(scan):
+        return (
+            f"The error at the end is {error:.3g}; a good reconstruction of this scan ends near "
+            f"{max(noise(scan), 0.05):.2g}. The picture is probably wrong. {_causes(scan)}",
+        )
+    return ()
+
+
+def relative(scan: Scan, mean_square: float) -> float:
+    """The error that `judge` takes, from the mean over all good pixels of squared amplitude differences."""
+    mean = scan.frames.mean(axis=0, dtype=np.float64)[scan.good].mean()
+    return float(np.sqrt(mean_square / max(float(mean), 1e-30)))
+
+
+def noise(scan: Scan) -> float:
+    """The error that counting statistics alone leave."""
+    mean = scan.frames.mean(axis=0, dtype=np.float64)
+    return float(np.sqrt(np.minimum(mean, 0.25).sum() / max(float(mean.sum()), 1e-30)))
+
+
+def _causes(scan: Scan) -> str:
+    known = " The warnings about the file come first." if scan.warnings else ""
+    return (
+        "Look at the positions (order, sign, unit), the distance and the energy, the first illumination and "
+        f"its defocus, and the illumination mask; or refine less often, after more iterations.{known}"
+    )
