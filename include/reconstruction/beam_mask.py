@@ -13,7 +13,8 @@ import numpy as np
 
 from reconstruction.arrays import Bool, Real
 
-ALIKE = 0.3  # correlation of a mask with the light; below it the mask fits in no order
+LEVELS = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the mean frame's peak: where programs put the beam's edge
+ALIKE = 0.4  # correlation of a mask with the beam; below it the mask fits in no order
 ORDERS = {
     False: "centered, as the frames are",
     True: "in Fourier order (zero frequency at [0, 0])",
@@ -36,16 +37,18 @@ class BeamMask:
 
 
 def recognize(stored: Bool, mean: Real) -> BeamMask:
-    """Find how a mask is stored by comparing each possibility with the mean frame's amplitude.
+    """Find how a mask is stored by comparing each possibility with where the mean frame is bright.
 
     :param stored: (rows, columns), as the file has it.
     :param mean: (rows, columns), mean of the frames, centered.
     """
     if stored.all() or not stored.any():
         return BeamMask(mask=stored, order="everywhere the same")
-    light = np.sqrt(np.maximum(mean, 0.0))
+    beams = [mean > level * float(np.percentile(mean, 99.9)) for level in LEVELS]
     scores = {
-        (fourier, inverted): _correlation(_read(stored, fourier=fourier, inverted=inverted), light)
+        (fourier, inverted): max(
+            _correlation(_read(stored, fourier=fourier, inverted=inverted), beam) for beam in beams
+        )
         for fourier in (False, True)
         for inverted in (False, True)
     }
@@ -61,7 +64,7 @@ def _read(stored: Bool, *, fourier: bool, inverted: bool) -> Bool:
     return ~mask if inverted else mask
 
 
-def _correlation(mask: Bool, light: Real) -> float:
-    a, b = mask - mask.mean(), light - light.mean()
+def _correlation(mask: Bool, beam: Bool) -> float:
+    a, b = mask - mask.mean(), beam - beam.mean()
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum()) / norm if norm else 0.0

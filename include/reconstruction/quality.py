@@ -10,6 +10,7 @@ from reconstruction.scan import Scan
 FAILED = 1.0  # an object that explains nothing at all has this error
 SUSPECT = 0.15  # scans whose picture was wrong ended above it, good ones of the beamline well below
 OF_NOISE = 3.0  # times the error that counting alone leaves: a dim scan may end high
+DIM = 0.4  # of that error: more is noise than picture
 
 
 def judge(scan: Scan, error: float) -> tuple[str, ...]:
@@ -22,6 +23,8 @@ def judge(scan: Scan, error: float) -> tuple[str, ...]:
             f"{scan.path}: the reconstruction failed: it ended with an error of {error:.3g}, and above "
             f"{FAILED:g} the picture says less than an empty one. No result was written. {_causes(scan)}"
         )
+    if noise(scan) > DIM:
+        return (f"{_dim(scan)}The picture is noisy, or wrong; scan again with a longer exposure.",)
     if error > SUSPECT and error > OF_NOISE * noise(scan):
         return (
             f"The error at the end is {error:.3g}; a good reconstruction of this scan ends near "
@@ -42,8 +45,15 @@ def noise(scan: Scan) -> float:
     return float(np.sqrt(np.minimum(mean, 0.25).sum() / max(float(mean.sum()), 1e-30)))
 
 
+def _dim(scan: Scan) -> str:
+    counts = float(scan.frames.sum(dtype=np.float64)) / len(scan.frames)
+    return f"The frames are dim, {counts:.3g} counts each: noise alone leaves an error of {noise(scan):.2g}. "
+
+
 def _causes(scan: Scan) -> str:
     known = " The warnings about the file come first." if scan.warnings else ""
+    if noise(scan) > DIM:
+        return f"{_dim(scan)}Scan again with a longer exposure.{known}"
     return (
         "Look at the positions (order, sign, unit), the distance and the energy, the first illumination and "
         f"its defocus, and the illumination mask; or refine less often, after more iterations.{known}"

@@ -158,8 +158,8 @@ class _Reader:
         planned = self.stored.metadata.get("translations")
         if len(raw) == len(positions) and isinstance(planned, list) and len(planned) > count:
             self.stored.warnings.append(
-                f"The scan ended early, after {count} of {len(planned)} points: the picture is only a part "
-                "of what was asked for."
+                f"The file has {count} of the {len(planned)} points that were planned: the scan ended early, "
+                "or frames were lost. The picture is only a part of what was asked for."
             )
         if not np.isfinite(positions[:count]).all():
             self.stored.fail(positions_at, "holds values that are not numbers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from dev.demo.compare import compare_with_truth
+from dev.demo.orientation import find_orientation
 from standin.synthetic_scan import Optics, SyntheticScan, make_scan
+from support import damage
 from support.needs import CDTOOLS_PYTHON, REAL_SCAN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,6 +80,31 @@ def test_the_synthetic_scan_and_its_resolution(
     for number in (1, 2):
         half = compare_with_truth(tmp_path / f"out_half_{number}.cxi", tiny.truth)
         assert 0.8 < half.correlation < likeness.correlation
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (damage.empty_frames(0.05), "2 of 49 frames are empty"),
+        (damage.shuffled_positions, "The picture is probably wrong"),
+    ],
+    ids=["empty frames", "shuffled"],
+)
+def test_a_damaged_scan_has_a_warning(
+    programs: Any, tiny: SyntheticScan, tmp_path: Path, edit: damage.Edit, said: str
+) -> None:
+    path = tmp_path / "changed.cxi"
+    shutil.copyfile(tiny.cxi, path)
+    with h5py.File(path, "a") as file:
+        edit(file)
+    arguments = ["false", "1", "1", "5e-05", "true", "1", "20", "6", "0", "none", "false", "none"]
+    done = programs.run("cdtools", path, *arguments, output=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (warning,) = json.loads((tmp_path / "out.json").read_text())["warnings"]
+    assert said in warning
+    assert f"warning: {warning}" in done.stdout
+    found = find_orientation(tmp_path / "out.cxi", tiny.truth)
+    assert edit is damage.shuffled_positions or (found.upright and found.correlation > 0.9)
 
 
 @pytest.mark.needs("real scan")

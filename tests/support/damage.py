@@ -79,6 +79,11 @@ def saturated(share: float) -> Edit:
     return frames_where(lambda _, frames: np.minimum(frames, share * frames.max()))
 
 
+def dimmed(share: float) -> Edit:
+    """A share of the exposure."""
+    return frames_where(lambda rng, frames: rng.poisson(share * frames).astype(np.float32))
+
+
 def random_bytes(dtype: str) -> Edit:
     """Bytes from anywhere."""
 

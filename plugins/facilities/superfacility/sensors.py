@@ -21,7 +21,7 @@ from facilities.superfacility.job_end import LogFiles, failure_of_job, job_resul
 from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.operators import SlurmJobLink, SlurmOperator
 from facilities.superfacility.own_jobs import JobIdentity
-from facilities.superfacility.slurm import OUT_OF_RESOURCES, SUCCEEDED, SlurmJob
+from facilities.superfacility.slurm import OUT_OF_RESOURCES, SUCCEEDED, SlurmJob, SlurmState
 from facilities.superfacility.submission import JOB_KEY, Submission
 from facilities.superfacility.triggers import SlurmJobTrigger
 from facilities.waiting import read_event
@@ -31,6 +31,7 @@ ORIGIN_KEY = "slurm_origin"
 _TAIL_LINES = 30
 _TAIL_PATIENCE = 60.0  # seconds for which reading the output of a failed job is tried again
 _TAIL_PAUSE = 5.0
+_REASON = 400  # characters of the last line
 
 
 class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
@@ -142,7 +143,10 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         """Raise what a job's end without success means, with the last lines of its output."""
         error = failure_of_job(job, self.machine)
         with closing(self.hook):
-            error.add_details(*_tails(self.hook, self.machine, self._log_files(context).of(job)))
+            tails = _tails(self.hook, self.machine, self._log_files(context).of(job))
+        if job.state is SlurmState.FAILED and (reason := _last_line(tails[0])):
+            error.what += f": {reason}"
+        error.add_details(*tails)
         raise error
 
     def identity(self, context: Context) -> JobIdentity:
@@ -289,6 +293,12 @@ class ResubmittingSlurmJobSensor(SlurmJobSensor):
             return None
         kept: Any = store.get(JOB_KEY)
         return kept if isinstance(kept, Mapping) and kept.get("job_id") else None
+
+
+def _last_line(tail: str) -> str:
+    """The last line that a program wrote: most end with why they failed."""
+    lines = [line.strip() for line in tail.splitlines()[1:] if line.strip()]
+    return lines[-1][:_REASON].rstrip(".") if lines and lines != ["(empty)"] else ""
 
 
 def _tails(hook: SuperfacilityHook, machine: str, files: LogFiles) -> list[str]:

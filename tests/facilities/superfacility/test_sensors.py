@@ -91,6 +91,7 @@ def test_a_failed_job_tells_its_own_story(waiting: Task, deferrable: bool) -> No
         str(waiting.log),
     ):
         assert part in said
+    assert caught.value.what.endswith(": no GPU found")
     assert "line 100" in said
     assert "line 71" in said
     assert "line 70\n" not in said
