@@ -32,6 +32,7 @@ from cosmic.dag_constants import (
     FLIGHT_CHECK,
     GLOBUS_CONN_ID,
     PROCESS_NEWFILE,
+    STACK_SCAN,
     SUPERFACILITY_CONN_ID,
     TRANSFER_AUTO_RECON,
 )
@@ -43,6 +44,7 @@ from facilities.orphans import CleanupResult, OrphanCleanup
 OWNING_TASKS: dict[str, list[tuple[str, ...]]] = {
     TRANSFER_AUTO_RECON: [(COPY_TASK,), *((f"{name}.submit", f"{name}.wait") for name in ENGINES)],
     PROCESS_NEWFILE: [(COPY_TASK,)],
+    STACK_SCAN: [("submit", "wait")],
     FLIGHT_CHECK: [("copy_file",), ("remove_copy",)],
 }
 

@@ -12,6 +12,8 @@ the job takes; their logs show the progress, their buttons open the Globus task 
 tab *Result* of the run shows what it does and, in the end, figures and previews. `submit` is deferred while
 Perlmutter is not up; its log has the reason and the end of the outage, when NERSC names one.
 
+**Stacks.** When all files of a scan of several energies are done, `report` starts `stack_scan`.
+
 **Run ids.** A scan's first run is named after it (`NS_230216033_0_0`), a later one `NS_230216033_0_0__r2`,
 `__r3`; leave the id empty to get the next. Results lie beside the scan, `_r2` in their names; no two runs
 write the same files.

@@ -70,6 +70,8 @@ def write_beamline(settings: Settings, facility: dict[str, Any] | None, folder: 
     site = bundle_beamline()
     for engine, script in settings.scripts.items():
         site["engines"][engine]["script"] = str(script)
+    if settings.path_stack_nersc is not None:
+        site["stack"]["script"] = str(settings.path_stack_nersc)
     site["job_script_folder"] = str(settings.path_job_script)
     _write(path, yaml.safe_dump(site, sort_keys=False))
     return path

@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     path_job_script: _AbsolutePath = JOB_SCRIPTS
     path_ptychocam_nersc: _AbsolutePath | None = None
     path_cdtools_nersc: _AbsolutePath | None = None
+    path_stack_nersc: _AbsolutePath | None = None
 
     # The stack. docker-compose.yaml uses these too.
     compose_profiles: Annotated[frozenset[str], NoDecode, BeforeValidator(_profiles)] = frozenset()

@@ -64,6 +64,7 @@ def standin_beamline(facility: dict[str, Any], path: Path, job_script_folder: Pa
     software = Path(facility["nersc_root"]) / "software"
     for engine, settings in site["engines"].items():
         settings["script"] = str(software / f"{engine}_reconstruction.sh")
+    site["stack"]["script"] = str(software / "stack.sh")
     site["job_script_folder"] = str(job_script_folder)
     path.write_text(yaml.safe_dump(site, sort_keys=False))
     return path

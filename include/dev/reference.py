@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cosmic.dag_constants import PROCESS_NEWFILE, TRANSFER_AUTO_RECON
-from cosmic.parameters import RECONSTRUCTION, REQUIRED, TRANSFER, Parameter
+from cosmic.dag_constants import PROCESS_NEWFILE, STACK_SCAN, TRANSFER_AUTO_RECON
+from cosmic.parameters import RECONSTRUCTION, REQUIRED, STACK, TRANSFER, Parameter
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "parameters.md"
 
@@ -21,7 +21,8 @@ not here, is refused before a run exists.
 def parameters() -> str:
     """The page."""
     parts = [_HEAD]
-    for dag_id, table in ((TRANSFER_AUTO_RECON, RECONSTRUCTION), (PROCESS_NEWFILE, TRANSFER)):
+    tables = {TRANSFER_AUTO_RECON: RECONSTRUCTION, PROCESS_NEWFILE: TRANSFER, STACK_SCAN: STACK}
+    for dag_id, table in tables.items():
         parts.append(f"\n## {dag_id}\n")
         section = None
         for name, parameter in table.items():

@@ -7,13 +7,15 @@ it is left out, with a warning.
 
 Each stack is `FOLDER/<SCAN>_<engine>_stack_<region>.nxs`, NXstxm as MANTiS opens it: group `counter0` has the
 transmission |O|^2 and group `phase` the phase. All energies lie on the grid of the finest one, along x and y,
-where all of them were scanned; `alignment` has the shifts. In memory are one energy and the reference.
+where all of them were scanned; `alignment` has the shifts. The `.json` beside it lists the energies in it. In
+memory are one energy and the reference.
 """
 
 from __future__ import annotations
 
 import getopt
 import json
+import os
 import re
 import shutil
 import sys
@@ -26,7 +28,7 @@ import h5py
 import numpy as np
 
 from reconstruction.arrays import Bool, Complex, Real
-from reconstruction.files import replaced
+from reconstruction.files import replaced, write_whole
 from reconstruction.frc import align, mean_gradient, ramp
 from reconstruction.program import UsageError, run, whole_number
 from reconstruction.result import IMAGE
@@ -135,6 +137,7 @@ def make_stacks(chosen: Chosen) -> list[Path]:
         write_stack(
             target, aligned(energies), title=f"{chosen.scan}, region {region}, {engine}", missing=missing
         )
+        _write_summary(target.with_suffix(".json"), energies, missing)
         print(f"region {region}: {len(energies)} of {len(indexes)} energies: {target}", flush=True)
         made.append(target)
     if not made:
@@ -347,6 +350,16 @@ def write_stack(path: Path, energies: Sequence[Energy], *, title: str, missing: 
             transmission[number] = np.abs(obj) ** 2
             phase[number] = np.angle(obj * np.exp(-1j * np.angle(obj.sum())))
         _alignment(entry, energies, missing)
+
+
+def _write_summary(path: Path, energies: Sequence[Energy], missing: Sequence[int]) -> None:
+    """Write which energies are in the stack beside it, with the job that made it."""
+    values = {
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "energy_index": sorted(energy.index for energy in energies),
+        "missing_energy_index": sorted(missing),
+    }
+    write_whole(path, json.dumps(values).encode())
 
 
 def _group(parent: h5py.Group, name: str, kind: str) -> h5py.Group:

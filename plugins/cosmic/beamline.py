@@ -111,6 +111,14 @@ class Engines(_Section):
     cdtools: EngineSettings
 
 
+class Stack(_Section):
+    """Where `stack.sh` is installed at NERSC, its job's time limit, and how long a scan must be complete."""
+
+    script: AbsolutePath
+    time_limit: Annotated[str, AfterValidator(_time_limit)] = "00:30:00"
+    wait_minutes: Annotated[float, Field(ge=0, le=1440)] = 10
+
+
 class Proposal(_Section):
     """The days of a proposal's beam time, both included, and the parameters of its scans."""
 
@@ -153,6 +161,7 @@ class Beamline(_Section):
     collections: Collections
     job: Job
     engines: Engines
+    stack: Stack | None = None
     job_script_folder: str
     flight_check_file: str
     positions: Literal["probe", "sample"] = "probe"

@@ -2,6 +2,7 @@
 
 TRANSFER_AUTO_RECON = "transfer_auto_recon"
 PROCESS_NEWFILE = "process_newfile_7012_ptycho4"
+STACK_SCAN = "stack_scan"
 FIND_MISSED_SCANS = "find_missed_scans"
 WATCH_SCANS = "watch_scans"
 CANCEL_ABANDONED_WORK = "cancel_abandoned_work"
@@ -9,7 +10,7 @@ FLIGHT_CHECK = "test_cosmicDTN_transfers"
 
 CHECK_TASK = "check_scan"  # the first one of TRANSFER_AUTO_RECON
 COPY_TASK = "copy_to_nersc"  # of TRANSFER_AUTO_RECON and PROCESS_NEWFILE
-REPORT_TASK = "report"  # its XCom is the result of a run of TRANSFER_AUTO_RECON or FIND_MISSED_SCANS
+REPORT_TASK = "report"  # its XCom is the result of a run, in all DAGs that have it
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"

@@ -324,6 +324,33 @@ TRANSFER: Mapping[str, Parameter] = _section(
 )
 """Of `process_newfile_7012_ptycho4`."""
 
+STACK: Mapping[str, Parameter] = {
+    **_section(
+        "Scan",
+        scan=_path(
+            REQUIRED,
+            scans.STACK_PATTERN,
+            "a scan such as NS_230216033, or the path of one of its files",
+            "Scan",
+            "The scan, such as NS_230216033, or the path of one of its files.",
+        ),
+    ),
+    **_section(
+        "Stack",
+        engine=Parameter(
+            "string",
+            "ptychocam",
+            "Engine",
+            "Whose results: the newest of each energy and region.",
+            rules={"enum": list(ENGINES)},
+        ),
+        incomplete=_flag(
+            False, "Incomplete", "Make a stack of what is done though files are running, failed or missing."
+        ),
+    ),
+}
+"""Of `stack_scan`."""
+
 FLIGHT_CHECK: Mapping[str, Parameter] = _section(
     "Credentials",
     min_days_left=_number(

@@ -13,6 +13,7 @@ from airflow.sdk import task
 
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID
 from cosmic.parameters import Engine
+from cosmic.stack_start import start_when_done
 from facilities.errors import NotFoundError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
 
@@ -120,6 +121,7 @@ def report(
     else:
         message += "Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
     log.info(message)
+    start_when_done(scan, [result["engine"] for result in done])
     return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
 
 

@@ -27,17 +27,27 @@ from cosmic.dag_constants import (
     FIND_MISSED_SCANS,
     FLIGHT_CHECK,
     PROCESS_NEWFILE,
+    STACK_SCAN,
     TRANSFER_AUTO_RECON,
     WATCH_SCANS,
 )
 from cosmic.parameters import FLIGHT_CHECK as FLIGHT_CHECK_PARAMETERS
-from cosmic.parameters import MISSED_SCANS, NEW_SCANS, RECONSTRUCTION, TRANSFER, Parameter, read_parameters
+from cosmic.parameters import (
+    MISSED_SCANS,
+    NEW_SCANS,
+    RECONSTRUCTION,
+    STACK,
+    TRANSFER,
+    Parameter,
+    read_parameters,
+)
 from cosmic.scans import ScanPath, parse_scan_path, quoted
 from facilities.errors import UserError
 
 PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
     TRANSFER_AUTO_RECON: RECONSTRUCTION,
     PROCESS_NEWFILE: TRANSFER,
+    STACK_SCAN: STACK,
     FIND_MISSED_SCANS: MISSED_SCANS,
     WATCH_SCANS: NEW_SCANS,
     CANCEL_ABANDONED_WORK: {},

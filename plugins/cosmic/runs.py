@@ -7,6 +7,7 @@ their supervisor, which Airflow's own TriggerDagRunOperator uses as well.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, TypedDict
 
 from airflow.sdk import Asset, AssetAlias
@@ -130,6 +131,16 @@ def states_by_generation(scans: Sequence[ScanPath]) -> dict[ScanPath, dict[int, 
     return found
 
 
+def task_states(run_ids: Sequence[str], task_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """States of these tasks in those of the runs that exist, by run id and task id."""
+    found: dict[str, dict[str, str | None]] = {}
+    for some in _chunks(run_ids):
+        found |= RuntimeTaskInstance.get_task_states(
+            dag_id=TRANSFER_AUTO_RECON, task_ids=list(task_ids), run_ids=some
+        )
+    return found
+
+
 def with_a_run(scans: Sequence[ScanPath]) -> set[ScanPath]:
     """Those of the scans that have a run, whatever became of it."""
     by_id = {scan.run_id(): scan for scan in scans}
@@ -137,15 +148,24 @@ def with_a_run(scans: Sequence[ScanPath]) -> set[ScanPath]:
     return {by_id[run_id] for some in _chunks(list(by_id)) for run_id in _existing(some)}
 
 
-def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
+def start(
+    run_id: str,
+    conf: Mapping[str, Any],
+    note: str,
+    *,
+    dag_id: str = TRANSFER_AUTO_RECON,
+    run_after: datetime | None = None,
+) -> bool:
     """Start a run; False when there is one with this id already.
+
+    :param run_after: when it may begin; None: now.
 
     :raises UserError: Airflow refuses these parameters, or has no such DAG.
     :raises TransientError: Airflow's API server does not answer.
     """
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS  # noqa: PLC0415 - set when a task starts
 
-    request = TriggerDagRun(dag_id=TRANSFER_AUTO_RECON, run_id=run_id, conf=dict(conf), note=note)
+    request = TriggerDagRun(dag_id=dag_id, run_id=run_id, conf=dict(conf), note=note, run_after=run_after)
     try:
         reply = SUPERVISOR_COMMS.send(request)
     except AirflowRuntimeError as error:
@@ -153,13 +173,13 @@ def start(run_id: str, conf: Mapping[str, Any], note: str) -> bool:
         message = str(detail.get("detail") or detail.get("message") or error)
         if detail.get("status_code") in (400, 404, 422):
             raise UserError(
-                f"Airflow refuses to start a run of {TRANSFER_AUTO_RECON}",
+                f"Airflow refuses to start a run of {dag_id}",
                 remote_id=run_id,
                 next_step="correct what it names (`processing` in beamline.yaml), then clear this task.",
                 details=message,
             ) from error
         raise TransientError(
-            f"A run of {TRANSFER_AUTO_RECON} could not be started",
+            f"A run of {dag_id} could not be started",
             remote_id=run_id,
             next_step="see the API server's log; this task retries, and starts none twice.",
             details=message,

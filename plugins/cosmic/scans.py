@@ -25,6 +25,11 @@ SAFE_PATH_PATTERN = rf"^/?({_SEGMENT}/)*{_SEGMENT}/?{_END}"
 # reconstruction. A scan that is named as a result would be copied over one.
 _RESULT_ENDING = r"_(?:(?:cdtools|ptychocam)(?:[._-][A-Za-z0-9._-]{0,250})?|full|half_[0-9]+)\.cxi"
 SCAN_PATH_PATTERN = rf"^(?![\s\S]*{_RESULT_ENDING}{_END})/?({_SEGMENT}/)*{_SEGMENT}\.cxi{_END}"
+# A scan as people call it, or the path of one of its files.
+_STACK_NAME = r"[A-Za-z0-9][A-Za-z0-9.-]{0,99}_[0-9]{9,20}"
+STACK_PATTERN = (
+    rf"^(/?({_SEGMENT}/)*{_STACK_NAME}_ccdframes_[0-9]{{1,4}}_[0-9]{{1,4}}\.cxi|{_STACK_NAME}){_END}"
+)
 MAX_PATH_LENGTH = 400
 MAX_QUOTED = 200
 _PLAIN = (

@@ -237,7 +237,9 @@ def test_airflow_itself_has_the_same_rule_for_run_ids() -> None:
 @pytest.mark.parametrize("dag_id", PARAMETERS)
 def test_a_logical_date_in_the_future_is_refused_and_no_other(dag_id: str) -> None:
     """Airflow would start no task of the run before that date."""
-    body = {"dag_run_id": "mine", "conf": {"file_path": SCAN} if "file_path" in PARAMETERS[dag_id] else {}}
+    needed = {"file_path": SCAN, "scan": "NS_230216033"}
+    conf = {name: value for name, value in needed.items() if name in PARAMETERS[dag_id]}
+    body = {"dag_run_id": "mine", "conf": conf}
     for hours, status in ((-24 * 365 * 120, 200), (0, 200), (0.5, 200), (2, 400), (24 * 365 * 70, 400)):
         date = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
         content = json.dumps(body | {"logical_date": date}).encode()

@@ -63,8 +63,13 @@ def read_beamline(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_beamline_yaml_has_the_old_agents_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(path_ptychocam_nersc=Path("/global/p.sh"), path_job_script=Path("/scripts"))
+    settings = Settings(
+        path_ptychocam_nersc=Path("/global/p.sh"),
+        path_stack_nersc=Path("/global/stack.sh"),
+        path_job_script=Path("/scripts"),
+    )
     site = read_beamline(write_beamline(settings, None, tmp_path), monkeypatch)
+    assert site.stack.script == "/global/stack.sh"
     assert site.script("ptychocam") == "/global/p.sh"
     assert site.script("cdtools").startswith("/global/cfs/")  # as in the bundle's own
     assert site.job_script_folder == "/scripts"

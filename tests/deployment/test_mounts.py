@@ -91,6 +91,7 @@ def test_the_dags_find_their_job_scripts(service: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in (root / "include" / "job_scripts").iterdir()) == [
         "cdtools.sh.j2",
         "ptychocam.sh.j2",
+        "stack.sh.j2",
     ]
 
 

@@ -20,6 +20,7 @@ NEEDED_BY_TASKS = (
     "cosmic.missed_scans",
     "cosmic.plan",
     "cosmic.results",
+    "cosmic.stacks",
     "cosmic.throttle",
     "facilities.globus.operators",
     "facilities.globus.orphans",
