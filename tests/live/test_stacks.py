@@ -18,7 +18,7 @@ from standin.synthetic_scan import Optics, make_scan
 from support.live import SLOW, Pipeline
 from support.missed import changed_site
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
 INSTALL = Path(__file__).parents[2] / "include" / "reconstruction" / "install"
 
