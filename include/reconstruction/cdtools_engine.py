@@ -280,7 +280,7 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier)
     found = outcome.solution.probe[0]
     sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
-    doubts = (*judge(scan, relative(scan, outcome.solution.errors[-1])), *sign)
+    doubts = (*judge(scan, relative(scan, outcome.solution.errors[-1]), refined=True), *sign)
     say((), (*outcome.warnings, *doubts))
     finished = Run(
         engine=ENGINE,
