@@ -114,7 +114,7 @@ def test_a_success_shows_its_preview_and_times_of_the_viewer(
     expect(image).to_be_visible()
     assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 16]
     shown = text(page)
-    assert "Success. Started" in shown
+    assert "Success, with warnings. Started" in shown
     assert scan in shown
     assert PACIFIC_TIME.search(shown)
     assert "UTC" not in shown
