@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 from beamline_client.errors import ACCEPTED, worst_exit_code
 
 IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that do not run, or not yet
+NO_REASON = "it left no reason: somebody cancelled it, or its worker was ended; see the page"  # of a failure
 _MAX_TEXT = 600  # characters shown of a sentence
 _MAX_LIST = 200  # and of a list of numbers
 _MAX_NAMES = 20  # of files with which nothing is to be done
@@ -58,6 +59,7 @@ def describe(outcome: Outcome) -> str:
     lines = [f"{head}: {outcome.outcome}{state}{message}"]
     lines += [f"  run    {outcome.run_id}"] if outcome.run_id else []
     lines += [f"  page   {outcome.url}"] if outcome.url else []
+    lines += [f"  WARNING  {printable(warning)}" for warning in _warnings(outcome.results.get("report"))]
     tasks = {name: state for name, state in outcome.tasks.items() if state not in IDLE_STATES}
     width = max([len(name) for name in tasks] + [4])
     lines += [f"  task   {name:{width}}  {state}" for name, state in tasks.items()]
@@ -65,10 +67,22 @@ def describe(outcome: Outcome) -> str:
     if "report" in outcome.results:  # of the whole run, with what matters of the other tasks' results
         results = {"report": outcome.results["report"]}
     for name, value in results.items():
-        lines += [f"  {name}  {key} = {_shortened(item)}" for key, item in _rows("", value)]
+        lines += [
+            f"  {name}  {key} = {_shortened(item)}"
+            for key, item in _rows("", value)
+            if not key.endswith(".warnings")
+        ]
     for name, errors in outcome.errors.items():
-        lines += [f"  {name}: {printable(error)}" for error in errors or ["see its log on the page"]]
+        lines += [f"  {name}: {printable(error)}" for error in errors or [NO_REASON]]
     return "\n".join(lines)
+
+
+def _warnings(report: Any) -> Iterator[str]:
+    """Those of a report's reconstructions, whole."""
+    found = report.get("reconstructions") if isinstance(report, dict) else None
+    for one in found if isinstance(found, list) else []:
+        if isinstance(one, dict) and isinstance(one.get("warnings"), list):
+            yield from (f"{one.get('engine')}: {warning}" for warning in one["warnings"])
 
 
 def of_scan(scan: str, files: Sequence[Outcome], first: str, url: str) -> Outcome:

@@ -23,7 +23,7 @@ from beamline_client.errors import (
     UnreachableError,
 )
 from beamline_client.naming import folder_of, generation_of, is_file_of, normalize_path, scan_run_id
-from beamline_client.output import Outcome, local_time, of_scan
+from beamline_client.output import NO_REASON, Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.runs import scan_of
 from beamline_client.sending import FINAL_STATES, concerns_all
@@ -238,9 +238,7 @@ class Scan:
             raise
         except ClientError as error:
             return {"": [f"why it failed cannot be read: {error}"]}
-        found = {
-            name: [f"{name}: {line}" for line in lines or ["see its log"]] for name, lines in errors.items()
-        }
+        found = {name: [f"{name}: {line}" for line in lines or [NO_REASON]] for name, lines in errors.items()}
         return found or {"": ["no task of it failed: it was ended from outside, or reached its time limit"]}
 
     def _withdraw(self) -> List[Outcome]:

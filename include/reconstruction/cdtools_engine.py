@@ -280,7 +280,8 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier)
     found = outcome.solution.probe[0]
     sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
-    doubts = (*judge(scan, relative(scan, outcome.solution.errors[-1])), *sign)
+    error = relative(scan, outcome.solution.errors[-1])
+    doubts = (*judge(scan, error, refined=True), *sign)
     say((), (*outcome.warnings, *doubts))
     finished = Run(
         engine=ENGINE,
@@ -293,11 +294,12 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
         seconds=time.monotonic() - started,
         errors_are=ERRORS_ARE,
         geometry=kind,
+        final_error=error,
         resolution_m=outcome.resolution_m,
         warnings=(*start.geometry.warnings, *outcome.warnings, *doubts),
     )
     for half, (part, solution) in zip(halves, outcome.halves, strict=False):
-        write_result(half, part, solution, finished)
+        write_result(half, part, solution, replace(finished, final_error=relative(part, solution.errors[-1])))
     figures = write_result(prefix, scan, outcome.solution, finished)
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 

@@ -202,7 +202,8 @@ def _check_beam(stack: Stack) -> None:
     if max(alike) < NOISE:
         raise ScanError(
             "the frames are noise: their mean has no beam in it, neighboring pixels differ as if by chance "
-            f"(correlation {max(alike):.2f}). The file is damaged, or these are no diffraction frames"
+            f"(correlation {max(alike):.2f}). The shutter was shut, the file is damaged, or these are no "
+            "diffraction frames"
         )
 
 

@@ -84,7 +84,7 @@ def reconstruct(options: Options, path: Path) -> None:
     except FloatingPointError as error:
         raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
     doubts = (
-        *judge(scan, solution.errors[-1]),
+        *judge(scan, solution.errors[-1], refined=options.period_illu_refine > 0),
         *sign_warning(scan, solution.probe[0], expected, measured, positions),
     )
     say((), doubts)

@@ -13,22 +13,24 @@ OF_NOISE = 3.0  # times the error that counting alone leaves: a dim scan may end
 DIM = 0.4  # of that error: more is noise than picture
 
 
-def judge(scan: Scan, error: float) -> tuple[str, ...]:
+def judge(scan: Scan, error: float, *, refined: bool) -> tuple[str, ...]:
     """Warnings about the last error, sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured).
 
+    :param refined: whether the run refined its illumination.
     :raises ScanError: the iterations have diverged, so that there is no picture.
     """
     if not error <= FAILED:
         raise ScanError(
             f"{scan.path}: the reconstruction failed: it ended with an error of {error:.3g}, and above "
-            f"{FAILED:g} the picture says less than an empty one. No result was written. {_causes(scan)}"
+            f"{FAILED:g} the picture says less than an empty one. No result was written. "
+            f"{_causes(scan, refined)}"
         )
     if noise(scan) > DIM:
         return (f"{_dim(scan)}The picture is noisy, or wrong; scan again with a longer exposure.",)
     if error > SUSPECT and error > OF_NOISE * noise(scan):
         return (
             f"The error at the end is {error:.3g}; a good reconstruction of this scan ends near "
-            f"{max(noise(scan), 0.05):.2g}. The picture is probably wrong. {_causes(scan)}",
+            f"{max(noise(scan), 0.05):.2g}. The picture is probably wrong. {_causes(scan, refined)}",
         )
     return ()
 
@@ -50,11 +52,19 @@ def _dim(scan: Scan) -> str:
     return f"The frames are dim, {counts:.3g} counts each: noise alone leaves an error of {noise(scan):.2g}. "
 
 
-def _causes(scan: Scan) -> str:
+def _causes(scan: Scan, refined: bool) -> str:
     known = " The warnings about the file come first." if scan.warnings else ""
     if noise(scan) > DIM:
         return f"{_dim(scan)}Scan again with a longer exposure.{known}"
+    if refined:
+        before, after = "Look at", "; or refine less often, after more iterations"
+    else:
+        before = (
+            "The illumination was not refined: run it again with period_illu_refine=1, period_bg_refine=1 "
+            "and use_illu_mask=true. If that does not help look at"
+        )
+        after = ""
     return (
-        "Look at the positions (order, sign, unit), the distance and the energy, the first illumination and "
-        f"its defocus, and the illumination mask; or refine less often, after more iterations.{known}"
+        f"{before} the positions (order, sign, unit), the distance and the energy, the first illumination "
+        f"and its defocus, and the illumination mask{after}.{known}"
     )

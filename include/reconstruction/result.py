@@ -35,6 +35,8 @@ class Run:
     """What the figures say besides the solution.
 
     :param errors_are: what the error of an iteration measures.
+    :param final_error: sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured), or None when the last error
+        is just that.
     :param resolution_m: half period, from two halves of the frames, or None.
     """
 
@@ -43,6 +45,7 @@ class Run:
     seconds: float
     errors_are: str
     geometry: str = "far field"
+    final_error: float | None = None
     resolution_m: float | None = None
     warnings: Sequence[str] = field(default_factory=tuple)
 
@@ -116,6 +119,7 @@ def _joined_to_the_brightest(cells: Real) -> Bool:
 
 def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
     errors = [float(f"{error:.6g}") for error in solution.errors]
+    final = errors[-1] if run.final_error is None else float(f"{run.final_error:.6g}")
     step = -(-len(errors) // MAX_ERRORS)
     return {
         "engine": run.engine,
@@ -128,7 +132,7 @@ def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
         "seconds": round(run.seconds, 3),
         "errors_are": run.errors_are,
         "errors": errors[::step] if step > 1 else errors,
-        "final_error": errors[-1],
+        "final_error": final,  # the same measure for all engines
         "pixel_size_m": [float(p) for p in solution.pixel],
         "object_shape": list(solution.obj.shape),
         "energy_ev": round(scan.energy_ev, 4),

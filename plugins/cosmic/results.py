@@ -139,7 +139,7 @@ def describe(result: Reconstruction) -> str:
         parts.append(f"{result['node_hours']:.4f} node-hours")
     if result["warnings"]:
         more = len(result["warnings"]) - 1
-        parts.append(f"WARNING: {result['warnings'][0]}{f' (and {more} more)' if more else ''}")
+        parts.append(f"WARNING: {result['warnings'][0].rstrip('.')}{f' (and {more} more)' if more else ''}")
     return ", ".join(parts)
 
 

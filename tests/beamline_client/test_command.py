@@ -291,6 +291,24 @@ def test_of_a_run_with_a_report_a_person_sees_the_report_and_a_program_everythin
     assert outcome["tasks"]["other"] == "skipped"
 
 
+def test_a_results_warnings_stand_first_and_whole(api: AirflowApi, command: Command) -> None:
+    warning = "The picture is probably wrong. " * 20 + "Set positions to probe.\x1b[2J"
+    api.add_run(RUN, "success", {"file_path": SCAN})
+    api.add_task(RUN, "report", "success")
+    api.xcoms[RUN, "report"] = {
+        "reconstructions": [
+            {"engine": "cdtools"},
+            {"engine": "ptychocam", "warnings": [warning, "Hot pixels."]},
+        ]
+    }
+    assert command("status", SCAN) == 0
+    shown = [line.strip() for line in command.out.splitlines()]
+    at = shown.index(f"WARNING  ptychocam: {warning}".replace("\x1b", " "))
+    assert shown[at + 1] == "WARNING  ptychocam: Hot pixels."
+    assert at < shown.index("task   report  success")
+    assert not any("warnings =" in line for line in shown)
+
+
 def test_wait_ends_with_5_when_the_run_fails_and_shows_why(
     api: AirflowApi, command: Command, quick: None
 ) -> None:

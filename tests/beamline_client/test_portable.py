@@ -199,4 +199,4 @@ def test_the_line_in_the_document_works_as_it_is(api: AirflowApi, config: Path, 
     command = [sys.executable, "-W", "error", "-c", source]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert api.runs[RUN]["conf"] == {"file_path": SCAN, "do_ptychocam": True, "n_gpu": 4}
+    assert api.runs[RUN]["conf"] == {"file_path": SCAN, "do_ptychocam": True, "period_illu_refine": 1}

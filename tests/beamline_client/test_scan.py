@@ -115,6 +115,14 @@ def test_the_exit_code_of_status_says_whether_all_is_done(api: AirflowApi, clien
     assert "no task of it failed: it was ended from outside" in describe(scan.status())
 
 
+def test_of_a_task_that_left_no_reason_status_says_so(api: AirflowApi, client: Client) -> None:
+    run_id = add(api, file(0), "failed")
+    api.add_task(run_id, "wait", "failed")
+    api.logs[run_id, "wait"] = []
+    shown = describe(Scan(client, NAME).status())
+    assert "wait: it left no reason: somebody cancelled it, or its worker was ended; see the page" in shown
+
+
 def test_the_newest_run_of_a_file_counts(api: AirflowApi, client: Client) -> None:
     fails(api, file(0), "x")
     add(api, file(0), "success", 2)

@@ -114,7 +114,7 @@ def test_a_success_shows_its_preview_and_times_of_the_viewer(
     expect(image).to_be_visible()
     assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 16]
     shown = text(page)
-    assert "Success. Started" in shown
+    assert "Success, with warnings. Started" in shown
     assert scan in shown
     assert PACIFIC_TIME.search(shown)
     assert "UTC" not in shown
@@ -158,13 +158,13 @@ def test_half_a_success_shows_the_good_half_and_why_the_other_failed(
     expect(page.locator("figure img")).to_be_visible()
     shown = text(page)
     assert "Failed in part: ptychocam is done, its result is below." in shown
-    assert "cdtools: Slurm job failed: The Slurm job" in shown
+    assert "cdtools: Slurm job failed: the probe has no support. The Slurm job " in shown
     assert "ended as FAILED" in shown
     assert "What to do:" in shown
     assert f"submit_scan.py reprocess {scan}" in shown
     assert not [name for name in INTERNAL_NAMES if name in shown]
     page.get_by_text("Output and details").click()
-    assert "the probe has no support" in text(page)
+    assert "--- last lines of stderr" in text(page)
 
 
 def test_a_job_that_ran_out_of_time_says_how_to_give_it_more(

@@ -12,6 +12,7 @@ from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
 from fastapi import HTTPException
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE
@@ -129,11 +130,29 @@ def test_warnings_of_a_result_stand_above_it_and_are_escaped(
     assert html.index("has warnings") < html.index("<h2>ptychocam</h2>")
 
 
+def test_a_success_with_warnings_does_not_look_like_one_without(
+    page: Callable[[bool], str],
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    reconstruction: dict[str, Any],
+) -> None:
+    from cosmic.run_summary import XComs
+
+    session.execute(update(DagRun).where(DagRun.run_id == RUN_ID).values(state=DagRunState.SUCCESS))
+    held = {"ptychocam.collect": reconstruction}
+    monkeypatch.setattr(XComs, "get", lambda _, task_id, *_key: held.get(task_id))
+    assert '<strong class="success">Success</strong>' in page(True)
+    reconstruction["warnings"] = ["13 of 64 frames are empty"]
+    html = page(True)
+    assert '<strong class="partial">Success, with warnings</strong>' in html
+    assert 'class="success"' not in html
+
+
 def test_the_runs_message_has_the_first_warning(reconstruction: dict[str, Any]) -> None:
     from cosmic.results import describe
 
     assert "WARNING" not in describe(reconstruction)  # type: ignore[arg-type]
-    reconstruction["warnings"] = ["3 frames are empty", "hot pixels", "saturated"]
+    reconstruction["warnings"] = ["3 frames are empty.", "hot pixels", "saturated"]
     assert describe(reconstruction).endswith(", WARNING: 3 frames are empty (and 2 more)")  # type: ignore[arg-type]
 
 

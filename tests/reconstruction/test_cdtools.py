@@ -16,6 +16,7 @@ import pytest
 
 from dev.demo.compare import compare_with_truth
 from dev.demo.orientation import find_orientation
+from reconstruction.scan import DETECTOR
 from standin.synthetic_scan import Optics, SyntheticScan, make_scan
 from support import damage
 from support.needs import CDTOOLS_PYTHON, REAL_SCAN
@@ -67,6 +68,10 @@ def test_the_synthetic_scan_and_its_resolution(
     assert made["geometry"] == "far field"
     assert made["iterations"] == 24
     assert made["errors"][-1] < 0.2 * made["errors"][0]
+    with h5py.File(tiny.cxi) as file:
+        light = float(file[f"{DETECTOR}/data"][()].mean())
+    assert made["final_error"] == pytest.approx((made["errors"][-1] / light) ** 0.5, rel=1e-3)
+    assert made["final_error"] < 0.3
     assert made["parameters"]["run_split_reconstructions"] is True
     likeness = compare_with_truth(tmp_path / "out.cxi", tiny.truth)
     assert likeness.correlation > 0.95
@@ -76,6 +81,8 @@ def test_the_synthetic_scan_and_its_resolution(
     assert (tmp_path / "out.png").stat().st_size < 300_000
     halves = [figures(tmp_path / f"out_half_{number}") for number in (1, 2)]
     assert sum(half["frames"] for half in halves) == 49
+    for held in halves:
+        assert held["final_error"] == pytest.approx((held["errors"][-1] / light) ** 0.5, rel=0.1)
     assert min(half["frames"] for half in halves) > 15
     for number in (1, 2):
         half = compare_with_truth(tmp_path / f"out_half_{number}.cxi", tiny.truth)

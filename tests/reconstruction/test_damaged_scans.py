@@ -47,7 +47,7 @@ class Row:
 REFUSED = [
     Row("two frames", damage.only(frames=2, positions=2), "has 2 frames and 2 positions: too few"),
     Row("two positions", damage.only(positions=2), "has 64 frames and 2 positions: too few"),
-    Row("all frames empty", damage.empty_frames(1.0), "noise"),
+    Row("all frames empty", damage.empty_frames(1.0), "The shutter was shut"),
     Row("nearly all frames empty", damage.empty_frames(0.9), "frames are empty; 6 with light are too few"),
     Row("all NaN", damage.not_numbers(...), "values that are not numbers"),
     Row("NaN in most frames", damage.not_numbers(slice(5, None)), "59 of 64 frames hold values that are not"),

@@ -94,9 +94,7 @@ def _demonstrate(options: Options) -> None:
 
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument(
-        "--engine", default="ptychocam", help="ptychocam, cdtools, both (ptychocam,cdtools) or none"
-    )
+    parser.add_argument("--engine", default="ptychocam", help="ptychocam, cdtools, ptychocam,cdtools or none")
     parser.add_argument("--scan", type=Path, help="a CXI file to use instead of a synthetic scan")
     parser.add_argument("--port", type=int, default=8080, help="port of Airflow's UI")
     parser.add_argument("--no-wait", action="store_true", help="end after the run")

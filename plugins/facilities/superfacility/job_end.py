@@ -117,7 +117,10 @@ _NEXT_STEPS: Mapping[SlurmState, str] = {
     SlurmState.CANCELLED: f"somebody or the scheduler cancelled it; to run it again {_RUN_AGAIN}.",
     SlurmState.DEADLINE: f"its deadline passed before it could end; to run it again {_RUN_AGAIN}.",
     SlurmState.REVOKED: "another cluster took the job; look for it with sacct at NERSC.",
-    SlurmState.FAILED: f"read the end of its output below; when the cause is gone {_RUN_AGAIN}.",
+    SlurmState.FAILED: (
+        "read the end of its output below; when its input was mended start a new run (a cleared task has the "
+        "same copy), and when the cause was outside clear the submit task."
+    ),
 }
 
 

@@ -145,7 +145,7 @@ class SlurmJobSensor(SlurmOperator, BaseSensorOperator):
         with closing(self.hook):
             tails = _tails(self.hook, self.machine, self._log_files(context).of(job))
         if job.state is SlurmState.FAILED and (reason := _last_line(tails[0])):
-            error.what += f": {reason}"
+            error.what = f"{reason}. {error.what}"  # what it is about comes before ids
         error.add_details(*tails)
         raise error
 

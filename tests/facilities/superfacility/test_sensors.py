@@ -91,10 +91,12 @@ def test_a_failed_job_tells_its_own_story(waiting: Task, deferrable: bool) -> No
         str(waiting.log),
     ):
         assert part in said
-    assert caught.value.what.endswith(": no GPU found")
+    assert caught.value.what.startswith("no GPU found. The Slurm job ")
+    assert "ended as FAILED" in caught.value.what
     assert "line 100" in said
     assert "line 71" in said
     assert "line 70\n" not in said
+    assert "when its input was mended start a new run" in said
     assert "clear the submit task" in said
 
 
