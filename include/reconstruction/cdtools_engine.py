@@ -52,12 +52,12 @@ class Parameters:
     :param run_split_reconstructions: also reconstruct two halves of the frames, for a resolution.
     :param n_modes: incoherent modes of the probe.
     :param oversampling_factor: exit-wave samples for each detector pixel, per axis.
-    :param propagation_distance: metres; far field: from the focus to the sample, for the first guess of
+    :param propagation_distance: meters; far field: from the focus to the sample, for the first guess of
         the probe; near field: from a point focus to the sample, for the magnification (0: parallel beam).
         None: as the beamline is set up, which follows the energy (COSMIC_DEFOCUS).
     :param simulate_probe_translation: the lens moves, not the sample: the beam moves on the detector
         (far field only).
-    :param n_init_rounds: rounds in which the probe is found; between them it is centred and the object
+    :param n_init_rounds: rounds in which the probe is found; between them it is centered and the object
         forgotten. There is always one, so 0 is 1.
     :param n_init_iter: epochs of each such round.
     :param n_final_iter: epochs of the last stage, with a falling step and each frame's intensity refined.
@@ -92,7 +92,7 @@ USAGE = "cdtools_reconstruction.sh FILE.cxi [" + " ".join(NAMES) + "]"
 class Geometry:
     """How the wave goes from the sample to the detector.
 
-    :param distance: metres, as `Parameters.propagation_distance`, after the check against the frames.
+    :param distance: meters, as `Parameters.propagation_distance`, after the check against the frames.
     """
 
     near_field: bool
@@ -170,7 +170,7 @@ def decide_geometry(
     of two from the one measured would put every frame in the wrong place: the measured one is taken,
     with a warning.
 
-    :param expected: metres, for a distance that was not given.
+    :param expected: meters, for a distance that was not given.
     """
     given = expected if parameters.propagation_distance is None else parameters.propagation_distance
     if not is_near_field(scan, measured):
@@ -195,7 +195,7 @@ def _measured_distance(scan: Scan, measured: Magnification) -> float:
 
 
 def _pixel(scan: Scan, geometry: Geometry) -> Real:
-    """Of the object, metres, (rows, columns), as CDTools has it without oversampling."""
+    """Of the object, meters, (rows, columns), as CDTools has it without oversampling."""
     if not geometry.near_field:
         return far_field_pixel(scan)
     magnification = 1.0 if geometry.distance == 0 else abs(1.0 + scan.distance / geometry.distance)

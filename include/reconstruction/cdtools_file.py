@@ -44,7 +44,7 @@ def _far_field_results(scan: Scan, solution: Solution) -> dict[str, Any]:
     """A far-field solution as `FancyPtycho.save_results` would give it.
 
     Arrays are indexed along the detector's axes; the columns of `obj_basis` and `probe_basis` are the steps
-    (x, y, z) from a pixel to the next row and to the next column, metres.
+    (x, y, z) from a pixel to the next row and to the next column, meters.
     """
     directions = scan.basis / np.linalg.norm(scan.basis, axis=0)
     # Of the probe over the object, as the solver took them: whatever the scan's file calls them.

@@ -36,14 +36,14 @@ Positions = Literal["probe", "sample"]
 class Defocus:
     """Distance from the focus to the sample; a zone plate's focal length, and so this, follows the energy.
 
-    :param distance: metres, at `energy_ev`; positive when the sample is behind the focus.
+    :param distance: meters, at `energy_ev`; positive when the sample is behind the focus.
     """
 
     distance: float
     energy_ev: float
 
     def at(self, energy_ev: float) -> float:
-        """The distance at another energy, metres."""
+        """The distance at another energy, meters."""
         return self.distance * energy_ev / self.energy_ev
 
     @classmethod
@@ -111,7 +111,7 @@ def sign_warning(
     Asked are the probe that was found, and the movement of the sample's shadow over the frames.
 
     :param probe: (rows, columns).
-    :param distance: metres, given by a person or by the site; 0 says nothing.
+    :param distance: meters, given by a person or by the site; 0 says nothing.
     """
     side = _side_of_focus(scan, probe, abs(distance))
     how = "the illumination that was found"

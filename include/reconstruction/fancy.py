@@ -2,7 +2,7 @@
 
 The schedule: `n_init_rounds` rounds (one at least) of `n_init_iter` epochs of Adam find the probe (step 0.05,
 batches of 10 frames and in the last round 25, the frames' intensities fixed). Between two rounds the probe is
-centred and held, the object is set back to one and found again for three epochs. Then `n_final_iter` epochs
+centered and held, the object is set back to one and found again for three epochs. Then `n_final_iter` epochs
 at a tenth of the step, which falls further when the loss no longer does, in batches of 200, refine each
 frame's intensity, too.
 
@@ -256,7 +256,7 @@ def _set_probe(model: Any, earlier: Earlier) -> None:
 
 
 def _resolution(first: Solution, second: Solution) -> float | None:
-    """Half period at which the halves' Fourier ring correlation meets the half-bit threshold, metres."""
+    """Half period at which the halves' Fourier ring correlation meets the half-bit threshold, meters."""
     # The halves have different corners; cut the same place out of both.
     start = np.ceil(np.maximum(first.corner, second.corner)).astype(int)
     stop = np.floor(np.minimum(*(half.corner + np.array(half.obj.shape) for half in (first, second)))).astype(

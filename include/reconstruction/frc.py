@@ -17,14 +17,14 @@ OVERSAMPLED = 20  # sub-pixel steps of a registration
 
 @dataclass(frozen=True, kw_only=True)
 class RingCorrelation:
-    """Fourier ring correlation; `frequency` in cycles per metre."""
+    """Fourier ring correlation; `frequency` in cycles per meter."""
 
     frequency: Real
     correlation: Real
     pixels: Real
 
     def resolution(self, threshold: Real | float) -> float | None:
-        """Half period in metres at which the correlation first falls below the threshold.
+        """Half period in meters at which the correlation first falls below the threshold.
 
         None when there is nothing above the threshold; the Nyquist limit when nothing falls below it.
         """
@@ -45,7 +45,7 @@ class RingCorrelation:
 def ring_correlation(first: Complex, second: Complex, pixel: Real) -> RingCorrelation:
     """Correlate two images of one shape ring by ring, up to the Nyquist frequency of the coarser axis.
 
-    :param pixel: metres, (rows, columns).
+    :param pixel: meters, (rows, columns).
     """
     window = np.hanning(first.shape[0])[:, None] * np.hanning(first.shape[1])[None, :]
     spectra = [np.fft.fft2((image - np.average(image, weights=window)) * window) for image in (first, second)]
@@ -54,7 +54,7 @@ def ring_correlation(first: Complex, second: Complex, pixel: Real) -> RingCorrel
     width = 1.0 / (min(first.shape) * float(max(pixel)))
     ring = np.round(radius / width).astype(int).ravel()
     count = min(first.shape) // 2 + 1
-    # A Hann window makes neighbouring Fourier pixels depend on each other; this many are independent.
+    # A Hann window makes neighboring Fourier pixels depend on each other; this many are independent.
     pixels = np.bincount(ring, minlength=count)[:count] / 2.25
 
     def summed(values: Real) -> Real:

@@ -21,7 +21,7 @@ NEAR_FIELD_VARIABLE = "COSMIC_NEAR_FIELD"  # auto (or unset), true, false
 
 @dataclass(frozen=True, kw_only=True)
 class Magnification:
-    """How far features move over the detector for each metre that the sample moves.
+    """How far features move over the detector for each meter that the sample moves.
 
     :param value: the geometric magnification, signed: negative when the focus is behind the sample.
     :param correlation: of the shifts that were measured with those expected; near 1 when frames are shadows.
@@ -36,7 +36,7 @@ class Magnification:
 
 
 def far_field_pixel(scan: Scan) -> Real:
-    """Pixel size at the object, metres, (rows, columns): lambda z / (N p), as a Fourier transform samples."""
+    """Pixel size at the object, meters, (rows, columns): lambda z / (N p), as a Fourier transform samples."""
     return scan.wavelength * scan.distance / (np.array(scan.detector_shape) * scan.detector_pitch)
 
 
@@ -62,14 +62,14 @@ def object_shape(scan: Scan, pixel: Real) -> tuple[int, int]:
 
 
 def focus_to_sample(scan: Scan, magnification: float) -> float:
-    """Distance in metres from a point focus to the sample, from similar triangles."""
+    """Distance in meters from a point focus to the sample, from similar triangles."""
     return scan.distance / (magnification - 1.0) if magnification != 1.0 else np.inf
 
 
-def measure_magnification(scan: Scan, *, neighbours: int = 5, max_frames: int = 150) -> Magnification:
+def measure_magnification(scan: Scan, *, neighbors: int = 5, max_frames: int = 150) -> Magnification:
     """Measure how the shadow of the sample moves from frame to frame.
 
-    Frames are divided by their mean (which removes the beam's own structure), pairs of neighbouring
+    Frames are divided by their mean (which removes the beam's own structure), pairs of neighboring
     frames are cross-correlated, and the shifts are compared with the translations between them.
     """
     count = max(16, min(max_frames, MAX_SAMPLES // scan.frames[0].size))
@@ -80,7 +80,7 @@ def measure_magnification(scan: Scan, *, neighbours: int = 5, max_frames: int = 
     shifts, steps = [], []
     for first in range(len(frames)):
         away = np.linalg.norm(moved - moved[first], axis=1)
-        for second in np.argsort(away)[1 : neighbours + 1]:
+        for second in np.argsort(away)[1 : neighbors + 1]:
             shifts.append(_peak(np.fft.ifft2(spectra[first] * spectra[second].conj()).real))
             steps.append(moved[first] - moved[second])
     return _regression(np.array(steps), np.array(shifts))
@@ -173,9 +173,9 @@ def inverse_far_field(wave: Complex) -> Complex:
 
 
 def propagate(wave: Complex, *, pixel: Real, wavelength: float, distance: float) -> Complex:
-    """Angular-spectrum propagation over `distance` metres; unitary, evanescent waves aside.
+    """Angular-spectrum propagation over `distance` meters; unitary, evanescent waves aside.
 
-    :param wave: complex, (rows, columns), sampled at `pixel` metres.
+    :param wave: complex, (rows, columns), sampled at `pixel` meters.
     """
     rows, columns = (np.fft.fftfreq(n, d) for n, d in zip(wave.shape, pixel, strict=True))
     squared = 1.0 / wavelength**2 - rows[:, None] ** 2 - columns[None, :] ** 2

@@ -40,7 +40,7 @@ class Guess:
 
     :param probe: complex64, like a frame.
     :param origin: what it was made from, for a person.
-    :param distance: metres from the focus, where it was made with one.
+    :param distance: meters from the focus, where it was made with one.
     """
 
     probe: Complex
@@ -70,7 +70,7 @@ def first_guesses(scan: Scan, measured: Magnification, *, expected: float) -> li
     focus, and from there to the sample: over the distance that the file states, or else that the movement
     of the sample's shadow gives. Last, what is expected.
 
-    :param expected: metres from the focus to the sample, as the beamline is set up.
+    :param expected: meters from the focus to the sample, as the beamline is set up.
     """
     distances = [(expected, "as the beamline is set up")]
     if measured.reliable:
@@ -92,7 +92,7 @@ def from_file(probe: Complex, origin: str) -> list[Guess]:
 def from_mean_frame(scan: Scan, distances: Sequence[tuple[float, str]]) -> list[Guess]:
     """The mean frame's beam, in focus, brought to the sample over each distance, and the other way.
 
-    :param distances: metres and where they come from; those within a quarter of an earlier one are left out.
+    :param distances: meters and where they come from; those within a quarter of an earlier one are left out.
     """
     amplitude = np.sqrt(np.where(illumination_mask(scan), _mean_frame(scan), 0.0))
     focus = inverse_far_field(amplitude.astype(np.complex64))

@@ -1,4 +1,4 @@
-"""The detector's pixels, its distance, and the wavelength, in metres whatever unit the file has them in."""
+"""The detector's pixels, its distance, and the wavelength, in meters whatever unit the file has them in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reconstruction.units import ELECTRON_VOLT, LIGHT_SPEED, PLANCK
 
 @dataclass(frozen=True, kw_only=True)
 class Instrument:
-    """In metres; `basis` as in `reconstruction.scan.Scan`."""
+    """In meters; `basis` as in `reconstruction.scan.Scan`."""
 
     basis: Real
     distance: float
@@ -24,7 +24,7 @@ class Instrument:
 
     @property
     def field_of_view(self) -> Real:
-        """What a far-field reconstruction sees of the object in one frame, metres, (rows, columns)."""
+        """What a far-field reconstruction sees of the object in one frame, meters, (rows, columns)."""
         seen: Real = self.wavelength * self.distance / np.linalg.norm(self.basis, axis=0)
         return seen
 
@@ -90,10 +90,10 @@ def _factor(stored: Stored, place: str, value: float, plausible: tuple[float, fl
     read = units.of_length(value, plausible)
     if read is None:
         low, high = plausible
-        stored.fail(place, f"{value:g} is not {what} in any unit: CXI wants metres, {low:g} to {high:g}")
+        stored.fail(place, f"{value:g} is not {what} in any unit: CXI wants meters, {low:g} to {high:g}")
     if read.unit != "m":
         stored.warnings.append(
-            f"{place} is in {read.unit} by its size, {value:g}; CXI wants metres. Converted."
+            f"{place} is in {read.unit} by its size, {value:g}; CXI wants meters. Converted."
         )
     return read.factor
 
@@ -108,7 +108,7 @@ def _wavelength(stored: Stored) -> float:
         place, energy = f"{SOURCE}/wavelength", PLANCK * LIGHT_SPEED / max(wavelength or 0.0, 1e-300)
     read = units.of_energy(energy)
     if read is None or (read.unit != "J" and place.endswith("wavelength")):
-        stored.fail(place, f"gives a photon energy of {energy:.3g} J; CXI wants joules and metres")
+        stored.fail(place, f"gives a photon energy of {energy:.3g} J; CXI wants joules and meters")
     if read.unit != "J":
         stored.warnings.append(
             f"{place} is in {read.unit} by its size, {energy:g}; CXI wants joules. Converted."

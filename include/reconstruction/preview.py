@@ -22,14 +22,14 @@ def render(obj: Complex, well_lit: Bool, pixel: Real, title: str) -> bytes:
 
     :param obj: complex, (rows, columns), what is to be seen of the object.
     :param well_lit: like obj, the part that sets the range of greys; noise at the rim would wash it out.
-    :param pixel: metres, (rows, columns).
+    :param pixel: meters, (rows, columns).
     """
     flat = obj * ramp(obj.shape, -mean_gradient(obj * well_lit))
     flat = flat * np.exp(-1j * np.angle(flat[well_lit].sum()))
     side = MAX_SIDE
     while True:
         panels = [_panel(values, well_lit, pixel, side) for values in (np.abs(flat), np.angle(flat))]
-        image = _page(panels, metres=float(obj.shape[1] * pixel[1]), title=title)
+        image = _page(panels, meters=float(obj.shape[1] * pixel[1]), title=title)
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES or side <= 64:
@@ -37,8 +37,8 @@ def render(obj: Complex, well_lit: Bool, pixel: Real, title: str) -> bytes:
         side = side * 3 // 4
 
 
-def _page(panels: list[Panel], *, metres: float, title: str) -> Image.Image:
-    """The two panels with their names, greys and scale; `metres` is the width of one."""
+def _page(panels: list[Panel], *, meters: float, title: str) -> Image.Image:
+    """The two panels with their names, greys and scale; `meters` is the width of one."""
     width, height = panels[0][0].size
     page = Image.new("L", (2 * width + 3 * MARGIN, height + HEAD + FOOT), 255)
     draw = ImageDraw.Draw(page)
@@ -49,17 +49,17 @@ def _page(panels: list[Panel], *, metres: float, title: str) -> Image.Image:
         left = MARGIN + index * (width + MARGIN)
         page.paste(panel, (left, HEAD))
         draw.text((left, HEAD + height + 8), f"{name}, {low:.2f} to {high:.2f}{unit}", fill=0, font=font)
-    _scale_bar(draw, font, right=2 * width + 2 * MARGIN, top=HEAD + height, metres=metres / width)
+    _scale_bar(draw, font, right=2 * width + 2 * MARGIN, top=HEAD + height, meters=meters / width)
     return page
 
 
 def _panel(values: Real, well_lit: Bool, pixel: Real, side: int) -> Panel:
     low, high = (float(v) for v in np.percentile(values[well_lit], (0.5, 99.5)))
-    grey = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0) * 255
+    gray = np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0) * 255
     height, width = np.array(values.shape) * pixel
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = Image.fromarray(grey.astype(np.uint8))
+    image = Image.fromarray(gray.astype(np.uint8))
     return image.resize(size, Image.Resampling.BICUBIC), low, high
 
 
@@ -69,13 +69,13 @@ def _scale_bar(
     *,
     right: int,
     top: int,
-    metres: float,
+    meters: float,
 ) -> None:
-    """A bar of a round length under the right panel; `metres` is the size of a pixel of the page."""
-    wanted = 90 * metres
+    """A bar of a round length under the right panel; `meters` is the size of a pixel of the page."""
+    wanted = 90 * meters
     power = 10.0 ** np.floor(np.log10(wanted))
     length = max(k * power for k in (1.0, 2.0, 5.0) if k * power <= wanted)
     text = f"{length * 1e6:g} um" if length >= 1e-6 else f"{length * 1e9:g} nm"
-    width = length / metres
+    width = length / meters
     draw.rectangle((right - width, top + 5, right, top + 8), fill=0)
     draw.text((right, top + 12), text, fill=0, font=font, anchor="ra")

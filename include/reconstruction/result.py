@@ -192,7 +192,7 @@ def _fill(file: h5py.File, scan: Scan, solution: Solution, run: Run, region: Boo
 
 
 def _corner(scan: Scan) -> Real:
-    """Where the detector's first corner is as seen from the sample, metres, (x, y, z)."""
+    """Where the detector's first corner is as seen from the sample, meters, (x, y, z)."""
     normal = np.cross(scan.basis[:, 0], scan.basis[:, 1])
     normal *= np.copysign(scan.distance / np.linalg.norm(normal), normal[2])
     corner: Real = normal - scan.basis @ np.array(scan.detector_shape) / 2

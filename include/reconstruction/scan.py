@@ -49,13 +49,13 @@ class Scan:
 
     :param frames: float32, (n, rows, columns), counts, not negative.
     :param good: (rows, columns), True where the detector can be trusted.
-    :param translations: float64, (n, 3), metres, of the sample, in CXI's laboratory frame.
-    :param basis: float64, (3, 2), metres: the step from a pixel to the next row, and to the next column.
+    :param translations: float64, (n, 3), meters, of the sample, in CXI's laboratory frame.
+    :param basis: float64, (3, 2), meters: the step from a pixel to the next row, and to the next column.
     :param dark: (rows, columns), mean of the dark frames, or None.
     :param illumination: (rows, columns), first guess of the probe at the sample, or None.
     :param illumination_mask: (rows, columns), where on the detector the bare beam can be, or None.
     :param intensities: (n,), beam intensity of each frame, or None.
-    :param defocus: metres from the focus to the sample, or None.
+    :param defocus: meters from the focus to the sample, or None.
     :param near_field: as the file says, or None when it does not.
     :param notes: how ambiguous things in the file were read; `warnings`: what a person should look at.
     """
@@ -82,7 +82,7 @@ class Scan:
 
     @property
     def detector_pitch(self) -> Real:
-        """Pixel size in metres, (rows, columns)."""
+        """Pixel size in meters, (rows, columns)."""
         pitch: Real = np.linalg.norm(self.basis, axis=0)
         return pitch
 
@@ -213,7 +213,7 @@ class _Reader:
         return bad
 
     def _in_metres(self, translations: Real, field_of_view: Real, shape: tuple[int, ...]) -> Real:
-        """Translations in metres, of a plausible size for the pixels of the object."""
+        """Translations in meters, of a plausible size for the pixels of the object."""
         place = f"{GEOMETRY}/translation"
         plane = translations[:, :2]
         span = float(np.ptp(plane, axis=0).max())
@@ -226,9 +226,9 @@ class _Reader:
         if span > MAX_SPAN and step > field_of_view.max():
             read = units.of_translations(step, float(field_of_view.max()))
             if read is None:
-                self.stored.fail(place, f"{apart}: they overlap in no unit. CXI wants metres")
+                self.stored.fail(place, f"{apart}: they overlap in no unit. CXI wants meters")
             self.stored.warnings.append(
-                f"{place} is in {read.unit} by its size ({apart}); CXI wants metres. Converted."
+                f"{place} is in {read.unit} by its size ({apart}); CXI wants meters. Converted."
             )
             translations, span = translations * read.factor, span * read.factor
         pixel = float(field_of_view.min()) / max(shape)
@@ -236,7 +236,7 @@ class _Reader:
             self.stored.fail(
                 place,
                 f"the positions span {span:.3g} m, less than {MIN_SPAN:g} of the object's pixels of "
-                f"{pixel:.3g} m: one place was illuminated, or they are in another unit than metres",
+                f"{pixel:.3g} m: one place was illuminated, or they are in another unit than meters",
             )
         return translations
 

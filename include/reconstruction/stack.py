@@ -53,7 +53,7 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """One result; lengths in metres, pairs are (y, x), both growing with the index.
+    """One result; lengths in meters, pairs are (y, x), both growing with the index.
 
     :param origin: centre of the object's pixel (0, 0).
     :param box: first pixel of the scanned field and the one after its last, (2, 2).
@@ -81,7 +81,7 @@ class Energy:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The pixels of a stack: centre of pixel (0, 0) and pixel size in metres, and how many, (y, x)."""
+    """The pixels of a stack: centre of pixel (0, 0) and pixel size in meters, and how many, (y, x)."""
 
     origin: Real
     pixel: Real

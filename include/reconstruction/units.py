@@ -62,7 +62,7 @@ def of_translations(step: float, field_of_view: float) -> Reading | None:
     """The coarsest unit in which the frames of neighboring positions overlap; None: in none.
 
     :param step: between neighbors, as written.
-    :param field_of_view: metres, of a far-field reconstruction: wavelength times distance over pixel.
+    :param field_of_view: meters, of a far-field reconstruction: wavelength times distance over pixel.
     """
     for unit, factor in LENGTHS.items():
         if step * factor <= field_of_view:

@@ -68,7 +68,7 @@ class Layout:
     """What differs between files of ACME.
 
     :param translations_of: "probe", as ACME writes them, or "sample", as CXI defines them.
-    :param guess_defocus: metres, of the illumination in the file; ACME propagates with the conjugate of
+    :param guess_defocus: meters, of the illumination in the file; ACME propagates with the conjugate of
         `reconstruction.geometry.propagate`'s kernel, so that its distances have the other sign.
     :param energy_index: of a stack; `region` likewise.
     :param offline: as ACME's offline program: a mask of type bool, and both beam arrays in more places.
@@ -125,7 +125,7 @@ def make_scan(
     """Simulate a scan and write it to `path`, and the truth to `<path without .cxi>_truth.h5`.
 
     :param n_frames: rounded down to a square number of scan points.
-    :param step: mean distance between scan points, metres.
+    :param step: mean distance between scan points, meters.
     :raises ValueError: when the numbers make no scan.
     """
     optics, layout = optics or Optics(), layout or Layout()
@@ -156,7 +156,7 @@ def make_scan(
 
 
 def _positions(rng: np.random.Generator, side: int, step: float) -> Real:
-    """Raster of the illumination over the object, metres, (n, 2), jittered against the raster's artefacts."""
+    """Raster of the illumination over the object, meters, (n, 2), jittered against the raster's artefacts."""
     grid = (np.arange(side) - (side - 1) / 2) * step
     raster = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
     jittered: Real = raster + rng.uniform(-0.2, 0.2, raster.shape) * step
@@ -175,7 +175,7 @@ def _object(rng: np.random.Generator, span: Real, optics: Optics) -> Complex:
 
 
 def _gold_balls(rng: np.random.Generator, shape: tuple[int, int], pixel: float, margin: float) -> Real:
-    """Projected thickness of balls of 80 to 240 nm, metres; they may touch, few overlap."""
+    """Projected thickness of balls of 80 to 240 nm, meters; they may touch, few overlap."""
     thickness = np.zeros(shape)
     rows, columns = (np.arange(n) * pixel for n in shape)
     area = shape[0] * shape[1] * pixel**2
@@ -188,7 +188,7 @@ def _gold_balls(rng: np.random.Generator, shape: tuple[int, int], pixel: float, 
 
 
 def _flakes(rng: np.random.Generator, shape: tuple[int, int], pixel: float, margin: float) -> Real:
-    """Projected thickness of triangular flakes, metres; all have their right angle at one corner."""
+    """Projected thickness of triangular flakes, meters; all have their right angle at one corner."""
     thickness = np.zeros(shape)
     rows, columns = (np.arange(n) * pixel for n in shape)
     for _ in range(int(shape[0] * shape[1] * pixel**2 / (0.65e-6) ** 2)):
@@ -253,7 +253,7 @@ def _truth(
     file.attrs["description"] = "True object and probe of a synthetic scan; indexed along the detector's axes"
     file["object"] = obj
     file["probe"] = probe
-    file["origin"] = origin  # metres, centre of the object's pixel (0, 0), in the frame of the positions
+    file["origin"] = origin  # meters, centre of the object's pixel (0, 0), in the frame of the positions
     file["positions"] = positions
     file["pixel_size"] = np.full(2, optics.pixel / FINE)
     file["energy_ev"] = optics.energy_ev
@@ -286,7 +286,7 @@ class _AcmeFile:
             self._beam(written[:of_guess])
 
     def _translations(self, positions: Real) -> Real:
-        """Laboratory frame, metres, (n, 3): rows of the detector run along -y, columns along -x."""
+        """Laboratory frame, meters, (n, 3): rows of the detector run along -y, columns along -x."""
         sign = -1.0 if self.layout.translations_of == "probe" else 1.0
         translations = np.zeros((len(positions), 3), dtype=np.float32)
         translations[:, 0], translations[:, 1] = sign * positions[:, 1], sign * positions[:, 0]

@@ -121,7 +121,7 @@ def _replace(name: str, value: Any) -> Callable[[h5py.File], None]:
         (_replace(f"{DETECTOR}/data", [b"a"]), f"{DATA}/data: holds object, not numbers"),
         (_delete(f"{GEOMETRY}/translation"), f"the translations are missing; looked for {DATA}/translation"),
         (_replace(f"{GEOMETRY}/translation", np.full((64, 3), np.nan)), "values that are not numbers"),
-        (_replace(f"{GEOMETRY}/translation", 1e9 * np.arange(192.0).reshape(64, 3)), "CXI wants metres"),
+        (_replace(f"{GEOMETRY}/translation", 1e9 * np.arange(192.0).reshape(64, 3)), "CXI wants meters"),
         (_replace(f"{GEOMETRY}/translation", np.zeros(64)), "not (n, 3)"),
         (
             _delete("metadata", f"{SOURCE}/energy"),

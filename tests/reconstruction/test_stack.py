@@ -27,7 +27,7 @@ from standin.synthetic_scan import SyntheticScan
 from support.needs import READERS_PYTHON
 
 SCAN = "NS_230216033"
-# Of each energy index: eV (downwards, as some scans go), what absorbs, and the drift in metres, (y, x).
+# Of each energy index: eV (downwards, as some scans go), what absorbs, and the drift in meters, (y, x).
 ENERGIES = {
     0: (724.0, 0.5, (0.0, 0.0)),
     1: (718.5, 0.6, (31e-9, -44e-9)),
@@ -44,7 +44,7 @@ BLOBS = np.random.default_rng(7).uniform([-0.9, -0.9, 0.05, 0.2], [0.9, 0.9, 0.1
 
 
 def transmission(y: Real, x: Real, absorption: float) -> Complex:
-    """The sample at these places, metres in the laboratory; without any symmetry."""
+    """The sample at these places, meters in the laboratory; without any symmetry."""
     thickness = np.zeros((len(y), len(x)))
     for row, column, radius, height in BLOBS:
         thickness += height * np.exp(-((y[:, None] - row) ** 2 + (x[None, :] - column) ** 2) / radius**2)

@@ -215,7 +215,7 @@ def test_log_shows_faults_and_no_status_for_lost_replies(facility: Facility, raw
     [
         ({}, "kind is None; it must be one of"),
         ({"kind": "explode"}, "kind is 'explode'; it must be one of"),
-        ({"kind": "delay", "colour": 1}, r"Unknown keys \['colour'\]"),
+        ({"kind": "delay", "color": 1}, r"Unknown keys \['color'\]"),
         ({"kind": "delay", "times": 0}, "times is 0; it must be from 1"),
         ({"kind": "delay", "times": True}, "times is True, of the wrong type"),
         ({"kind": "delay", "delay": "1"}, "delay is '1', of the wrong type"),

@@ -297,7 +297,7 @@ def test_paths_below_a_link_in_a_circle_are_refused(globus: Globus) -> None:
         ("login", {"collection": "data7012", "refusal": "policy"}),
         ("login", {"collection": "data7012", "refusal": "no_account", "requires": SESSION}),
         ("login", {"collection": "data7012", "refusal": "policy", "requires": {"session_required_mfa": "x"}}),
-        ("login", {"collection": "data7012", "refusal": "policy", "requires": {"colour": "red"}}),
+        ("login", {"collection": "data7012", "refusal": "policy", "requires": {"color": "red"}}),
         ("pause_rule", {"collection": "data7012", "message": ""}),
         ("pause_rule", {"collection": "data7012", "message": "x", "operations": ["dance"]}),
         ("pending_limit", {"limit": "many"}),

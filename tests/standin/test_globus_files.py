@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standin.globus import filters, times
-from standin.globus.collections import BadPathError, Collection, normalise
+from standin.globus.collections import BadPathError, Collection, normalize
 from standin.globus.errors import TransferError
 from support.globus_client import Globus
 
@@ -112,12 +112,12 @@ def test_filters(globus: Globus, wanted: Any, found: list[str]) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        {"filter": "colour:red"},
+        {"filter": "color:red"},
         {"filter": "name"},
         {"filter": "size:>big"},
         {"filter": "last_modified:yesterday"},
         {"filter": "last_modified:2021-01-01,2022-01-01,2023-01-01"},
-        {"orderby": "colour"},
+        {"orderby": "color"},
         {"orderby": "name SIDEWAYS"},
         {"limit": "-1"},
         {"limit": "100001"},
@@ -286,14 +286,14 @@ paths = st.lists(st.sampled_from(["a", "b.cxi", "..", ".", "", "~", "...", "a b"
 @given(paths | st.text(max_size=20))
 def test_normalised_paths_stay_inside(path: str) -> None:
     try:
-        normal = normalise(path)
+        normal = normalize(path)
     except BadPathError:
         return
     assert normal.startswith("/")
     assert ".." not in normal.split("/")
     assert normal == "/" or not normal.endswith("/")
     if normal.split("/")[1] != "~":
-        assert normalise(normal) == normal
+        assert normalize(normal) == normal
     local = Collection("id", "name", "Name", Path("/srv/data")).local(normal)
     assert local.is_relative_to("/srv/data")
 

@@ -181,7 +181,7 @@ def test_task_list(globus: Globus) -> None:
     assert page["DATA"] == [{"DATA_TYPE": "task", "task_id": waiting, "status": "ACTIVE"}]
     assert [t["task_id"] for t in globus.transfer.paginated.task_list().items()] == [waiting, done]
     with pytest.raises(globus_sdk.TransferAPIError) as caught:
-        found("colour:red")
+        found("color:red")
     assert (caught.value.http_status, caught.value.code) == (400, "ClientError.BadRequest")
 
 

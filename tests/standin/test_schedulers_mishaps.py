@@ -157,7 +157,7 @@ def test_jobs_do_not_outlive_their_scheduler_for_ever(nersc: Nersc) -> None:
 def test_wrong_controls_are_refused(nersc: Nersc) -> None:
     for verb, body, words in (
         ("set", {"slots": "many"}, "slots = 'many' is not an option"),
-        ("set", {"colour": 1}, "colour = 1 is not an option"),
+        ("set", {"color": 1}, "color = 1 is not an option"),
         ("set", {"time_scale": 0}, "must be more than 0"),
         ("set", {"timezone": "Mars/North"}, "there is no such zone"),
         ("set", {"sacct_lag": -1}, "must be from 0"),

@@ -39,7 +39,7 @@ class BadPathError(ValueError):
     """A path that no collection accepts; the message says why."""
 
 
-def normalise(path: object) -> str:
+def normalize(path: object) -> str:
     """A path from a request as an absolute path inside a collection, without a slash at the end.
 
     `~` and a path without a leading slash start at the root, which is the home of these collections.
@@ -111,7 +111,7 @@ class Collection:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def local(self, path: str, *, follow: bool = True) -> Path:
-        """The local path of a normalised path, symlinks resolved (the last one only if `follow`).
+        """The local path of a normalized path, symlinks resolved (the last one only if `follow`).
 
         :raises PermissionError: when a symlink leads out of the collection.
         :raises OSError: ELOOP when symlinks lead in a circle.

@@ -11,7 +11,7 @@ from aiohttp import web
 from standin.globus import filters
 from standin.globus.access import Operation, require_operation
 from standin.globus.auth import Auth
-from standin.globus.collections import BadPathError, Collection, Collections, normalise
+from standin.globus.collections import BadPathError, Collection, Collections, normalize
 from standin.globus.errors import TransferError, bad_request
 from standin.globus.listing import file_document, is_part, list_folder
 from standin.globus.transport import PREFIX, handler, read_document, result
@@ -151,7 +151,7 @@ class FilesApi:
 
 def _path(text: object) -> str:
     try:
-        path = normalise(text)
+        path = normalize(text)
     except BadPathError as error:
         raise bad_request(str(error)) from error
     if is_part(path.rsplit("/", 1)[-1]):

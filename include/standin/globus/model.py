@@ -43,7 +43,7 @@ class Task:
     submission_id: str
     owner_id: str
     kind: Kind
-    document: dict[str, Any]  # as submitted, paths normalised
+    document: dict[str, Any]  # as submitted, paths normalized
     request_time: float
     deadline: float
     deadline_by_user: bool = False

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from standin.globus import times
-from standin.globus.collections import BadPathError, Collection, Collections, normalise
+from standin.globus.collections import BadPathError, Collection, Collections, normalize
 from standin.globus.copying import ALGORITHMS
 from standin.globus.errors import TransferError, bad_request
 from standin.globus.model import DAY, Kind, Task
@@ -194,7 +194,7 @@ def _transfer_item(item: dict[str, Any]) -> dict[str, Any]:
 
 def _path(path: Any) -> str:
     try:
-        return normalise(path)
+        return normalize(path)
     except BadPathError as error:
         raise bad_request(str(error)) from error
 

@@ -16,7 +16,7 @@ from standin.globus.collections import (
     Collections,
     Condition,
     Refusal,
-    normalise,
+    normalize,
 )
 from standin.globus.engine import Engine
 from standin.globus.model import DAY, Task
@@ -190,7 +190,7 @@ class Switches:
         if not rights <= {"read", "write"}:
             raise ControlError("rights must be a list of read, write.")
         try:
-            path = normalise(body.get("path", "/"))
+            path = normalize(body.get("path", "/"))
         except BadPathError as error:
             raise ControlError(f"{error}.") from error
         collection.denied[path] = sorted(rights.union(collection.denied.get(path, [])))

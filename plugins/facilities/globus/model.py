@@ -326,7 +326,7 @@ def check_task_id(value: object) -> str:
 
 
 def check_path(value: object, name: str) -> str:
-    """Return a path on a collection, normalised, from the collection's root (or its home, `/~/`).
+    """Return a path on a collection, normalized, from the collection's root (or its home, `/~/`).
 
     A slash at the end, which marks a folder, is kept.
 
