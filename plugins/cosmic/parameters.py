@@ -65,13 +65,14 @@ class Parameter:
         """An Airflow `Param` whose field in the form sends what is typed; `read_parameters` checks it.
 
         Airflow's fields for numbers and dates change what is typed (50e-6 becomes the maximum, 13/13/2023
-        another day), and `maxLength` cuts it. It makes a text field of what may be a text and has examples.
+        another day), `maxLength` cuts it, and its command line refuses what does not fit a `pattern` with the
+        whole schema. It makes a text field of what may be a text and has examples.
         Null, which it makes of NaN, is let through to our own check: what Airflow itself refuses when a task
         begins is tried again and again.
         """
         from airflow.sdk import Param  # noqa: PLC0415 - this module is also used without Airflow
 
-        left_out = {"minimum", "maximum", "maxLength", "format"}
+        left_out = {"minimum", "maximum", "maxLength", "format", "pattern"}
         schema = {key: rule for key, rule in self.schema().items() if key not in left_out}
         description = self.description
         if self.is_number:

@@ -112,6 +112,17 @@ def start_on_the_command_line(pipeline: Pipeline, conf: dict[str, Any], run_id: 
     return run_id
 
 
+def test_a_wrong_path_on_airflows_own_command_line_fails_once_with_what_a_path_looks_like(
+    pipeline: Pipeline,
+) -> None:
+    run = start_on_the_command_line(pipeline, {"file_path": "2023/../x.cxi"}, f"wrong_{uuid.uuid4().hex}")
+    assert pipeline.finish(run) == "failed"
+    assert pipeline.rest.task_instances(DAG_ID, run)["check_scan"]["try_number"] == 1
+    log = pipeline.rest.log(DAG_ID, run, "check_scan")
+    assert "file_path must be the path of a scan such as 2023/02/230216/NS_" in log
+    assert "schema" not in log
+
+
 @pytest.mark.parametrize("year", [1900, 1970, 2020])
 def test_a_run_of_any_date_does_its_work(pipeline: Pipeline, year: int) -> None:
     scan = pipeline.new_scan()
