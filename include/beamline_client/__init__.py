@@ -52,6 +52,8 @@ Settings come from `~/.config/cosmic/client.ini` (or `--config FILE`), and befor
     any_name = no                                  ; yes: scans need not be named NS_..._ccdframes_...
     [parameters]                                   ; of every scan, unless options say otherwise
     do_ptychocam = true
+    period_illu_refine = 1
+    use_illu_mask = true
     n_gpu = 4
 
 From a Python program, with this file on its path (`sys.path.insert(0, "/opt/cosmic/submit_scan.py")`):

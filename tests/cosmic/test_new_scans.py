@@ -17,6 +17,7 @@ from cosmic.parameters import NEW_SCANS, dag_params
 from cosmic.scans import ScanPath, day_folder, parse_scan_path
 from facilities.errors import CredentialsError, UserError
 from standin.testing import Facility
+from support.missed import USUAL
 
 Write = Callable[..., Path]
 Change = Callable[..., None]
@@ -96,7 +97,7 @@ def test_finished_scans_without_a_run_are_started_once_those_of_yesterday_too(
     airflow.states[parse_scan_path(scan(2)).run_id()] = "failed"  # for people, or find_missed_scans
 
     assert start() == [scan(1, days_ago=1), scan(1)]
-    assert airflow.confs[parse_scan_path(scan(1)).run_id()] == {"do_ptychocam": True, "file_path": scan(1)}
+    assert airflow.confs[parse_scan_path(scan(1)).run_id()] == {**USUAL, "file_path": scan(1)}
     assert start() == []
     assert start(min_age_minutes=0) == [scan(3)]
 

@@ -16,7 +16,7 @@ from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.dag_constants import WATCH_SCANS
 from support.live import SLOW, Pipeline
-from support.missed import Day, all_runs, changed_site, run_id
+from support.missed import USUAL, Day, all_runs, changed_site, run_id
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -36,7 +36,7 @@ def test_missing_scans_are_started_once_then_the_failed_and_the_rest_is_left_alo
     assert day.find() == listed | {"started": 1}
     assert day.finish(missing) == ["success"]
     run = pipeline.rest.run(DAG_ID, run_id(missing))
-    assert run["conf"] == {"do_ptychocam": True, "file_path": missing}
+    assert run["conf"] == {**USUAL, "file_path": missing}
     assert FINDER in run["note"]
     address = f"{pipeline.airflow.url}/cosmic/dags/{FINDER}/runs/{quote(day.last_run)}"
     token = {"Authorization": f"Bearer {pipeline.rest.token}"}
@@ -117,5 +117,5 @@ def test_new_scans_are_started_once_the_watcher_is_on(pipeline: Pipeline) -> Non
     assert day.finish(*scans) == ["success"] * 4
     assert [len(all_runs(pipeline, scan)) for scan in scans] == [1, 1, 1, 1]
     run = pipeline.rest.run(DAG_ID, run_id(scans[2]))
-    assert run["conf"] == {"do_ptychocam": True, "file_path": scans[2]}
+    assert run["conf"] == {**USUAL, "file_path": scans[2]}
     assert WATCH_SCANS in run["note"]

@@ -17,6 +17,10 @@ from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import day_folder, parse_scan_path
 from support.live import SLOW, Pipeline
 
+SITE = Path(__file__).parents[2] / "include" / "beamline.yaml"
+USUAL: dict[str, Any] = yaml.safe_load(SITE.read_text())["processing"]["parameters"]
+"""Parameters of scans that nobody posted."""
+
 
 def run_id(scan: str, generation: int = 1) -> str:
     """Id of a scan's run."""
