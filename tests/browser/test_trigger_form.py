@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page
 
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON, WATCH_SCANS
-from cosmic.parameters import Parameter, read_parameters
+from cosmic.parameters import REQUIRED, Parameter, read_parameters
 from cosmic.run_requests import PARAMETERS
 from support.browser import TriggerForm
 from support.live import Live
@@ -109,9 +109,14 @@ def run_ids(live: Live, dag_id: str) -> set[str]:
 def open_form(page: Page, dag_id: str) -> TriggerForm:
     """The dialog, complete."""
     form = TriggerForm(page, dag_id).open()
-    if "file_path" in PARAMETERS[dag_id]:
-        form.type("file_path", SCAN)
+    for name in required(dag_id):
+        form.type(name, SCAN)
     return form
+
+
+def required(dag_id: str) -> list[str]:
+    """Fields without a default: each takes a scan."""
+    return [name for name, parameter in PARAMETERS[dag_id].items() if parameter.default is REQUIRED]
 
 
 def conf_of(live: Live, run: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def test_what_is_typed_arrives_or_is_refused(admin: Page, paused: Live, dag_id: 
         if accepted:
             assert conf_of(paused, outcome.made)[name] == (text or None)
             form = open_form(admin, dag_id)
-        elif name == "file_path" and text == "":
+        elif text == "" and name in required(dag_id):
             assert outcome.shown == "This field is required"
         else:
             assert outcome.shown.startswith(f"400 Bad Request {name} must be ")
@@ -179,7 +184,7 @@ def test_an_untouched_form_sends_the_defaults_and_has_a_field_for_each(
     form = open_form(beamline_user, dag_id)
     assert form.names() == set(PARAMETERS[dag_id])
     conf = conf_of(paused, form.submit().made)
-    given = {"file_path": SCAN} if "file_path" in conf else {}
+    given = dict.fromkeys(required(dag_id), SCAN)
     assert read_parameters(PARAMETERS[dag_id], conf) == read_parameters(PARAMETERS[dag_id], given)
 
 
