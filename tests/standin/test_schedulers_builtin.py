@@ -101,7 +101,7 @@ def test_cached_view_is_behind(nersc: Nersc) -> None:
 def test_a_runner_that_another_standin_of_the_process_has_waited_for_is_forgotten() -> None:
     """Two stand-ins in threads wait for the same children; the second must not fail."""
     pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)  # before a stand-in of this test session may wait for it
     runs._children.add(pid)
-    os.waitpid(pid, 0)
     runs.collect_exited()
     assert pid not in runs._children
