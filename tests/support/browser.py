@@ -147,8 +147,10 @@ class TriggerForm:
         """Type a day (YYYY/MM/DD) into a field for a date and a time."""
         field = self.dialog.locator("[data-part=root][data-scope=field]", has_text=label)
         field.get_by_test_id("datetime-input").click()
-        self.retype(self.page.locator("[placeholder='YYYY/MM/DD']:visible"), day)
+        typed = self.page.get_by_role("textbox", name=label, exact=True).and_(self.page.get_by_placeholder("YYYY/MM/DD"))
+        self.retype(typed, day)
         self.page.keyboard.press("Escape")
+        typed.wait_for(state="hidden")
 
     def submit(self) -> Outcome:
         """Press the dialog's button and wait for what becomes of it."""
