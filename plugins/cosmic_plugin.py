@@ -6,7 +6,8 @@ from airflow.plugins_manager import AirflowPlugin
 
 from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
-from cosmic.pages import URL_PREFIX, app
+from cosmic.pages.app import app
+from cosmic.pages.rendering import URL_PREFIX
 from cosmic.run_requests import RunRequests
 from cosmic.timetable import BeamlineDays
 

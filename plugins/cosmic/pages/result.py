@@ -6,26 +6,21 @@ shown. Nothing of an address reaches NERSC: a preview's path is worked out from 
 
 from __future__ import annotations
 
-import secrets
 from contextlib import closing
-from datetime import datetime
-from typing import Annotated
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
-from fastapi import Depends, FastAPI, HTTPException, Path, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from sqlalchemy import select
 
 from cosmic.beamline import beamline
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.pages.rendering import HEADERS, URL_PREFIX, DagId, RunId, address, render
 from cosmic.parameters import ENGINES
 from cosmic.plan import result_prefix
 from cosmic.results import check_png
@@ -34,61 +29,38 @@ from cosmic.scans import parse_scan_path
 from facilities.errors import FacilityError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
 
-URL_PREFIX = "/cosmic"
-
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "private, no-store",
-}
-# Only the page's own script runs, whatever finds its way into a path or a warning.
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-    "img-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
-_IMAGE_HEADERS = _HEADERS | {
+_IMAGE_HEADERS = HEADERS | {
     "Cache-Control": "private, max-age=3600",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Content-Disposition": 'inline; filename="preview.png"',
 }
 _TRY_AGAIN = 60  # seconds until a preview is asked for again when NERSC did not give it
 
-app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
-_templates = Environment(
-    loader=PackageLoader("cosmic", "templates"), autoescape=select_autoescape(default=True), trim_blocks=True
-)
-
-DagId = Annotated[str, Path(max_length=250)]
-RunId = Annotated[str, Path(max_length=250)]
+router = APIRouter()
 MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
 
-@app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse, dependencies=[MayRead])
 def result_page(
     dag_id: DagId, run_id: RunId, session: SessionDep, user: GetUserDep, request: Request
 ) -> HTMLResponse:
     """What became of a run."""
-    airflow = request.scope.get("root_path", "").removesuffix(URL_PREFIX)
+    airflow = address(request)
     summary = summarize(session, _run(session, dag_id, run_id), airflow)
     may_clear = get_auth_manager().is_authorized_dag(
         method="PUT", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id), user=user
     )
-    nonce = secrets.token_urlsafe(16)
-    html = _templates.get_template("result.html").render(
+    return render(
+        "result.html",
         summary=summary,
         run=summary.run,
         may_clear=may_clear,
         previews=f"{airflow}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
         try_again=_TRY_AGAIN,
-        nonce=nonce,
-        time=_time_element,
-    )
-    return HTMLResponse(
-        html, headers=_HEADERS | {"Content-Security-Policy": _PAGE_POLICY.format(nonce=nonce)}
     )
 
 
-@app.get("/dags/{dag_id}/runs/{run_id}/{engine}/preview.png", dependencies=[MayRead])
+@router.get("/dags/{dag_id}/runs/{run_id}/{engine}/preview.png", dependencies=[MayRead])
 def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> Response:
     """The preview of one reconstruction, fetched from NERSC: only the run's own, and only a PNG image."""
     run = _run(session, dag_id, run_id)
@@ -120,15 +92,3 @@ def _run(session: SessionDep, dag_id: str, run_id: str) -> DagRun:
     if run is None:
         raise HTTPException(404, f"There is no run {run_id} of {dag_id}.")
     return run
-
-
-def _time_element(moment: datetime) -> Markup:
-    """A `<time>`, in the beamline's time zone until the page's script writes it in the viewer's."""
-    try:
-        zone = ZoneInfo(beamline().time_zone)
-    except UserError:  # its settings are wrong, which the failed task says
-        zone = ZoneInfo("UTC")
-    local = moment.astimezone(zone)
-    offset = f"{local:%z}"
-    text = f"{local:%Y-%m-%d %H:%M:%S} {local:%Z} (UTC{offset[:3]}:{offset[3:]})"
-    return Markup('<time datetime="{}">{}</time>').format(local.isoformat(), text)

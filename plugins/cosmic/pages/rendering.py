@@ -1,0 +1,65 @@
+"""What all pages share: templates, headers, types of an address's parts, and how a moment is written.
+
+A page's script and style run by the page's nonce alone, whatever finds its way into a path or a warning.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
+
+from fastapi import Path, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from cosmic.beamline import beamline
+from facilities.errors import UserError
+
+URL_PREFIX = "/cosmic"
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+    "img-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+_templates = Environment(
+    loader=PackageLoader("cosmic.pages", "templates"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+)
+
+DagId = Annotated[str, Path(max_length=250)]
+RunId = Annotated[str, Path(max_length=250)]
+
+
+def address(request: Request) -> str:
+    """The path under which Airflow is reached, for links; empty at a server's root."""
+    path: str = request.scope.get("root_path", "")
+    return path.removesuffix(URL_PREFIX)
+
+
+def render(template: str, **values: Any) -> HTMLResponse:
+    """A page, with `nonce` and `time` for its template."""
+    nonce = secrets.token_urlsafe(16)
+    html = _templates.get_template(template).render(**values, nonce=nonce, time=_time_element)
+    return HTMLResponse(html, headers=HEADERS | {"Content-Security-Policy": _POLICY.format(nonce=nonce)})
+
+
+def _time_element(moment: datetime) -> Markup:
+    """A `<time>`, in the beamline's time zone until the page's script writes it in the viewer's."""
+    try:
+        zone = ZoneInfo(beamline().time_zone)
+    except UserError:  # its settings are wrong, which the failed task says
+        zone = ZoneInfo("UTC")
+    local = moment.astimezone(zone)
+    offset = f"{local:%z}"
+    text = f"{local:%Y-%m-%d %H:%M:%S} {local:%Z} (UTC{offset[:3]}:{offset[3:]})"
+    return Markup('<time datetime="{}">{}</time>').format(local.isoformat(), text)
