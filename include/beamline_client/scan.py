@@ -22,10 +22,11 @@ from beamline_client.errors import (
     RetryLaterError,
     UnreachableError,
 )
-from beamline_client.naming import folder_of, generation_of, is_file_of, normalize_path, scan_run_id
+from beamline_client.naming import normalize_path
 from beamline_client.output import NO_REASON, Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.runs import scan_of
+from beamline_client.scan_names import generation_of, parse_path, parse_scan, scan_run_id
 from beamline_client.sending import FINAL_STATES, concerns_all
 from beamline_client.spool import Request
 from beamline_client.waiting import Wait
@@ -45,8 +46,12 @@ class Scan:
     """
 
     def __init__(self, client: Client, name: str) -> None:
+        scan = parse_scan(name)
+        if scan is None:
+            raise InputError(f"{name[:100]!r} is not the name of a scan, as NS_230216033 is.")
         self.client = client
         self.name = name
+        self._folder = scan.folder
         self.url = client.runs.list_url(f"{name}_")
 
     def status(self) -> Outcome:
@@ -153,14 +158,18 @@ class Scan:
 
     def _runs(self) -> FileRuns:
         found: FileRuns = {}
-        for run in self.client.runs.of_files(f"{folder_of(self.name)}/{self.name}_ccdframes_"):
+        for run in self.client.runs.of_files(f"{self._folder}/{self.name}_ccdframes_"):
             path = scan_of(run)
-            if is_file_of(self.name, path):
+            if self._has(path):
                 found.setdefault(path, []).append(run)
         return found
 
+    def _has(self, path: str) -> bool:
+        file = parse_path(path)
+        return file is not None and file.scan.name == self.name
+
     def _requests(self) -> List[Request]:
-        return [request for request in self.client.spool.pending() if is_file_of(self.name, request.path)]
+        return [request for request in self.client.spool.pending() if self._has(request.path)]
 
     def _kept(self) -> List[Outcome]:
         """What waits in the spool, each file once."""
@@ -183,16 +192,15 @@ class Scan:
         root = self.client.settings.data_root
         if root is None:
             return []
-        folder = folder_of(self.name)
         try:
-            names = sorted(path.name for path in (root / folder).glob(f"{self.name}_ccdframes_*.cxi"))
+            names = sorted(path.name for path in (root / self._folder).glob(f"{self.name}_ccdframes_*.cxi"))
         except OSError:  # not ours to look at
             return []
         message = "It has no run. To start one: submit_scan.py submit FILE"
         found = []
         for name in names:
             try:
-                path = normalize_path(f"{folder}/{name}")
+                path = normalize_path(f"{self._folder}/{name}")
             except InputError:  # a result
                 continue
             if path not in known:

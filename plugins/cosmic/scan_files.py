@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from airflow.models.dagrun import DagRun
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cosmic.scans import parse_scan_path
+from cosmic.beamline import beamline
+from cosmic.scan_names import FileOfScan, parse_path
 from facilities.errors import UserError
 
 MAX_RUNS = 4000  # 200 energies in 4 regions, each run five times
 MAX_LINKS = 20
 
-_FILE = re.compile(r"(?P<scan>NS_[0-9]{9,})_[0-9]+_[0-9]+(_[A-Za-z0-9-]+)*")
 _STATES = {"success": "done"}
 
 
@@ -51,29 +51,43 @@ class ScanFiles:
 
 
 def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
-    """The files of the scan to which a run's file belongs, by the ids of their runs; None for a lone file.
+    """The files of the scan to which a run's file belongs; None for a lone file.
+
+    Files are found by runs that are named after them.
 
     :param prefix: of Airflow's address, for links.
     """
     try:
-        name = parse_scan_path((run.conf or {}).get("file_path")).name
-    except UserError:
+        forms = beamline().collections.source.scan_names
+    except UserError:  # its settings are wrong, which the failed task says
+        forms = ()
+    own = _file_of(run.conf, forms)
+    if own is None:
         return None
-    match = _FILE.fullmatch(name)
-    if match is None:
-        return None
-    scan = match["scan"]
+    scan = own.scan
     found = session.execute(
-        select(DagRun.run_id, DagRun.state)
-        .where(DagRun.dag_id == run.dag_id, DagRun.run_id.startswith(f"{scan}_", autoescape=True))
+        select(DagRun.run_id, DagRun.state, DagRun.conf)
+        .where(DagRun.dag_id == run.dag_id, DagRun.run_id.startswith(scan.name, autoescape=True))
         .order_by(DagRun.id)
         .limit(MAX_RUNS)
     )
-    newest = {run_id.partition("__")[0]: (run_id, str(state)) for run_id, state in found}
-    states = dict(newest[file] for file in sorted(newest, key=_energy_and_region) if _FILE.fullmatch(file))
+    newest: dict[FileOfScan, tuple[str, str]] = {}
+    for run_id, state, conf in found:
+        file = _file_of(conf, forms)
+        if file is not None and file.scan == scan:
+            newest[file] = (run_id, str(state))
+    if len(newest) < 2:
+        return None
+    states = dict(newest[file] for file in sorted(newest, key=_energy_and_region))
     runs = f"{prefix}/dags/{run.dag_id}"
-    return ScanFiles(scan, states, f"{runs}/runs?run_id_pattern={scan}_", runs) if len(states) > 1 else None
+    pattern = f"{scan.name}_" if own.is_general else scan.name
+    return ScanFiles(scan.name, states, f"{runs}/runs?run_id_pattern={pattern}", runs)
 
 
-def _energy_and_region(name: str) -> list[int]:
-    return [int(number) for number in re.findall("[0-9]+", name)]
+def _energy_and_region(file: FileOfScan) -> tuple[int, int, str]:
+    return file.energy, file.region or 0, file.suffix
+
+
+def _file_of(conf: Any, forms: Sequence[str]) -> FileOfScan | None:
+    path = conf.get("file_path") if isinstance(conf, dict) else None
+    return parse_path(path.strip("/"), forms) if isinstance(path, str) else None

@@ -17,8 +17,8 @@ import pytest
 from beamline_client.client import Client
 from beamline_client.config import Settings
 from beamline_client.errors import RefusedError, RejectedError
-from beamline_client.naming import scan_run_id
 from beamline_client.parameters import DAG_ID
+from beamline_client.scan_names import scan_run_id
 from support.client import PROGRAM
 from support.live import Live, Pipeline, install_engines
 

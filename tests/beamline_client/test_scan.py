@@ -16,9 +16,9 @@ from beamline_client.cli import main
 from beamline_client.client import Client
 from beamline_client.config import Settings
 from beamline_client.errors import InputError
-from beamline_client.naming import folder_of, is_file_of, is_scan, scan_run_id
 from beamline_client.output import Outcome, describe
 from beamline_client.scan import Scan
+from beamline_client.scan_names import scan_run_id
 from support.airflow_api import DAG_RUNS, AirflowApi
 from support.client import offline
 
@@ -66,21 +66,32 @@ def by_path(outcome: Outcome) -> dict[str, tuple[str, int]]:
     return {one.path: (one.outcome, one.exit_code) for one in outcome.files}
 
 
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [(NAME, True), ("NS_2302160331", True), ("NS_23021603", False), ("NS_230216033_0_0", False), ("", False)],
-)
-def test_a_scans_name(text: str, is_one: bool) -> None:
-    assert is_scan(text) is is_one
+@pytest.mark.parametrize("name", ["other", "NS_230216033_0_0", "NS_231316033"])
+def test_what_is_no_scans_name_is_refused(client: Client, name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' is not the name of a scan, as NS_230216033 is"):
+        Scan(client, name)
 
 
-def test_the_folder_follows_from_the_name() -> None:
-    assert folder_of(NAME) == folder_of(f"{NAME}_ccdframes_0_0") == "2023/02/230216"
-    with pytest.raises(InputError, match="'other' does not begin like NS_230216033"):
-        folder_of("other")
-    assert is_file_of(NAME, file(199, 3))
-    assert not is_file_of(NAME, file(0, 0, "NS_2302160331"))
-    assert not is_file_of(NAME, "copy/" + file(0))
+@pytest.mark.parametrize("name", ["CX-7_2302160331", "NS_test.b_230216033"])
+@pytest.mark.parametrize("ending", ["_0_0", "_0_0_cosmic2", "_0"])
+def test_scans_with_other_names_are_scans(
+    api: AirflowApi, config: Path, capsys: pytest.CaptureFixture[str], name: str, ending: str
+) -> None:
+    """The client does not know the site's forms of names."""
+    folder = "2023/02/230216"
+    done = add(api, f"{folder}/{name}_ccdframes{ending}.cxi", "success")
+    fails(api, f"{folder}/{name}_ccdframes_1_0.cxi", "The job has failed")
+    add(api, f"{folder}/{name}_other.cxi", "running")
+    add(api, f"2023/02/230217/{name}_ccdframes_2_0.cxi", "running")
+    assert main(["status", name, "--config", str(config)]) == 5
+    assert f"{name}: 1 of 2 done, 1 failed" in capsys.readouterr().out
+    assert main(["reprocess", name, "--config", str(config)]) == 0
+    again = scan_run_id(f"{folder}/{name}_ccdframes_1_0.cxi", 2)
+    assert api.created[4:] == [again]
+    api.runs[done]["state"] = "running"
+    assert main(["cancel", name, "--config", str(config)]) == 0
+    assert [api.runs[run_id]["state"] for run_id in (done, again)] == ["failed", "failed"]
+    assert [run["state"] for run in api.runs.values()].count("running") == 2
 
 
 def test_status_counts_all_and_says_why_some_failed(stack: AirflowApi, client: Client) -> None:
