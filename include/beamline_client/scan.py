@@ -23,7 +23,7 @@ from beamline_client.errors import (
     UnreachableError,
 )
 from beamline_client.naming import normalize_path
-from beamline_client.output import NO_REASON, Outcome, local_time, of_scan
+from beamline_client.output import DONE, NO_REASON, WITH_WARNINGS, Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.runs import scan_of
 from beamline_client.scan_names import generation_of, parse_path, parse_scan, scan_run_id
@@ -63,13 +63,15 @@ class Scan:
             return Outcome(self.name, "", "not known", UNREACHABLE, message=str(error), files=kept)
         files = [self._of_run(its[-1]) for path, its in runs.items() if path not in self._paths(kept)]
         self._give_reasons(files)
+        self._mark_warnings(files)
         files += kept + self._not_submitted(self._paths(files + kept), STILL_RUNNING)
         if not files:
             return self._unknown()
-        status = of_scan(self.name, _sorted(files), "done", self.url)
-        failed = [one.run_id for one in status.files if one.outcome == "failed"]
-        hint = f"What to do about a failure: submit_scan.py status {failed[0]}" if failed else ""
-        return replace(status, message=hint)
+        status = of_scan(self.name, _sorted(files), DONE, self.url)
+        hints = {"failed": "What to do about a failure", WITH_WARNINGS: "Warnings in whole"}
+        first = {one.outcome: one.run_id for one in reversed(status.files)}
+        lines = [f"{hints[kind]}: submit_scan.py status {first[kind]}" for kind in hints if kind in first]
+        return replace(status, message=". ".join(lines))
 
     def plan(self, changes: Conf, everything: bool = False) -> Tuple[List[Request], List[Outcome]]:
         """What to ask for so that the scan's failed files, or all of them, run again; sends nothing.
@@ -213,7 +215,7 @@ class Scan:
         return Outcome(
             scan_of(run),
             run["dag_run_id"],
-            "done" if state == "success" else state,
+            DONE if state == "success" else state,
             code,
             state=state,
             since=local_time(run.get("run_after")),
@@ -236,6 +238,23 @@ class Scan:
             except UnreachableError as error:
                 unreachable = f"why it failed cannot be read: {error}"
                 files[index] = replace(files[index], message=unreachable)
+
+    def _mark_warnings(self, files: List[Outcome]) -> None:
+        """Set apart those that are done with warnings."""
+        done = [index for index, one in enumerate(files) if one.outcome == DONE]
+        if not done:
+            return
+        try:
+            warned = self.client.runs.with_warnings(self.name)
+            others = [files[n].run_id for n in done if not files[n].run_id.startswith(self.name)]
+            for run_id in others[:MAX_REASONS]:
+                warned |= self.client.runs.with_warnings(run_id)
+        except ClientError as error:
+            self.client.log(f"Note: which results have warnings is not known: {error}")
+            return
+        for index in done:
+            if files[index].run_id in warned:
+                files[index] = replace(files[index], outcome=WITH_WARNINGS)
 
     def _reasons(self, run_id: str) -> Dict[str, List[str]]:
         """The first line of each failed task's reason."""

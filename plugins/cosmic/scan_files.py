@@ -9,10 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.models.dagrun import DagRun
+from airflow.models.xcom import XComModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import beamline
+from cosmic.dag_constants import REPORT_TASK, WARNINGS_KEY
 from cosmic.scan_names import FileOfScan, parse_path
 from facilities.errors import UserError
 
@@ -28,26 +30,36 @@ class ScanFiles:
 
     :param name: such as `NS_230216033`.
     :param states: by each file's newest run.
+    :param warned: the runs among them that are done with warnings.
     :param runs_url: the list of its runs.
     """
 
     name: str
     states: Mapping[str, str]
+    warned: Sequence[str]
     runs_url: str
     prefix: str
 
     @property
     def counts(self) -> str:
-        """For people: `7 of 80 files done, 2 failed, 71 running`."""
+        """For people: `7 of 80 files done, 1 of them with warnings, 2 failed, 71 running`."""
         counts = Counter(_STATES.get(state, state) for state in self.states.values())
         words = [f"{counts.pop('done', 0)} of {len(self.states)} files done"]
+        words += [f"{len(self.warned)} of them with warnings"] if self.warned else []
         return ", ".join(words + [f"{count} {state}" for state, count in sorted(counts.items())])
 
     @property
-    def failed(self) -> Sequence[tuple[str, str]]:
-        """The first failed runs, each with the address of its page."""
-        runs = [run_id for run_id, state in self.states.items() if state == "failed"]
-        return [(run_id, f"{self.prefix}/runs/{quote(run_id, safe='')}") for run_id in runs[:MAX_LINKS]]
+    def links(self) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """The first runs that failed, and that have warnings, each with the address of its page."""
+        runs = {
+            "Failed": [run_id for run_id, state in self.states.items() if state == "failed"],
+            "With warnings": self.warned,
+        }
+        return {
+            word: [(run_id, f"{self.prefix}/runs/{quote(run_id, safe='')}") for run_id in ids[:MAX_LINKS]]
+            for word, ids in runs.items()
+            if ids
+        }
 
 
 def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
@@ -81,7 +93,23 @@ def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
     states = dict(newest[file] for file in sorted(newest, key=_energy_and_region))
     runs = f"{prefix}/dags/{run.dag_id}"
     pattern = f"{scan.name}_" if own.is_general else scan.name
-    return ScanFiles(scan.name, states, f"{runs}/runs?run_id_pattern={pattern}", runs)
+    warned = runs_with_warnings(session, run.dag_id, scan.name)
+    done = [run_id for run_id, state in states.items() if state == "success" and run_id in warned]
+    return ScanFiles(scan.name, states, done, f"{runs}/runs?run_id_pattern={pattern}", runs)
+
+
+def runs_with_warnings(session: Session, dag_id: str, beginning: str = "") -> set[str]:
+    """Ids, with this beginning, of the runs whose results have warnings."""
+    return set(
+        session.scalars(
+            select(XComModel.run_id).where(
+                XComModel.dag_id == dag_id,
+                XComModel.task_id == REPORT_TASK,
+                XComModel.key == WARNINGS_KEY,
+                XComModel.run_id.startswith(beginning, autoescape=True),
+            )
+        )
+    )
 
 
 def _energy_and_region(file: FileOfScan) -> tuple[int, int, str]:

@@ -150,6 +150,31 @@ def test_runs_with_ids_of_any_kind_belong_to_the_scan(api: AirflowApi, client: C
     assert api.runs["somebody's.own"]["state"] == "failed"
 
 
+def test_results_with_warnings_are_counted_and_named(
+    stack: AirflowApi, client: Client, messages: list[str]
+) -> None:
+    stack.xcoms[f"{NAME}_1_0", "report", "warnings"] = 2
+    stack.xcoms["NS_2302160331_0_0", "report", "warnings"] = 1
+    stack.xcoms[f"{NAME}_0_1", "report", "warnings"] = 1
+    add(stack, file(0, 1), "success", 2)  # without
+    stack.add_run("own", "success", {"file_path": file(3, 0)})
+    stack.xcoms["own", "report", "warnings"] = 1
+    status = Scan(client, NAME).status()
+    assert status.outcome == "5 of 8 done, 2 of them with warnings, 2 failed, 1 queued"
+    assert status.exit_code == 5
+    assert by_path(status)[file(1, 0)] == ("done with warnings", 0)
+    assert status.message == (
+        f"What to do about a failure: submit_scan.py status {NAME}_2_0. "
+        f"Warnings in whole: submit_scan.py status {NAME}_1_0"
+    )
+    assert f"  done with warnings: {NAME}_1_0, own\n" in describe(status)
+
+    stack.fault("status", path="~", status=403, detail="Forbidden", times=100)
+    status = Scan(client, NAME).status()
+    assert status.outcome == "5 of 8 done, 2 failed, 1 queued"
+    assert "which results have warnings is not known: " in messages[-1]
+
+
 def test_energies_and_regions_are_sorted_as_numbers(api: AirflowApi, client: Client) -> None:
     for energy in (10, 9, 100):
         add(api, file(energy), "success")
@@ -188,10 +213,14 @@ def test_800_files_take_few_requests(api: AirflowApi, client: Client) -> None:
     for energy in range(200):
         for region in range(4):
             fails(api, file(energy, region), f"failure {energy} {region}")
+    for energy in range(100, 200):
+        run_id = add(api, file(energy), "success", 2)
+        api.xcoms[run_id, "report", "warnings"] = 1
     status = Scan(client, NAME).status()
-    assert status.outcome == "0 of 800 done, 800 failed"
-    assert api.count("GET", f"{DAG_RUNS}$") == 8
-    assert len(api.requests) <= 8 + 3 * scan_module.MAX_REASONS + 1
+    assert status.outcome == "100 of 800 done, 100 of them with warnings, 700 failed"
+    assert api.count("GET", f"{DAG_RUNS}$") == 9
+    assert api.count("GET", "/~/") == 1
+    assert len(api.requests) <= 9 + 3 * scan_module.MAX_REASONS + 1 + 1
     shown = describe(status)
     assert "failure 4 3" in shown
     assert "failure 5 0" not in shown

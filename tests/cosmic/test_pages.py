@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
 from fastapi import HTTPException
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE
+from cosmic.dag_constants import REPORT_TASK, WARNINGS_KEY
 from cosmic.scans import parse_scan_path
 
 RUN_ID = "scan__of_test_pages"
@@ -187,6 +191,28 @@ def add_file(session: Session, run_id: str, state: str) -> None:
     add_run(session, run_id, state, f"2023/02/230216/NS_{scan}_ccdframes_{energy}_{rest}.cxi")
 
 
+def add_warnings(session: Session, run_id: str) -> None:
+    """Add what the last task of a run leaves when its results have warnings."""
+    run = session.scalar(select(DagRun).where(DagRun.run_id == run_id))
+    assert run is not None
+    operator: Any = EmptyOperator(task_id=REPORT_TASK)
+    task = TaskInstance(operator, None, run_id)
+    task.dag_id = run.dag_id
+    session.add(task)
+    session.flush()
+    session.add(
+        XComModel(
+            dag_run_id=run.id,
+            dag_id=run.dag_id,
+            run_id=run_id,
+            task_id=REPORT_TASK,
+            key=WARNINGS_KEY,
+            value="1",
+        )
+    )
+    session.flush()
+
+
 def test_a_scan_with_one_file_has_no_list_of_files(page: Callable[[bool], str], session: Session) -> None:
     add_file(session, "NS_230216033_0_0", "failed")
     add_file(session, "NS_2302160331_0_0", "failed")
@@ -205,9 +231,11 @@ def test_the_files_of_the_scan_are_counted_by_their_newest_runs(
     add_file(session, "NS_230216033_3_1_cosmic2", "failed")
     add_run(session, "NS_230216033_.somebodys.own", "running", "calibration.cxi")
     add_run(session, "NS_230216033_ccdframes_0_0.1a2b3c4d", "running", f"copy/{SCAN}")
+    for run_id in ("NS_230216033_9_0", "NS_230216033_1_0", "NS_230216033_10_0", "NS_230216033_2_0__r2"):
+        add_warnings(session, run_id)
     html = page(True)
     assert "<h2>Scan NS_230216033</h2>" in html
-    assert "9 of 12 files done, 2 failed, 1 running." in html
+    assert "9 of 12 files done, 2 of them with warnings, 2 failed, 1 running." in html
     runs = "/airflow/dags/transfer_auto_recon/runs"
     assert f'<a href="{runs}?run_id_pattern=NS_230216033_" target="_top">Its runs</a>' in html
     links = [
@@ -215,6 +243,11 @@ def test_the_files_of_the_scan_are_counted_by_their_newest_runs(
         for name in ("NS_230216033_2_0__r2", "NS_230216033_3_1_cosmic2")
     ]
     assert f"Failed: {', '.join(links)}</p>" in html
+    links = [
+        f'<a href="{runs}/{name}" target="_top">{name}</a>'
+        for name in ("NS_230216033_1_0", "NS_230216033_9_0")
+    ]
+    assert f"With warnings: {', '.join(links)}</p>" in html
 
 
 @pytest.mark.parametrize(
