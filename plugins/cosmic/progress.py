@@ -8,7 +8,7 @@ from datetime import datetime
 
 from cosmic.dag_constants import COPY_TASK
 from cosmic.parameters import ENGINES
-from cosmic.scan_index import File, Run, Scan
+from cosmic.scan_records import File, Run, Scan
 from facilities.progress import Progress
 from facilities.superfacility.slurm import RUNNING, SlurmState, parse_state
 

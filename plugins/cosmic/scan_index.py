@@ -12,10 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.dagrun import DagRun
@@ -25,12 +24,25 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from cosmic.beamline import beamline
 from cosmic.dag_constants import FIND_MISSED_SCANS, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import ENGINES
 from cosmic.run_summary import ENDED_BY_HAND, sets_failed
-from cosmic.scans import parse_scan_path
-from cosmic.whole_scans import FILE
-from cosmic.whole_scans import Scan as WholeScan
+from cosmic.scan_records import (
+    ACTIVE,
+    LONGEST,
+    NOTHING,
+    DayCount,
+    Filters,
+    Page,
+    Run,
+    Scan,
+    by_age,
+    number,
+    place_of,
+    result_of,
+    scan_of,
+)
 from facilities.errors import UserError
 from facilities.failures import ERROR_KEY
 from facilities.progress import Progress, read_progress
@@ -39,10 +51,6 @@ RESULTS = "cosmic_reconstructions"
 """The asset whose events have the figures of results."""
 
 PER_PAGE = 50
-STATES = ("active", "done", "warnings", "failed", "stopped")
-"""What a scan can be filtered by: one of its files is that."""
-
-_ACTIVE = ("queued", "running")
 _DOING = ("scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule")
 _REFRESH_AFTER = 2.0  # seconds
 _SWEEP_AFTER = 60.0  # seconds between two looks for what was changed or removed by hand
@@ -50,165 +58,6 @@ _LATE = 200  # rows whose transactions may have ended after those of later ones
 _LATE_FOR = timedelta(minutes=2)
 _MANY = 1000  # ids in a condition
 _EXPLAINED_WITHIN = timedelta(minutes=5)  # after a run's end its reason may still be written
-_LONGEST = 300  # characters of a text that is shown in a list
-
-
-class Result(NamedTuple):
-    """An engine's result, by its asset event; all None when an older version has left it.
-
-    :param kept: its pictures and figures are kept for pages.
-    :param error: the final one, as the engine defines it.
-    """
-
-    engine: str
-    when: datetime
-    kept: bool = False
-    proposal: str | None = None
-    sample: str | None = None
-    energy_ev: float | None = None
-    error: float | None = None
-    resolution_m: float | None = None
-    warnings: int = 0
-
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(slots=True)
-class Run:
-    """A run of `transfer_auto_recon`.
-
-    :param path: of its scan's file; empty when it was asked for none.
-    :param state: Airflow's.
-    :param results: by engine.
-    :param error: why it failed, one sentence; `stopped_by`: who has ended it by hand.
-    :param tasks: state of each task that it is at, while it is active.
-    :param progress: of those that wait, by task.
-    """
-
-    id: int
-    run_id: str
-    path: str
-    state: str
-    posted: datetime
-    started: datetime | None
-    ended: datetime | None
-    results: Mapping[str, Result] = field(default_factory=lambda: _NONE)
-    error: str = ""
-    stopped_by: str = ""
-    tasks: Mapping[str, str] = field(default_factory=lambda: _NONE)
-    progress: Mapping[str, Progress] = field(default_factory=lambda: _NONE)
-
-    @property
-    def outcome(self) -> str:
-        """One of active, done, failed, stopped."""
-        if self.state in _ACTIVE:
-            return "active"
-        if self.state == "success":
-            return "done"
-        return "stopped" if self.stopped_by and not self.error else "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of a scan, and its runs, the newest first."""
-
-    path: str
-    energy: int
-    region: int
-    runs: tuple[Run, ...]
-
-    @property
-    def run(self) -> Run:
-        """Its newest run, which says what became of it."""
-        return self.runs[0]
-
-    @property
-    def results(self) -> Mapping[str, Result]:
-        """The newest result of each engine, of any of its runs."""
-        return {engine: found[1] for engine in ENGINES if (found := self.newest(engine))}
-
-    def newest(self, engine: str) -> tuple[Run, Result] | None:
-        """The newest result of an engine, with its run."""
-        return next(((run, run.results[engine]) for run in self.runs if engine in run.results), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """A scan: all files (energies, regions) that had a run.
-
-    :param name: of the whole scan, such as NS_230216033; of the file, when it belongs to none.
-    :param day: whose folder it is in, else the day (UTC) of its first run.
-    :param posted: when its newest run was made.
-    :param outcomes: of its files, of `STATES`.
-    """
-
-    name: str
-    day: date
-    posted: datetime
-    files: tuple[File, ...]
-    outcomes: frozenset[str]
-    proposal: str | None
-    sample: str | None
-    searched: str
-
-    @property
-    def picture(self) -> tuple[str, str] | None:
-        """Run and engine of the newest result whose pictures are kept."""
-        kept = [
-            (result.when, run.run_id, engine)
-            for file in self.files
-            for run in file.runs
-            for engine, result in run.results.items()
-            if result.kept
-        ]
-        return max(kept)[1:] if kept else None
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What is asked for; empty means all. `text` is looked for in names, proposal, sample and errors."""
-
-    day: date | None = None
-    proposal: str = ""
-    state: str = ""
-    text: str = ""
-
-    def match(self, scan: Scan) -> bool:
-        """Whether a scan is asked for."""
-        return (
-            (self.day is None or scan.day == self.day)
-            and (not self.proposal or scan.proposal == self.proposal)
-            and (not self.state or self.state in scan.outcomes)
-            and all(word in scan.searched for word in self.text.casefold().split())
-        )
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of scans; `number` is from 1 to `pages`, and `total` counts the scans of all pages."""
-
-    scans: Sequence[Scan]
-    number: int
-    pages: int
-    total: int
-
-
-@dataclass(frozen=True)
-class DayCount:
-    """A day's scan files: by their runs now, and as `find_missed_scans` has last compared the day.
-
-    :param compared: when it did; None: never, then `on_disk` and `missing` are None as well.
-    """
-
-    day: date
-    done: int
-    active: int
-    failed: int
-    stopped: int
-    on_disk: int | None = None
-    missing: int | None = None
-    compared: datetime | None = None
 
 
 class ScanIndex:
@@ -247,7 +96,7 @@ class ScanIndex:
             elif filters.day is not None:
                 of_day = self._of_day.get(filters.day, ())
                 some = [scan for name in of_day if filters.match(scan := self._scans[name])]
-                names = [scan.name for scan in sorted(some, key=_age)]
+                names = [scan.name for scan in sorted(some, key=by_age)]
             else:
                 names = [name for name in self._order if filters.match(self._scans[name])]
             pages = max(-(-len(names) // PER_PAGE), 1)
@@ -310,23 +159,22 @@ class ScanIndex:
 
     def _read_runs(self, session: Session, *, all_of_them: bool) -> set[int]:
         """Runs that are new, active, or were active."""
+        forms = _forms()
         if all_of_them:
-            return {self._take(row) for row in session.execute(_runs())} - {0}
+            return {self._take(row, forms) for row in session.execute(_runs())} - {0}
         latest = max(self._runs, default=0)
-        rows = {row.id: row for row in session.execute(_runs(DagRun._state.in_(_ACTIVE)))}
+        rows = {row.id: row for row in session.execute(_runs(DagRun._state.in_(ACTIVE)))}
         rows |= {row.id: row for row in session.execute(_runs(DagRun.id > latest - _LATE))}
         over = self._active - rows.keys()
         rows |= {row.id: row for row in session.execute(_runs(DagRun.id.in_(over)))}
         for gone in over - rows.keys():
             self._remove(gone)
-        return {self._take(row) for row in rows.values()} - {0}
+        return {self._take(row, forms) for row in rows.values()} - {0}
 
     def _sweep(self, session: Session) -> set[int]:
         """Runs that somebody has changed after their end; and those that were removed are removed here."""
-        changed = {
-            self._take(row)
-            for row in session.execute(_runs(DagRun.updated_at > self._last_change - _LATE_FOR))
-        }
+        since, forms = self._last_change - _LATE_FOR, _forms()
+        changed = {self._take(row, forms) for row in session.execute(_runs(DagRun.updated_at > since))}
         of_dag = DagRun.dag_id == TRANSFER_AUTO_RECON
         if session.scalar(select(func.count()).select_from(DagRun).where(of_dag)) != len(self._runs):
             there = set(session.scalars(select(DagRun.id).where(of_dag)))
@@ -334,7 +182,7 @@ class ScanIndex:
                 self._remove(gone)
         return changed - {0}
 
-    def _take(self, row: Any) -> int:
+    def _take(self, row: Any, forms: Sequence[str]) -> int:
         """Take in a run's row; its id, or 0 when nothing is new."""
         self._last_change = max(self._last_change, row.updated_at or row.created_at or row.run_after)
         run = self._runs.get(row.id)
@@ -343,15 +191,16 @@ class ScanIndex:
             return 0
         if run is None:
             posted = row.created_at or row.run_after
-            run = Run(row.id, row.run_id, _path(row.path), state, posted, row.start_date, row.end_date)
+            place = place_of(row.run_id, row.path, forms)
+            run = Run(row.id, row.run_id, place, state, posted, row.start_date, row.end_date)
             self._runs[row.id] = run
             self._ids[row.run_id] = row.id
-            self._of_scan.setdefault(_place(run)[0], set()).add(row.id)
+            self._of_scan.setdefault(run.place.scan, set()).add(row.id)
         else:
             run.state, run.started, run.ended = state, row.start_date, row.end_date
             run.error = run.stopped_by = ""
-            run.tasks = run.progress = _NONE
-        for group, states in ((self._active, _ACTIVE), (self._unexplained, ("failed",))):
+            run.tasks = run.progress = NOTHING
+        for group, states in ((self._active, ACTIVE), (self._unexplained, ("failed",))):
             (group.add if state in states else group.discard)(run.id)
         return run.id
 
@@ -360,7 +209,7 @@ class ScanIndex:
         self._ids.pop(run.run_id, None)
         self._active.discard(run_id)
         self._unexplained.discard(run_id)
-        name = _place(run)[0]
+        name = run.place.scan
         self._of_scan[name].discard(run_id)
         self._rebuild_scan(name)
         self._order = [name for name in self._order if name in self._scans]
@@ -390,7 +239,7 @@ class ScanIndex:
             engine = str(task_id).partition(".")[0]
             if run is None or engine not in ENGINES:
                 continue
-            result = _result(engine, when, extra)
+            result = result_of(engine, when, extra)
             known = run.results.get(engine)
             if known is None or known.when < when:
                 run.results = {**run.results, engine: result}
@@ -413,7 +262,7 @@ class ScanIndex:
                 waits.setdefault(wait.run_id, {})[wait.task_id] = progress
         changed = set()
         for run in map(self._runs.__getitem__, self._active):
-            of_run, progress_of_run = tasks.get(run.run_id, _NONE), waits.get(run.run_id, _NONE)
+            of_run, progress_of_run = tasks.get(run.run_id, NOTHING), waits.get(run.run_id, NOTHING)
             if (run.tasks, run.progress) != (of_run, progress_of_run):
                 run.tasks, run.progress = of_run, progress_of_run
                 changed.add(run.id)
@@ -435,13 +284,13 @@ class ScanIndex:
         explained = set()
         for run_id, text in session.execute(errors.order_by(XComModel.timestamp.desc())):
             if run_id in failed and text:
-                failed[run_id].error = text[:_LONGEST]  # the first one that failed counts: it comes last
+                failed[run_id].error = text[:LONGEST]  # the first one that failed counts: it comes last
                 explained.add(run_id)
         for name, when, owner, display_name, extra in session.execute(by_hand.order_by(Log.dttm)):
             run = failed.get(self._ids.get(name or "", 0))
             since_start = run and when and (run.started is None or when >= run.started)
             if run and since_start and not run.stopped_by and sets_failed(extra):
-                run.stopped_by = str(display_name or owner or "somebody")[:_LONGEST]
+                run.stopped_by = str(display_name or owner or "somebody")[:LONGEST]
                 explained.add(run.id)
         recently = datetime.now(UTC) - _EXPLAINED_WITHIN
         self._unexplained = {
@@ -470,12 +319,12 @@ class ScanIndex:
     # Scans of runs
 
     def _rebuild(self, changed: Collection[int]) -> None:
-        names = {_place(run)[0] for run_id in changed if (run := self._runs.get(run_id))}
+        names = {run.place.scan for run_id in changed if (run := self._runs.get(run_id))}
         before = {name: self._scans[name].posted for name in names if name in self._scans}
         for name in names:
             self._rebuild_scan(name)
         if {name: self._scans[name].posted for name in names} != before:
-            self._order = [scan.name for scan in sorted(self._scans.values(), key=_age)]
+            self._order = [scan.name for scan in sorted(self._scans.values(), key=by_age)]
 
     def _rebuild_scan(self, name: str) -> None:
         old = self._scans.pop(name, None)
@@ -485,7 +334,7 @@ class ScanIndex:
         if not ids:
             self._of_scan.pop(name, None)
             return
-        scan = _scan(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)])
+        scan = scan_of(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)])
         self._scans[name] = scan
         self._of_day.setdefault(scan.day, set()).add(name)
 
@@ -508,91 +357,16 @@ def _runs(*conditions: Any) -> Select[Any]:
     ).where(DagRun.dag_id == TRANSFER_AUTO_RECON, *conditions)
 
 
-def _path(text: object) -> str:
-    """The path of a scan's file, or empty."""
+def _forms() -> Sequence[str]:
+    """Further forms of files' names, as in the site's settings."""
     try:
-        return str(parse_scan_path(text).relative)
-    except UserError:
-        return ""
-
-
-def _place(run: Run) -> tuple[str, int, int]:
-    """Scan, energy and region of a run."""
-    if not run.path:
-        return run.run_id, 0, 0
-    path = parse_scan_path(run.path)
-    match = FILE.fullmatch(path.stem)
-    try:
-        whole = WholeScan.parse(run.path) if match else None
-    except UserError:  # not in the folder of its day
-        whole = None
-    if match is None or whole is None:
-        return path.name, 0, 0
-    return whole.name, int(match["energy"]), int(match["region"])
-
-
-def _scan(name: str, runs: Sequence[Run]) -> Scan:
-    """A scan of its runs, the newest first."""
-    of_file: dict[str, list[Run]] = {}
-    for run in runs:
-        of_file.setdefault(run.path or run.run_id, []).append(run)
-    places = {path: _place(some[0])[1:] for path, some in of_file.items()}
-    files = tuple(
-        File(path, *places[path], tuple(of_file[path]))
-        for path in sorted(of_file, key=lambda path: (places[path], path))
-    )
-    results = sorted(
-        (result for run in runs for result in run.results.values()), key=lambda r: r.when, reverse=True
-    )
-    outcomes = {file.run.outcome for file in files}
-    if any(result.warnings for file in files for result in file.results.values()):
-        outcomes.add("warnings")
-    proposal = next((result.proposal for result in results if result.proposal), None)
-    sample = next((result.sample for result in results if result.sample), None)
-    day = (parse_scan_path(runs[0].path).day if runs[0].path else None) or runs[-1].posted.date()
-    texts = [name, proposal or "", sample or ""]
-    texts += [text for file in files for text in (file.path, file.run.error, file.run.stopped_by)]
-    return Scan(
-        name,
-        day,
-        max(run.posted for run in runs),
-        files,
-        frozenset(outcomes),
-        proposal,
-        sample,
-        "\n".join(dict.fromkeys(texts)).casefold(),
-    )
-
-
-def _age(scan: Scan) -> tuple[float, str]:
-    return -scan.posted.timestamp(), scan.name
-
-
-def _result(engine: str, when: datetime, extra: object) -> Result:
-    values: Mapping[str, Any] = extra if isinstance(extra, Mapping) else {}
-    return Result(
-        engine,
-        when,
-        "scan" in values,
-        _text(values.get("proposal")),
-        _text(values.get("sample")),
-        _number(values.get("energy_ev")),
-        _number(values.get("error")),
-        _number(values.get("resolution_m")),
-        int(_number(values.get("warnings")) or 0),
-    )
-
-
-def _text(value: object) -> str | None:
-    return value[:_LONGEST] if isinstance(value, str) and value.strip() else None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        return beamline().collections.source.scan_names
+    except UserError:  # its settings are wrong, which the failed tasks say
+        return ()
 
 
 def _count(row: Mapping[str, Any], key: str) -> int:
-    return int(_number(row.get(key)) or 0)
+    return int(number(row.get(key)) or 0)
 
 
 def _day_of(row: object) -> date | None:

@@ -119,7 +119,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Any:
 def read(index: Any, session: Session) -> Callable[[], dict[str, str]]:
     """Refreshes, and gives each scan's words."""
     from cosmic.progress import state_of
-    from cosmic.scan_index import Filters
+    from cosmic.scan_records import Filters
 
     def read() -> dict[str, str]:
         index.refresh(session)
@@ -207,7 +207,7 @@ def test_an_end_is_said_with_its_reason(written: Written, read: Callable[[], dic
 def test_all_files_of_a_scan_are_one_row(
     written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cosmic.scan_index import Filters
+    from cosmic.scan_records import Filters
 
     for energy in range(10):
         state = "success" if energy < 4 else "failed" if energy < 6 else "running"
@@ -272,7 +272,7 @@ def test_what_is_changed_or_removed_by_hand_is_seen(
     written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cosmic import scan_index
-    from cosmic.scan_index import Filters
+    from cosmic.scan_records import Filters
 
     written.run("NS_260701033_0_0", path(), "failed")
     written.run("NS_260701034_0_0", path(name="NS_260701034"), "success")
@@ -299,7 +299,7 @@ def test_a_run_of_no_scan_has_a_row_of_its_own(written: Written, read: Callable[
 
 
 def test_filters_and_pages(written: Written, read: Callable[[], dict[str, str]], index: Any) -> None:
-    from cosmic.scan_index import Filters
+    from cosmic.scan_records import Filters
 
     write_runs(written.session, 300, per_day=100, last_day=date(2026, 6, 30))
     read()
@@ -369,7 +369,8 @@ def counted(session: Session) -> Iterator[list[str]]:
 def test_the_number_of_queries_does_not_grow_with_runs(
     written: Written, index: Any, session: Session
 ) -> None:
-    from cosmic.scan_index import Filters, ScanIndex
+    from cosmic.scan_index import ScanIndex
+    from cosmic.scan_records import Filters
 
     numbers = []
     for count in (100, 2000):
@@ -405,7 +406,8 @@ def test_who_looks_within_two_seconds_costs_no_query(
 
 def test_reading_takes_no_time_that_a_reader_notices(written: Written, session: Session) -> None:
     """Measured in full by `python -m dev.measure_scans`; here only that nothing is far out."""
-    from cosmic.scan_index import Filters, ScanIndex
+    from cosmic.scan_index import ScanIndex
+    from cosmic.scan_records import Filters
 
     write_runs(session, 4000)
     index = ScanIndex()

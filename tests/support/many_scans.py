@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.parameters import RECONSTRUCTION
-from cosmic.scans import day_folder
+from cosmic.scan_names import day_folder
 from facilities.failures import ERROR_KEY
 
 ASSET = "cosmic_reconstructions"

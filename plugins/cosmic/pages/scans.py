@@ -31,7 +31,8 @@ from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
-from cosmic.scan_index import STATES, File, Filters, Scan, ScanIndex, index
+from cosmic.scan_index import ScanIndex, index
+from cosmic.scan_records import STATES, File, Filters, Scan
 from facilities.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,6 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
     etag, content = lists.make(asked, airflow, may_start=_may_start(user))
     return render(
         "scans.html",
-        request=request,
         airflow=airflow,
         asked=asked,
         state_names=STATE_NAMES,
@@ -161,7 +161,6 @@ class Lists:
                 days=self._index.day_counts(_days_around(asked.filters.day or today, today)),
                 today=today,
                 may_start=may_start,
-                missing_dag=FIND_MISSED_SCANS,
             )
             # Not of the version: another API server's list is the same when its content is.
             etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
