@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from reconstruction.arrays import Real
@@ -37,6 +38,7 @@ from reconstruction.illumination import from_file, from_mean_frame, try_out
 from reconstruction.program import UsageError, output_prefix, run, say, whole_number
 from reconstruction.quality import judge, relative
 from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.scale import wrong_scale
 from reconstruction.scan import Scan, read_scan
 
 ENGINE = "cdtools"
@@ -273,6 +275,10 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
         f"positions are the {positions}'s",
         flush=True,
     )
+    find_cause = partial(wrong_scale, scan, measured, expected=expected)
+    if geometry.near_field and scan.near_field is None and (cause := find_cause()):
+        warnings = (f"By its distance and energy this is a near-field scan. {cause}", *geometry.warnings)
+        geometry = replace(geometry, warnings=warnings)
     start = begin(scan, parameters, geometry, measured, expected=expected)
     say(scan.notes, (*scan.warnings, *start.geometry.warnings))
     from reconstruction import fancy  # noqa: PLC0415 - torch takes seconds to import, and wrong arguments need none of it
@@ -281,7 +287,8 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     found = outcome.solution.probe[0]
     sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
     error = relative(scan, outcome.solution.errors[-1])
-    doubts = (*judge(scan, error, refined=True), *sign)
+    unknown = str if geometry.near_field else find_cause
+    doubts = (*judge(scan, error, refined=True, find_cause=unknown), *sign)
     say((), (*outcome.warnings, *doubts))
     finished = Run(
         engine=ENGINE,

@@ -12,6 +12,7 @@ import getopt
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from reconstruction.illumination import IN_FILE, Trial, first_guesses, illuminat
 from reconstruction.program import Progress, UsageError, output_prefix, run, say, whole_number
 from reconstruction.quality import judge
 from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.scale import wrong_scale
 from reconstruction.scan import Scan, ScanError, read_scan
 from reconstruction.solver import Options, Solver
 
@@ -67,11 +69,17 @@ def reconstruct(options: Options, path: Path) -> None:
     remove_old(prefix)
     scan = sample_moves(read_scan(path), positions)
     measured = measure_magnification(scan)
+    expected = defocus.at(scan.energy_ev)
+    find_cause = partial(wrong_scale, scan, measured, expected=expected)
     if is_near_field(scan, measured):
-        raise ScanError(f"{path}: a near-field scan; this program is for far-field scans, use CDTools.")
+        cause = find_cause() if scan.near_field is None else ""
+        raise ScanError(
+            f"{path}: by its distance and energy a near-field scan. {cause}"
+            if cause
+            else f"{path}: a near-field scan; this program is for far-field scans, use CDTools."
+        )
     make_folder(prefix)
     print(f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV", flush=True)
-    expected = defocus.at(scan.energy_ev)
     trial = try_out(scan, first_guesses(scan, measured, expected=expected))
     print(f"positions are the {positions}'s; first illumination: {trial.guess.origin}", flush=True)
     found = _warnings(scan, options, trial)
@@ -84,7 +92,7 @@ def reconstruct(options: Options, path: Path) -> None:
     except FloatingPointError as error:
         raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
     doubts = (
-        *judge(scan, solution.errors[-1], refined=options.period_illu_refine > 0),
+        *judge(scan, solution.errors[-1], refined=options.period_illu_refine > 0, find_cause=find_cause),
         *sign_warning(scan, solution.probe[0], expected, measured, positions),
     )
     say((), doubts)
