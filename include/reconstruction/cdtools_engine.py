@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconstruction.arrays import Real
 from reconstruction.conventions import (
@@ -40,6 +41,9 @@ from reconstruction.quality import judge, relative
 from reconstruction.result import Run, make_folder, remove_old, write_result
 from reconstruction.scale import wrong_scale
 from reconstruction.scan import Scan, read_scan
+
+if TYPE_CHECKING:
+    from reconstruction.workers import Team
 
 ENGINE = "cdtools"
 ERRORS_ARE = (
@@ -256,8 +260,11 @@ def begin(
     return Start(geometry=geometry, earlier=None, record=trial.record())
 
 
-def reconstruct(parameters: Parameters, path: Path) -> None:
-    """Read, solve, write."""
+def reconstruct(parameters: Parameters, path: Path, team: Team | None = None) -> None:
+    """Read, solve, write.
+
+    :param team: the processes that compute, of which this is the first; by default this one alone.
+    """
     started = time.monotonic()
     prefix = output_prefix(path, ENGINE)
     positions, defocus = positions_in_file(), expected_defocus()
@@ -283,7 +290,7 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     say(scan.notes, (*scan.warnings, *start.geometry.warnings))
     from reconstruction import fancy  # noqa: PLC0415 - torch takes seconds to import, and wrong arguments need none of it
 
-    outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier)
+    outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier, team=team)
     found = outcome.solution.probe[0]
     sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
     error = relative(scan, outcome.solution.errors[-1])
@@ -296,6 +303,7 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
             **asdict(parameters),
             "positions": positions,
             "distance_used": start.geometry.distance,
+            "device": outcome.device,
             **start.record,
         },
         seconds=time.monotonic() - started,
@@ -311,9 +319,26 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 
 
+def start(arguments: list[str]) -> None:
+    """Reconstruct in this process, in as many as this one sees GPUs, or as one of those."""
+    parameters, path = parse(arguments)
+    from reconstruction import workers  # noqa: PLC0415 - as above
+
+    if not workers.launched() and (count := workers.gpus()) > 1:
+        workers.launch(count, "reconstruction.cdtools_engine", arguments)
+        return
+    with workers.joined() as team:
+        if team.rank == 0:
+            reconstruct(parameters, path, team)
+        else:
+            from reconstruction.epochs import assist  # noqa: PLC0415 - as above
+
+            assist(team)
+
+
 def main() -> int:
     """The command."""
-    return run(ENGINE, USAGE, lambda: reconstruct(*parse(sys.argv[1:])))
+    return run(ENGINE, USAGE, lambda: start(sys.argv[1:]))
 
 
 if __name__ == "__main__":
