@@ -29,5 +29,5 @@ ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
 
 FROM airflow AS standin
 COPY requirements-dev.txt /requirements/
-RUN grep -E '^(h5py|numpy|pillow)==' /requirements/requirements-dev.txt >/tmp/standin.txt \
+RUN grep -E '^(array-api-compat|h5py|numpy|pillow)==' /requirements/requirements-dev.txt >/tmp/standin.txt \
     && bash /requirements/install-requirements /requirements/constraints.txt /tmp/standin.txt

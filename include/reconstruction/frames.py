@@ -15,7 +15,7 @@ import numpy as np
 from reconstruction.arrays import Bool, Int, Real
 from reconstruction.errors import ScanError
 
-BLOCK_BYTES = 8 * 1024**2
+BLOCK_BYTES = 2 * 1024**2
 MIN_FRAMES = 9  # three by three: fewer do not determine an object and a probe
 HUGE = 1e12  # counts: no detector has them
 FEW = 0.01  # of the pixels: a frame in which more are not numbers is left out
