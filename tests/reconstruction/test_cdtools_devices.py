@@ -95,12 +95,12 @@ def test_two_processes_find_what_one_finds(tiny: SyntheticScan, tmp_path: Path) 
     one = _python("-m", "reconstruction.cdtools_engine", *arguments, COSMIC_OUTPUT=str(tmp_path / "one"))
     two = _python("-c", LAUNCH, *arguments, COSMIC_OUTPUT=str(tmp_path / "two"))
     assert (two.returncode, two.stderr) == (0, "")
-    assert "computing on CPU, 1 threads, 2 processes" in two.stdout
+    assert "computing with CPU, 1 threads, 2 processes" in two.stdout
     assert two.stdout.count("iteration 8 of 8") == 1
-    assert "computing on CPU, 2 threads\n" in one.stdout
+    assert "computing with CPU, 2 threads\n" in one.stdout
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert second["errors"] == pytest.approx(first["errors"], rel=1e-3)
-    assert second["parameters"]["device"] == "CPU, 1 threads, 2 processes"
+    assert second["parameters"]["computed_with"] == "CPU, 1 threads, 2 processes"
     objects = []
     for name in ("one", "two"):
         with h5py.File(tmp_path / f"{name}.cxi") as file:
