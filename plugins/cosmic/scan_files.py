@@ -75,5 +75,14 @@ def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
     return ScanFiles(scan, states, f"{runs}/runs?run_id_pattern={scan}_", runs) if len(states) > 1 else None
 
 
+def scan_of_file(name: str) -> str:
+    """Name of the scan to which a file belongs, by the file's short name; a lone file is its own scan.
+
+    Example: `scan_of_file("NS_230216033_7_1") == "NS_230216033"`
+    """
+    match = _FILE.fullmatch(name)
+    return match["scan"] if match else name
+
+
 def _energy_and_region(name: str) -> list[int]:
     return [int(number) for number in re.findall("[0-9]+", name)]
