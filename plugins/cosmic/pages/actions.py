@@ -27,7 +27,7 @@ from cosmic.pages.airflow_api import Answer, Call, call_airflow
 from cosmic.pages.rendering import URL_PREFIX, address, render, template_function
 from cosmic.pages.run_again import Fields, changes, fields_of
 from cosmic.pages.scan_runs import Note, ScanRun, ScanRuns, at_work, note_of, runs_of_scan
-from cosmic.pages.security import MayReadScans, OwnForm, csrf_token, may, require
+from cosmic.pages.security import MayReadScans, OwnForm, may, require
 from cosmic.parameters import MISSED_SCANS, RECONSTRUCTION, read_parameters
 from facilities.errors import UserError
 
@@ -59,7 +59,6 @@ class Buttons:
     active: int
     note: Note
     was: str
-    token: str
     max_note: int = MAX_NOTE
 
 
@@ -85,7 +84,6 @@ def scan_buttons(request: Request, user: BaseUser, scan: str, run_id: str = "") 
         active=len(_chosen(runs, run_id)),
         note=note,
         was=_fingerprint(note.text),
-        token=csrf_token(user),
     )
 
 
@@ -98,7 +96,7 @@ def confirm_missing(
 ) -> Response:
     """What *Run the missing ones* will do."""
     require(user, "POST", "start the missing scans", FIND_MISSED_SCANS)
-    return _ask_about_missing(request, user, day)
+    return _ask_about_missing(request, day)
 
 
 @router.post("/scans/missing")
@@ -107,7 +105,7 @@ async def start_missing(request: Request, user: GetUserDep, form: OwnForm) -> Re
     require(user, "POST", "start the missing scans", FIND_MISSED_SCANS)
     day, once = _text(form, "day"), _text(form, "once")
     if not once:
-        return _ask_about_missing(request, user, day)
+        return _ask_about_missing(request, day)
     _check_day(day)
     if not once.isalnum():
         raise HTTPException(400, "The form is not complete.")
@@ -133,16 +131,16 @@ async def start_missing(request: Request, user: GetUserDep, form: OwnForm) -> Re
     )
 
 
-def _ask_about_missing(request: Request, user: BaseUser, day: str) -> Response:
+def _ask_about_missing(request: Request, day: str) -> Response:
     _check_day(day)
     return render(
         "confirm_missing.html",
         airflow=address(request),
+        request=request,
         day=day,
         action=f"{_scans(request)}/missing",
         back=_scans(request),
         once=secrets.token_hex(8),
-        token=csrf_token(user),
     )
 
 
@@ -169,6 +167,7 @@ def confirm_stop(request: Request, user: GetUserDep, scan: ScanName, run_id: One
     return render(
         "confirm_stop.html",
         airflow=address(request),
+        request=request,
         name=run_id or scan,
         work=work,
         active=[run.run_id for run in active[:_MAX_SHOWN]],
@@ -177,7 +176,6 @@ def confirm_stop(request: Request, user: GetUserDep, scan: ScanName, run_id: One
         newest=runs.newest_number,
         run_id=run_id,
         back=_back(request, scan, run_id),
-        token=csrf_token(user),
     )
 
 
@@ -217,7 +215,7 @@ def ask_run_again(request: Request, user: GetUserDep, scan: ScanName, run_id: On
         runs = _runs(session, scan)
     like = _like(runs, run_id)
     files = str(like.file.relative) if run_id or len(runs.by_file) == 1 else ""
-    return _ask_run_again(request, user, runs, like, run_id, files=files)
+    return _ask_run_again(request, runs, like, run_id, files=files)
 
 
 @router.post("/scans/{scan}/run-again")
@@ -239,7 +237,7 @@ async def run_again(request: Request, user: GetUserDep, scan: ScanName, form: Ow
         fields = fields_of({**like.conf, **given})
         problem = f"{error.what}."
         return await run_in_threadpool(
-            _ask_run_again, request, user, runs, like, run_id, files=files, fields=fields, problem=problem
+            _ask_run_again, request, runs, like, run_id, files=files, fields=fields, problem=problem
         )
     ids = [_next_run_id(its, newest) for its in chosen]
     calls = [
@@ -274,7 +272,6 @@ async def run_again(request: Request, user: GetUserDep, scan: ScanName, form: Ow
 
 def _ask_run_again(
     request: Request,
-    user: BaseUser,
     runs: ScanRuns,
     like: ScanRun,
     run_id: str,
@@ -288,6 +285,7 @@ def _ask_run_again(
         "run_again.html",
         status=400 if problem else 200,
         airflow=address(request),
+        request=request,
         scan=runs.name,
         like=like,
         sections=fields or fields_of(like.conf),
@@ -300,7 +298,6 @@ def _ask_run_again(
         newest=runs.newest_number,
         run_id=run_id,
         back=_back(request, runs.name, run_id),
-        token=csrf_token(user),
     )
 
 
@@ -359,6 +356,7 @@ async def write_note(request: Request, user: GetUserDep, scan: ScanName, form: O
             "note_changed.html",
             status=409,
             airflow=address(request),
+            request=request,
             scan=scan,
             note=note,
             text=text,
@@ -367,7 +365,6 @@ async def write_note(request: Request, user: GetUserDep, scan: ScanName, form: O
             run_id=_text(form, "run_id"),
             max_note=MAX_NOTE,
             back=back,
-            token=csrf_token(user),
         )
     (answer,) = await call_airflow(request, user, [_change(runs.runs[0].run_id, {"note": text})])
     if not answer.accepted:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from cosmic.pages import actions, downloads, result
 from cosmic.pages.rendering import address, render
+from cosmic.pages.security import remember_user
 
 _HEADLINES = {401: "You are not logged in any more", 403: "This is not for you", 404: "There is no such page"}
 
-app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
+app = FastAPI(
+    title="COSMIC",
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+    dependencies=[Depends(remember_user)],  # no page without a login
+)
 app.include_router(actions.router)
 app.include_router(downloads.router)
 app.include_router(result.router)

@@ -20,6 +20,7 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import FormData
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.pages.rendering import template_function
 
 MAX_FORM = 64 * 1024  # bytes; all parameters of a run are 1 kB
 TOKEN_LASTS = 12 * 3600  # seconds
@@ -31,8 +32,15 @@ MayReadScans = Depends(requires_access_dag("GET", DagAccessEntity.XCOM, param_da
 """Of every page about scans: what the runs of `transfer_auto_recon` have left may be read."""
 
 
-def csrf_token(user: BaseUser) -> str:
-    """The value of a form's hidden field `csrf_token`, without which a POST of this user is refused."""
+async def remember_user(request: Request, user: GetUserDep) -> None:
+    """Dependency of all pages: somebody must be logged in, for whom templates can make tokens."""
+    request.state.page_user = user
+
+
+@template_function
+def csrf_token(request: Request) -> str:
+    """The value of a form's hidden field `csrf_token`, without which a POST of the page's user is refused."""
+    user: BaseUser = request.state.page_user
     return _tokens().dumps(str(user.get_id()))
 
 
