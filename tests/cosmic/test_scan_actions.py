@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from airflow.models.dagrun import DagRun
@@ -16,9 +20,18 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
-from cosmic.beamline import DEFAULT_FILE
-from cosmic.dag_constants import FIND_MISSED_SCANS, PROCESS_NEWFILE, TRANSFER_AUTO_RECON
-from support.pages import Pages, dags_in_database, form_of, set_states
+from cosmic.beamline import DEFAULT_FILE, beamline
+from cosmic.dag_constants import (
+    FIND_MISSED_SCANS,
+    PROCESS_NEWFILE,
+    SUPERFACILITY_CONN_ID,
+    TRANSFER_AUTO_RECON,
+)
+from cosmic.results import RESULT_SUFFIXES
+from facilities.superfacility.files import SIZE_LIMIT
+from standin.testing import Facility
+from support.pages import Pages, a_reconstruction, dags_in_database, form_of, set_states, set_xcom
+from support.superfacility import connection_to, use_connection
 
 DAGS = ("transfer_auto_recon.py", "find_missed_scans.py", "process_newfile_7012_ptycho4.py")
 
@@ -421,3 +434,91 @@ def test_a_name_that_is_no_scans_has_no_page(pages: Pages, name: str) -> None:
 def test_the_beginning_of_a_scans_name_is_not_the_scan(pages: Pages, scan: Scan) -> None:
     scan.start()
     assert pages.get("ada", f"/cosmic/scans/{scan.name[:-1]}/stop").status_code == 404
+
+
+# Downloads
+
+
+class Result:
+    """A run with a result of ptychocam at the stand-in's NERSC."""
+
+    def __init__(self, scan: Scan, root: Path) -> None:
+        self.scan, self.run_id = scan, scan.start()
+        self.file = root / f"{scan.path().removesuffix('.cxi')}_ptychocam"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        for kind in RESULT_SUFFIXES:
+            self.write(kind, f"content of {kind}".encode())
+        set_states(self.run_id, "success", ptychocam__collect="success")
+        self.leave(f"{self.file}.cxi")
+
+    def write(self, kind: str, content: bytes) -> None:
+        self.file.with_name(self.file.name + kind).write_bytes(content)
+
+    def leave(self, path: str) -> None:
+        """Leave this path as the result."""
+        set_xcom(TRANSFER_AUTO_RECON, self.run_id, "ptychocam.collect", a_reconstruction(path))
+
+    def address(self, name: str) -> str:
+        return f"{self.scan.page}/download/{self.run_id}/{name}"
+
+
+@pytest.fixture
+def result(scan: Scan, standin: Facility, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """A result, with the stand-in in use."""
+    use_connection(monkeypatch, SUPERFACILITY_CONN_ID, connection_to(standin))
+    return Result(scan, standin.collection("nersc7012"))
+
+
+@pytest.mark.parametrize("kind", RESULT_SUFFIXES)
+def test_a_reader_downloads_each_file_under_its_own_name(pages: Pages, result: Result, kind: str) -> None:
+    page = pages.get("reader", f"/cosmic/dags/{TRANSFER_AUTO_RECON}/runs/{result.run_id}").text
+    assert f'href="{result.address("ptychocam" + kind)}"' in page
+    assert f'<code id="path-1">{result.file}.cxi</code>' in page
+    answer = pages.get("reader", result.address(f"ptychocam{kind}"))
+    assert answer.content == f"content of {kind}".encode()
+    assert answer.headers["content-disposition"] == f'attachment; filename="{result.file.name}{kind}"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+
+
+def test_a_file_that_is_too_large_for_the_api_comes_by_globus(pages: Pages, result: Result) -> None:
+    result.write(".cxi", bytes(SIZE_LIMIT))
+    assert len(pages.get("reader", result.address("ptychocam.cxi")).content) == SIZE_LIMIT
+    result.write(".cxi", bytes(SIZE_LIMIT + 1))
+    page = pages.get("reader", result.address("ptychocam.cxi"))
+    assert f"{result.file.name}.cxi comes by Globus" in page.text
+    link = html.unescape(re.findall(r'href="(https://app.globus.org/[^"]*)"', page.text)[0])
+    query = parse_qs(urlsplit(link).query)
+    destination = beamline().collections.destination
+    assert query["origin_id"] == [str(destination.id)]
+    assert query["origin_path"] == [f"{destination.path.rstrip('/')}/2023/02/230216/"]
+
+
+def test_only_the_runs_own_result_is_read(pages: Pages, result: Result, standin: Facility) -> None:
+    standin.clear_requests()
+    result.leave("/etc/passwd")
+    assert pages.get("ada", result.address("ptychocam.cxi")).status_code == 404
+    result.leave(f"{result.file}_r2.cxi")
+    assert pages.get("ada", result.address("ptychocam.cxi")).status_code == 404
+    for name in (
+        "cdtools.cxi",
+        "ptychocam.sh",
+        "ptychocam",
+        ".cxi",
+        "ptychocam.cxi.png",
+        "..",
+        "%2e%2e%2fx.cxi",
+    ):
+        assert pages.get("ada", result.address(name)).status_code == 404, name
+    assert not standin.requests("nersc")
+
+
+def test_what_nersc_does_not_give_is_said(pages: Pages, result: Result, standin: Facility) -> None:
+    result.file.with_name(result.file.name + ".h5").unlink()
+    gone = pages.get("reader", result.address("ptychocam.h5"))
+    assert gone.status_code == 404
+    assert f"{result.file}.h5 is not at NERSC any more." in gone.text
+    standin.fault(service="nersc", path="/utilities/download", kind="status", status=403, times=100)
+    away = pages.get("reader", result.address("ptychocam.png"))
+    assert away.status_code == 502
+    assert "could not be read from NERSC" in away.text

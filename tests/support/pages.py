@@ -123,7 +123,30 @@ def set_states(run_id: str, state: str, **tasks: str) -> None:
             )
 
 
-def set_xcom(dag_id: str, run_id: str, task_id: str, value: Any) -> None:
+def a_reconstruction(result: str, **changes: Any) -> dict[str, Any]:
+    """A `cosmic.results.Reconstruction` of ptychocam.
+
+    :param result: path of its CXI file.
+    """
+    quality = dict.fromkeys(
+        ("frames", "iterations", "final_error", "pixel_size_m", "object_shape", "resolution_m")
+    )
+    return {
+        "engine": "ptychocam",
+        "result": result,
+        "preview": result.removesuffix(".cxi") + ".png",
+        "preview_size": [4, 4],
+        "bytes": 1000,
+        "quality": quality,
+        "warnings": [],
+        "job_id": "7",
+        "queue_seconds": 1.0,
+        "run_seconds": 2.0,
+        "node_hours": 0.1,
+    } | changes
+
+
+def set_xcom(dag_id: str, run_id: str, task_id: str, value: Any, key: str = "return_value") -> None:
     """Leave a task's result."""
     with create_session(scoped=False) as session:
-        XComModel.set("return_value", value, dag_id=dag_id, task_id=task_id, run_id=run_id, session=session)
+        XComModel.set(key, value, dag_id=dag_id, task_id=task_id, run_id=run_id, session=session)
