@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypedDict
 
-from airflow.sdk import task
+from airflow.sdk import get_current_context, task
 
-from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID, WARNINGS_KEY
 from cosmic.parameters import Engine
 from cosmic.stack_start import start_when_done
 from facilities.errors import NotFoundError, UserError
@@ -105,6 +105,8 @@ def report(
 ) -> dict[str, Any]:
     """The result of a whole run, for people (`message`) and for programs.
 
+    XCom `warnings`: how many warnings the results have; none when they have none.
+
     :raises UserError: something that was asked for is missing: somebody has marked its task.
     """
     done = [result for result in results if result is not None]
@@ -121,6 +123,9 @@ def report(
     else:
         message += "Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
     log.info(message)
+    warnings = sum(len(result["warnings"]) for result in done)
+    if warnings:
+        get_current_context()["ti"].xcom_push(WARNINGS_KEY, warnings)
     start_when_done(scan, [result["engine"] for result in done])
     return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
 
