@@ -9,7 +9,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from cosmic.pages import actions, downloads, result
+from cosmic.pages import actions, downloads, result, scans
 from cosmic.pages.rendering import address, render
 from cosmic.pages.security import remember_user
 
@@ -24,6 +24,7 @@ app = FastAPI(
 )
 app.include_router(actions.router)
 app.include_router(downloads.router)
+app.include_router(scans.router)
 app.include_router(result.router)
 
 

@@ -21,11 +21,11 @@ from sqlalchemy import select
 from cosmic.beamline import beamline
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID, TRANSFER_AUTO_RECON
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, DagId, RunId, address, render
+from cosmic.pages.scan_runs import scan_of_run
 from cosmic.parameters import ENGINES
 from cosmic.plan import result_prefix
 from cosmic.results import check_png
 from cosmic.run_summary import XComs, summarize
-from cosmic.scan_files import scan_of_file
 from cosmic.scans import parse_scan_path
 from facilities.errors import FacilityError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
@@ -55,7 +55,7 @@ def result_page(
         "result.html",
         request=request,
         user=user,
-        scan=_scan(summary.scan) if dag_id == TRANSFER_AUTO_RECON else "",
+        scan=scan_of_run(run_id, summary.run.conf) if dag_id == TRANSFER_AUTO_RECON else "",
         only_run=run_id,
         summary=summary,
         run=summary.run,
@@ -88,14 +88,6 @@ def preview(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> R
             502, f"The preview could not be read from NERSC ({error.what}).", again
         ) from error
     return Response(content, media_type="image/png", headers=_IMAGE_HEADERS)
-
-
-def _scan(path: str) -> str:
-    """Name of the scan of a file; empty when the path is none of a scan."""
-    try:
-        return scan_of_file(parse_scan_path(path).name)
-    except UserError:
-        return ""
 
 
 def _run(session: SessionDep, dag_id: str, run_id: str) -> DagRun:

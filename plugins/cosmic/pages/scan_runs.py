@@ -11,12 +11,15 @@ from typing import Any
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from cosmic.beamline import beamline
 from cosmic.dag_constants import COPY_TASK, TRANSFER_AUTO_RECON
 from cosmic.runs import ACTIVE
-from cosmic.scan_files import MAX_RUNS, scan_of_file
+from cosmic.scan_files import MAX_RUNS
+from cosmic.scan_index import index
+from cosmic.scan_records import place_of
 from cosmic.scans import ScanPath, parse_scan_path
 from facilities.errors import UserError
 
@@ -104,14 +107,35 @@ def runs_of_scan(session: Session, name: str) -> ScanRuns | None:
 
     :param name: such as `NS_230216033`, or a lone file's: `test.1a2b3c4d`.
     """
+    index.refresh(session)
+    known = index.scan(name)
+    # Those with ids of their own. The index may be two seconds behind; the ids of others begin with the name.
+    others = [
+        run.id
+        for file in (known.files if known else ())
+        for run in file.runs
+        if not run.run_id.startswith(name)
+    ]
     rows = session.execute(
         select(DagRun.id, DagRun.run_id, DagRun.state, DagRun.conf, DagRun.run_after)
-        .where(DagRun.dag_id == TRANSFER_AUTO_RECON, DagRun.run_id.startswith(name, autoescape=True))
+        .where(
+            DagRun.dag_id == TRANSFER_AUTO_RECON,
+            or_(DagRun.run_id.startswith(name, autoescape=True), DagRun.id.in_(others)),
+        )
         .order_by(DagRun.id)
         .limit(MAX_RUNS)
     )
-    runs = [run for row in rows if (run := _read(*row)) and scan_of_file(run.file.name) == name]
+    runs = [run for row in rows if (run := _read(*row)) and scan_of_run(run.run_id, run.conf) == name]
     return ScanRuns(name, runs) if runs else None
+
+
+def scan_of_run(run_id: str, conf: Any) -> str:
+    """Name of the scan that a run is about; the run's id, when it is about none."""
+    try:
+        forms = beamline().collections.source.scan_names
+    except UserError:  # its settings are wrong, which the failed tasks say
+        forms = ()
+    return place_of(run_id, conf.get("file_path") if isinstance(conf, dict) else None, forms).scan
 
 
 def at_work(session: Session, runs: Sequence[ScanRun]) -> AtWork:
