@@ -129,9 +129,10 @@ def test_run_again_has_the_last_parameters_and_starts_what_was_changed(
 def test_a_note_is_written_by_one_and_read_by_all(pipeline: Pipeline, open_page: Open) -> None:
     run_id = pipeline.start(pipeline.new_scan("ok"))
     page = open_page(tab(run_id))
+    page.get_by_text("Write a note").click()
     page.get_by_label("About this scan").fill("Beam lost at 3:10.\n<b>Use the second</b>.")
     page.get_by_role("button", name="Save note").click()
-    expect(page.get_by_text("Last changed by beamline")).to_be_visible()
+    expect(page.get_by_text("Note by beamline")).to_be_visible()
     reader = open_page(tab(run_id), "reader")
     expect(reader.locator("p.note")).to_have_text("Beam lost at 3:10.\n<b>Use the second</b>.")
     expect(reader.get_by_text("You may look at this scan, but not stop it or run it again.")).to_be_visible()
@@ -153,6 +154,7 @@ def test_results_are_downloaded_and_their_paths_copied(pipeline: Pipeline, open_
     result = Path(pipeline.rest.xcom(DAG_ID, run_id, "ptychocam.collect")["result"])
     page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result", "reader")
     shown = in_airflow(page)
+    shown.get_by_text("Download, or copy the path").click()
     for kind in (".cxi", ".h5", ".png", ".json"):
         with page.expect_download() as waiting:
             shown.get_by_role("link", name=f"Download {result.stem}{kind}").click()
@@ -177,6 +179,7 @@ def test_without_a_clipboard_the_path_is_selected(pipeline: Pipeline, open_page:
         "document.execCommand = () => false;"
     )
     page.goto(tab(run_id))
+    page.get_by_text("Download, or copy the path").click()
     page.get_by_role("button", name="Copy path").click()
     expect(page.get_by_text("The path is selected: press Ctrl+C.")).to_be_visible()
     assert page.evaluate("String(getSelection())") == page.locator("#path-1").inner_text()

@@ -252,7 +252,7 @@ def test_a_note_is_the_scans_and_stays_when_it_runs_again(pages: Pages, scan: Sc
     pages.press("ada", f"{scan.page}/run-again")
     page = pages.get("reader", f"{run_page}__r2").text
     assert "Beam was lost.\nUse &lt;b&gt;r2&lt;/b&gt;." in page
-    assert "Last changed by ada" in page
+    assert "Note by ada" in page
     assert scan.runs()[first].note == "Beam was lost.\nUse <b>r2</b>."
 
 

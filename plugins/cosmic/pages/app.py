@@ -13,7 +13,7 @@ from cosmic.pages import actions, downloads, result, scans
 from cosmic.pages.rendering import address, render
 from cosmic.pages.security import remember_user
 
-_HEADLINES = {401: "You are not logged in any more", 403: "This is not for you", 404: "There is no such page"}
+_HEADLINES = {401: "You are not logged in any more", 403: "You may not do this", 404: "There is no such page"}
 
 app = FastAPI(
     title="COSMIC",
