@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
-from dev.local_airflow.rest import RestError
+from dev.local_airflow.rest import Rest, RestError
 from support.compose import Stack
 
 pytestmark = pytest.mark.needs("docker")
@@ -112,6 +112,17 @@ def test_the_beamline_may_start_stop_and_read_runs_and_nothing_else(stack: Stack
     seen = {run["dag_id"] for run in beamline.call("GET", "/api/v2/dags/~/dagRuns")["dag_runs"]}
     may_see = {"process_newfile_7012_ptycho4", "find_missed_scans", "test_cosmicDTN_transfers"}
     assert seen <= {DAG_ID, *may_see}
+
+
+def test_people_have_users_and_names_of_their_own(stack: Stack) -> None:
+    name = ("--username", "ada", "--firstname", "Ada", "--lastname", "Lovelace", "--email", "ada@localhost")
+    password = "first-of-ada"
+    stack.run_in("api-server", "airflow", "users", "create", "--role", "beamline", *name, "-p", password)
+    ada = Rest(stack.url, "ada", password)
+    run_id = ada.trigger(DAG_ID, {"file_path": "2023/02/230216/NS_230216996_ccdframes_0_0.cxi"})
+    ada.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": "failed"})
+    log = stack.rest("admin").call("GET", f"/api/v2/eventLogs?run_id={run_id}")["event_logs"]
+    assert {entry["owner"] for entry in log if entry["event"].endswith("_dag_run")} == {"ada"}
 
 
 def test_secrets_are_in_no_layer_no_configuration_and_no_log(stack: Stack) -> None:
