@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from cosmic.pages import result
+from cosmic.pages import pictures, result
 
 app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
 app.include_router(result.router)
+app.include_router(pictures.router)
