@@ -27,7 +27,7 @@ HEADERS = {
 }
 _POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-    "img-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    "img-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 
 _templates = Environment(
@@ -46,11 +46,12 @@ def address(request: Request) -> str:
     return path.removesuffix(URL_PREFIX)
 
 
-def render(template: str, **values: Any) -> HTMLResponse:
-    """A page, with `nonce` and `time` for its template."""
+def render(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page, with `nonce` and `time` for its template; one that extends base.html needs `airflow`, too."""
     nonce = secrets.token_urlsafe(16)
     html = _templates.get_template(template).render(**values, nonce=nonce, time=_time_element)
-    return HTMLResponse(html, headers=HEADERS | {"Content-Security-Policy": _POLICY.format(nonce=nonce)})
+    policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
+    return HTMLResponse(html, status, headers=HEADERS | policy)
 
 
 def _time_element(moment: datetime) -> Markup:

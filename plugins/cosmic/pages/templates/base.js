@@ -1,0 +1,52 @@
+// Times in the zone that is chosen in Airflow's header, else the viewer's; colors that change with Airflow's.
+"use strict";
+
+function chosenZone() {
+  try {
+    return JSON.parse(localStorage.getItem("timezone")) || undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function formatter(options) {
+  const wanted = { hourCycle: "h23", ...options };
+  try {
+    return new Intl.DateTimeFormat("en-CA", { ...wanted, timeZone: chosenZone() });
+  } catch {
+    return new Intl.DateTimeFormat("en-CA", wanted);
+  }
+}
+
+const dateAndTime = formatter({
+  year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
+  timeZoneName: "short",
+});
+const dateAndMinute = formatter({ year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit" });
+const timeOfDay = formatter({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const minuteOfDay = formatter({ hour: "2-digit", minute: "2-digit" });
+const TIME_FORMATS = { full: dateAndTime, minute: dateAndMinute, clock: minuteOfDay };
+
+// Writes every <time> below `root`: in full, or as its data-format (minute, clock) says.
+function showTimes(root) {
+  for (const element of root.querySelectorAll("time")) {
+    if (element.dataset.shown === element.dateTime) continue;
+    const moment = new Date(element.dateTime);
+    const format = TIME_FORMATS[element.dataset.format] || dateAndTime;
+    element.title = dateAndTime.format(moment).replace(",", "");
+    element.textContent = format.format(moment).replace(",", "");
+    element.dataset.shown = element.dateTime;
+  }
+}
+
+showTimes(document);
+
+{
+  const own = document.getElementById("own-address");
+  if (own) own.href = location.href;
+  addEventListener("storage", (event) => {
+    if (event.key !== "theme") return;
+    if (event.newValue === "light" || event.newValue === "dark") document.documentElement.dataset.theme = event.newValue;
+    else delete document.documentElement.dataset.theme;
+  });
+}
