@@ -17,10 +17,11 @@ FILE is the scan's path below the beamline's collection, as in
 stand before it. With no engine the scan is copied to NERSC and not reconstructed. The parameters and their
 bounds: `submit_scan.py submit --help`.
 
-SCAN is a scan as it is named at the beamline, `NS_230216033`: the files of all its energies and regions,
-`NS_230216033_ccdframes_<energy>_<region>.cxi`, each with a run of its own. `status SCAN` counts them and says
-why some failed, `reprocess SCAN` runs again what has failed (`--all`: everything that is not going on),
-`cancel SCAN` stops what is going on. Each lists every file with what became of it, and can be repeated.
+SCAN is a scan as it is named at the beamline, `NS_230216033`, or with another prefix: the files of all its
+energies and regions, `NS_230216033_ccdframes_<energy>_<region>.cxi`, each with a run of its own. `status
+SCAN` counts them and says why some failed, `reprocess SCAN` runs again what has failed (`--all`: everything
+that is not going on), `cancel SCAN` stops what is going on. Each lists every file with what became of it, and
+can be repeated.
 
 A file is one run. Its run id follows from its path, so a file that is sent twice, by whoever, runs once:
 the second time is answered "already accepted" (exit code 0, whatever became of the run) and, when that run

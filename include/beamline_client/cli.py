@@ -35,7 +35,6 @@ from beamline_client.errors import (
     worst_exit_code,
 )
 from beamline_client.listen import ADDRESS, EndedScans, Listener
-from beamline_client.naming import folder_of, is_scan
 from beamline_client.output import Outcome, describe, local_time, to_stderr, to_stdout
 from beamline_client.parameters import (
     DAG_ID,
@@ -46,6 +45,7 @@ from beamline_client.parameters import (
     parameters_from_options,
 )
 from beamline_client.scan import Scan
+from beamline_client.scan_names import parse_scan
 from beamline_client.sending import FINAL_STATES
 from beamline_client.spool import Request
 from beamline_client.watch import Journal, WatchedFolder, Watcher
@@ -173,10 +173,10 @@ def _print_outcomes(outcomes: Sequence[Outcome], code: int, as_json: bool) -> No
 def _submit(options: argparse.Namespace, client: Client) -> List[Outcome]:
     given = parameters_from_options(options.param, options.engine, options.n_gpu)
     limit = seconds(options.wait_limit) if options.wait_limit else math.inf
-    for name in filter(is_scan, options.names):
+    for scan in filter(None, map(parse_scan, options.names)):
         raise InputError(
-            f"{name} is a whole scan, which status, reprocess and cancel take. Submit its files, such as "
-            f"{folder_of(name)}/{name}_ccdframes_0_0.cxi."
+            f"{scan.name} is a whole scan, which status, reprocess and cancel take. Submit its files, such "
+            f"as {scan.path(0, 0)}."
         )
     requests = client.requests(options.command, options.names, given, options.any_name)
     if options.dry_run:
@@ -192,8 +192,8 @@ def _submit(options: argparse.Namespace, client: Client) -> List[Outcome]:
 
 
 def _reprocess(options: argparse.Namespace, client: Client) -> List[Outcome]:
-    scans = [name for name in dict.fromkeys(options.names) if is_scan(name)]
-    options.names = [name for name in options.names if not is_scan(name)]
+    scans = [name for name in dict.fromkeys(options.names) if parse_scan(name)]
+    options.names = [name for name in options.names if not parse_scan(name)]
     if options.all and not scans:
         raise InputError(
             "--all is for a scan's name, as in NS_230216033: a file that is named runs again anyhow."
@@ -243,7 +243,8 @@ def _after_wait(outcome: Outcome, run: Optional[Mapping[str, Any]], client: Clie
 def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
     if options.names:
         found = [
-            [Scan(client, name).status()] if is_scan(name) else client.status(name) for name in options.names
+            [Scan(client, name).status()] if parse_scan(name) else client.status(name)
+            for name in options.names
         ]
         return [outcome for outcomes in found for outcome in outcomes]
     outcomes = []
@@ -261,7 +262,7 @@ def _status(options: argparse.Namespace, client: Client) -> List[Outcome]:
 
 def _cancel(options: argparse.Namespace, client: Client) -> List[Outcome]:
     found = [
-        [Scan(client, name).cancel()] if is_scan(name) else client.cancel(name) for name in options.names
+        [Scan(client, name).cancel()] if parse_scan(name) else client.cancel(name) for name in options.names
     ]
     return [outcome for outcomes in found for outcome in outcomes]
 

@@ -22,11 +22,12 @@ from beamline_client.errors import (
     NoSuchRunError,
     UnreachableError,
 )
-from beamline_client.naming import is_run_id, normalize_path, scan_run_id, unusual_name
+from beamline_client.naming import is_run_id, normalize_path, unusual_name
 from beamline_client.output import IDLE_STATES, Outcome, local_time, to_stderr
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.rest import Airflow
 from beamline_client.runs import Runs, scan_of
+from beamline_client.scan_names import scan_run_id
 from beamline_client.sending import FINAL_STATES, Sender
 from beamline_client.spool import Request, Spool
 from beamline_client.waiting import Wait

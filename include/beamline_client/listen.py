@@ -12,10 +12,12 @@ from typing import Any, Callable, Counter, Dict, Optional
 
 from beamline_client.errors import InputError
 from beamline_client.messages import BadMessageError, End, read_message
-from beamline_client.naming import folder_of, normalize_path, unusual_name
+from beamline_client.naming import normalize_path
 from beamline_client.output import printable
+from beamline_client.scan_names import parse_file
 from beamline_client.watch import FileState, Journal, WatchedFolder, state_of_file
 
+EXAMPLE = "NS_230216033_ccdframes_0_0"
 ADDRESS = "tcp://localhost:37013"  # of the processing program, as it comes
 MAX_AWAITED = 1000  # scans that have ended without a file; of more, the oldest are given up
 LATE = 60.0  # seconds until a file that is not there is mentioned
@@ -36,7 +38,7 @@ class EndedScans(WatchedFolder):
     """
 
     def __init__(self, folder: Path, journal: Journal, *, settle: float, log: Callable[[str], None]) -> None:
-        super().__init__(folder, journal, prefix="", settle=settle, done_suffix="", any_name=False, log=log)
+        super().__init__(folder, journal, prefix="", settle=settle, done_suffix="", any_name=True, log=log)
         now = time.monotonic()
         self._awaited = {name: now for name in journal.awaited if name not in journal.submitted}
         self._lock = threading.Lock()
@@ -46,13 +48,15 @@ class EndedScans(WatchedFolder):
 
         :raises BadMessageError: the name is not that of a file of a scan.
         """
+        file = parse_file(end.identifier)
+        if file is None:
+            raise BadMessageError(
+                f"it names no file of a scan: {end.identifier[:100]!r} is not like {EXAMPLE}"
+            )
         try:
-            path = normalize_path(f"{folder_of(end.identifier)}/{end.identifier}.cxi")
-            reason = unusual_name(path)
+            path = normalize_path(f"{file.scan.folder}/{end.identifier}.cxi")
         except InputError as error:
-            reason = str(error)
-        if reason:
-            raise BadMessageError(f"it names a scan that is not submitted: {reason}")
+            raise BadMessageError(f"it names a scan that is not submitted: {error}") from None
         with self._lock:
             if path in self.journal.submitted:
                 state = state_of_file(self.folder / path)

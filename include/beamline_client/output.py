@@ -14,6 +14,7 @@ from beamline_client.errors import ACCEPTED, worst_exit_code
 
 IDLE_STATES = ("none", "skipped", "upstream_failed")  # of tasks that do not run, or not yet
 NO_REASON = "it left no reason: somebody cancelled it, or its worker was ended; see the page"  # of a failure
+DONE, WITH_WARNINGS = "done", "done with warnings"  # outcomes of a scan's file
 _MAX_TEXT = 600  # characters shown of a sentence
 _MAX_LIST = 200  # and of a list of numbers
 _MAX_NAMES = 20  # of files with which nothing is to be done
@@ -88,10 +89,12 @@ def _warnings(report: Any) -> Iterator[str]:
 def of_scan(scan: str, files: Sequence[Outcome], first: str, url: str) -> Outcome:
     """The outcomes of a scan's files as one, which has the gravest of their exit codes.
 
-    :param first: the outcome that is counted first, "7 of 80 done".
+    :param first: the outcome that is counted first, "7 of 80 done"; done with warnings is done.
     """
     counts = Counter(one.outcome for one in files)
-    words = [f"{counts.pop(first, 0)} of {len(files)} {first}"]
+    warned = counts.pop(WITH_WARNINGS, 0) if first == DONE else 0
+    words = [f"{counts.pop(first, 0) + warned} of {len(files)} {first}"]
+    words += [f"{warned} of them with warnings"] if warned else []
     words += [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
     code = worst_exit_code(one.exit_code for one in files)
     return Outcome(scan, "", ", ".join(words), code, url=url, files=list(files))
@@ -106,8 +109,8 @@ def _describe_scan(scan: Outcome) -> str:
         errors = [printable(error) for errors in one.errors.values() for error in errors]
         key = (one.outcome, *errors, *([printable(one.message)] if one.message else []))
         groups.setdefault(key, []).append(one.run_id or one.path)
-    for (outcome, *reasons), names in sorted(groups.items(), key=lambda group: group[0][0] == "done"):
-        is_plain = outcome in ("done", "had ended") and len(names) > _MAX_NAMES
+    for (outcome, *reasons), names in sorted(groups.items(), key=lambda group: group[0][0] == DONE):
+        is_plain = outcome in (DONE, "had ended") and len(names) > _MAX_NAMES
         lines += textwrap.wrap(
             f"{outcome}: {f'{len(names)} files (--json names them)' if is_plain else ', '.join(names)}",
             110,

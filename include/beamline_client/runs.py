@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import urllib.parse
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
 from beamline_client.errors import (
     ClientError,
@@ -101,6 +101,15 @@ class Runs:
         with contextlib.suppress(ValueError):  # plain text is a value too
             return json.loads(value) if isinstance(value, str) else value
         return value
+
+    def with_warnings(self, beginning: str) -> Set[str]:
+        """Ids of the runs whose results have warnings, of those whose ids begin so; others may be among them.
+
+        One request for each 100 such runs.
+        """
+        query = {"xcom_key": "warnings", "run_id_prefix_pattern": beginning, "order_by": "run_id"}
+        segments = (*self._base, "~", "taskInstances", "report", "xcomEntries")
+        return {entry["run_id"] for entry in self._pages(segments, "xcom_entries", query)}
 
     def errors(self, task: Mapping[str, Any], count: int = 3) -> List[str]:
         """Why a task failed, as it left it; of one that left nothing, the last errors in its log."""

@@ -22,10 +22,11 @@ from beamline_client.errors import (
     RetryLaterError,
     UnreachableError,
 )
-from beamline_client.naming import folder_of, generation_of, is_file_of, normalize_path, scan_run_id
-from beamline_client.output import NO_REASON, Outcome, local_time, of_scan
+from beamline_client.naming import normalize_path
+from beamline_client.output import DONE, NO_REASON, WITH_WARNINGS, Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.runs import scan_of
+from beamline_client.scan_names import generation_of, parse_path, parse_scan, scan_run_id
 from beamline_client.sending import FINAL_STATES, concerns_all
 from beamline_client.spool import Request
 from beamline_client.waiting import Wait
@@ -45,8 +46,12 @@ class Scan:
     """
 
     def __init__(self, client: Client, name: str) -> None:
+        scan = parse_scan(name)
+        if scan is None:
+            raise InputError(f"{name[:100]!r} is not the name of a scan, as NS_230216033 is.")
         self.client = client
         self.name = name
+        self._folder = scan.folder
         self.url = client.runs.list_url(f"{name}_")
 
     def status(self) -> Outcome:
@@ -58,13 +63,15 @@ class Scan:
             return Outcome(self.name, "", "not known", UNREACHABLE, message=str(error), files=kept)
         files = [self._of_run(its[-1]) for path, its in runs.items() if path not in self._paths(kept)]
         self._give_reasons(files)
+        self._mark_warnings(files)
         files += kept + self._not_submitted(self._paths(files + kept), STILL_RUNNING)
         if not files:
             return self._unknown()
-        status = of_scan(self.name, _sorted(files), "done", self.url)
-        failed = [one.run_id for one in status.files if one.outcome == "failed"]
-        hint = f"What to do about a failure: submit_scan.py status {failed[0]}" if failed else ""
-        return replace(status, message=hint)
+        status = of_scan(self.name, _sorted(files), DONE, self.url)
+        hints = {"failed": "What to do about a failure", WITH_WARNINGS: "Warnings in whole"}
+        first = {one.outcome: one.run_id for one in reversed(status.files)}
+        lines = [f"{hints[kind]}: submit_scan.py status {first[kind]}" for kind in hints if kind in first]
+        return replace(status, message=". ".join(lines))
 
     def plan(self, changes: Conf, everything: bool = False) -> Tuple[List[Request], List[Outcome]]:
         """What to ask for so that the scan's failed files, or all of them, run again; sends nothing.
@@ -153,14 +160,18 @@ class Scan:
 
     def _runs(self) -> FileRuns:
         found: FileRuns = {}
-        for run in self.client.runs.of_files(f"{folder_of(self.name)}/{self.name}_ccdframes_"):
+        for run in self.client.runs.of_files(f"{self._folder}/{self.name}_ccdframes_"):
             path = scan_of(run)
-            if is_file_of(self.name, path):
+            if self._has(path):
                 found.setdefault(path, []).append(run)
         return found
 
+    def _has(self, path: str) -> bool:
+        file = parse_path(path)
+        return file is not None and file.scan.name == self.name
+
     def _requests(self) -> List[Request]:
-        return [request for request in self.client.spool.pending() if is_file_of(self.name, request.path)]
+        return [request for request in self.client.spool.pending() if self._has(request.path)]
 
     def _kept(self) -> List[Outcome]:
         """What waits in the spool, each file once."""
@@ -183,16 +194,15 @@ class Scan:
         root = self.client.settings.data_root
         if root is None:
             return []
-        folder = folder_of(self.name)
         try:
-            names = sorted(path.name for path in (root / folder).glob(f"{self.name}_ccdframes_*.cxi"))
+            names = sorted(path.name for path in (root / self._folder).glob(f"{self.name}_ccdframes_*.cxi"))
         except OSError:  # not ours to look at
             return []
         message = "It has no run. To start one: submit_scan.py submit FILE"
         found = []
         for name in names:
             try:
-                path = normalize_path(f"{folder}/{name}")
+                path = normalize_path(f"{self._folder}/{name}")
             except InputError:  # a result
                 continue
             if path not in known:
@@ -205,7 +215,7 @@ class Scan:
         return Outcome(
             scan_of(run),
             run["dag_run_id"],
-            "done" if state == "success" else state,
+            DONE if state == "success" else state,
             code,
             state=state,
             since=local_time(run.get("run_after")),
@@ -228,6 +238,23 @@ class Scan:
             except UnreachableError as error:
                 unreachable = f"why it failed cannot be read: {error}"
                 files[index] = replace(files[index], message=unreachable)
+
+    def _mark_warnings(self, files: List[Outcome]) -> None:
+        """Set apart those that are done with warnings."""
+        done = [index for index, one in enumerate(files) if one.outcome == DONE]
+        if not done:
+            return
+        try:
+            warned = self.client.runs.with_warnings(self.name)
+            others = [files[n].run_id for n in done if not files[n].run_id.startswith(self.name)]
+            for run_id in others[:MAX_REASONS]:
+                warned |= self.client.runs.with_warnings(run_id)
+        except ClientError as error:
+            self.client.log(f"Note: which results have warnings is not known: {error}")
+            return
+        for index in done:
+            if files[index].run_id in warned:
+                files[index] = replace(files[index], outcome=WITH_WARNINGS)
 
     def _reasons(self, run_id: str) -> Dict[str, List[str]]:
         """The first line of each failed task's reason."""

@@ -26,10 +26,10 @@ from beamline_client.errors import (
     UnexpectedReplyError,
     UnreachableError,
 )
-from beamline_client.naming import generation_of, scan_run_id
 from beamline_client.output import Outcome, describe, local_time
 from beamline_client.parameters import DAG_ID, ENGINES, Conf
 from beamline_client.runs import Runs
+from beamline_client.scan_names import generation_of, scan_run_id
 from beamline_client.spool import Request, Spool
 
 FINAL_STATES = ("success", "failed")  # of a run

@@ -15,7 +15,7 @@ from airflow.configuration import conf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cosmic.parameters import RECONSTRUCTION, Engine, read_parameters
-from cosmic.scans import USUAL_NAMES, name_pattern
+from cosmic.scan_names import USUAL_NAMES, name_pattern
 from facilities.errors import UserError
 
 DEFAULT_FILE = Path(__file__).resolve().parents[2] / "include" / "beamline.yaml"

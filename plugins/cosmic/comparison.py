@@ -16,7 +16,8 @@ from typing import Any
 from cosmic import runs
 from cosmic.beamline import Collection, Collections, SourceCollection
 from cosmic.parameters import ENGINES, Engine, chosen_engines
-from cosmic.scans import ScanPath, day_folder, is_result, parse_safe_path, parse_scan_path
+from cosmic.scan_names import day_folder, is_result
+from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
 from facilities.globus.model import FileEntry

@@ -11,6 +11,9 @@ FLIGHT_CHECK = "test_cosmicDTN_transfers"
 CHECK_TASK = "check_scan"  # the first one of TRANSFER_AUTO_RECON
 COPY_TASK = "copy_to_nersc"  # of TRANSFER_AUTO_RECON and PROCESS_NEWFILE
 REPORT_TASK = "report"  # its XCom is the result of a run, in all DAGs that have it
+# XCom of REPORT_TASK, how many warnings a run's results have. There is none without warnings, so that runs
+# with warnings are found by the key alone.
+WARNINGS_KEY = "warnings"
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"

@@ -7,17 +7,18 @@ import binascii
 import json
 import logging
 import math
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypedDict
 
-from airflow.sdk import Asset, task
+from airflow.sdk import Asset, get_current_context, task
 
 from cosmic import kept_results
-from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.beamline import beamline
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID, WARNINGS_KEY
 from cosmic.parameters import Engine
+from cosmic.scan_names import scan_name
 from cosmic.scans import parse_scan_path
 from cosmic.stack_start import start_when_done
 from facilities.errors import FacilityError, NotFoundError, UserError
@@ -139,6 +140,8 @@ def report(
 ) -> dict[str, Any]:
     """The result of a whole run, for people (`message`) and for programs.
 
+    XCom `warnings`: how many warnings the results have; none when they have none.
+
     :raises UserError: something that was asked for is missing: somebody has marked its task.
     """
     done = [result for result in results if result is not None]
@@ -155,6 +158,9 @@ def report(
     else:
         message += "Transfer only: no reconstruction was asked for (do_ptychocam, do_cdtools)."
     log.info(message)
+    warnings = sum(len(result["warnings"]) for result in done)
+    if warnings:
+        get_current_context()["ti"].xcom_push(WARNINGS_KEY, warnings)
     start_when_done(scan, [result["engine"] for result in done])
     return {"scan": scan, "message": message, "transfer": dict(transfer), "reconstructions": done}
 
@@ -210,7 +216,7 @@ def _pictures(
 def _facts(file: str, result: Reconstruction, figures: Mapping[str, Any]) -> Facts:
     scan = parse_scan_path(file)
     return Facts(
-        scan=_whole_scan(scan.name),
+        scan=scan_name(scan.name, beamline().collections.source.scan_names),
         file=str(scan.relative),
         engine=result["engine"],
         proposal=_from_metadata(figures, "proposal", "proposal_id"),
@@ -220,11 +226,6 @@ def _facts(file: str, result: Reconstruction, figures: Mapping[str, Any]) -> Fac
         resolution_m=result["quality"]["resolution_m"],
         warnings=len(result["warnings"]),
     )
-
-
-def _whole_scan(name: str) -> str:
-    match = re.fullmatch(r"(NS_[0-9]{9,})_[0-9]+_[0-9]+(_[A-Za-z0-9-]+)*", name)
-    return match[1] if match else name
 
 
 def _from_metadata(figures: Mapping[str, Any], *names: str) -> str | None:

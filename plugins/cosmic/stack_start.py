@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 from cosmic import runs
 from cosmic.beamline import Stack, beamline
 from cosmic.dag_constants import REPORT_TASK, STACK_SCAN, TRANSFER_AUTO_RECON
+from cosmic.scan_names import Scan, parse_path
 from cosmic.scans import parse_scan_path
-from cosmic.whole_scans import FILE, MAX_ENERGIES, MAX_REGIONS, Place, Scan
 from facilities.errors import UserError
 
 log = logging.getLogger(__name__)
+
+MAX_ENERGIES, MAX_REGIONS = 200, 4  # of a stack
+Place = tuple[int, int]  # energy and region
 
 _ENERGIES_PER_REQUEST = 10  # ten energies of four regions are one request for states
 
@@ -29,15 +32,15 @@ def start_when_done(path: str, engines: Sequence[str]) -> None:
     the others' results, so at least one starts the stack; the run id has the number of results, so only one
     does.
     """
-    match = FILE.fullmatch(parse_scan_path(path).stem)
-    if match is None or match["rest"] is not None:
+    file = parse_path(str(parse_scan_path(path).relative))
+    if file is None or file.region is None or file.suffix:
         return
     try:
-        settings, scan = beamline().stack, Scan.parse(path)
+        settings, scan = beamline().stack, file.scan
         if settings is None:
             return
         for engine in engines:
-            states = file_states(scan, engine, int(match["energy"]))
+            states = file_states(scan, engine, file.energy)
             number = results_of(states)
             if number is not None and len({energy for energy, _ in states}) > 1:
                 _start(settings, scan, engine, number)
@@ -88,7 +91,7 @@ def file_states(scan: Scan, engine: str, energy: int) -> dict[Place, list[Mappin
 def _runs_of(
     scan: Scan, places: Sequence[Place], generation: int, tasks: Sequence[str]
 ) -> dict[Place, list[Mapping[str, str | None]]]:
-    ids = {scan.file(*place).run_id(generation): place for place in places}
+    ids = {parse_scan_path(scan.path(*place)).run_id(generation): place for place in places}
     return {ids[run_id]: [states] for run_id, states in runs.task_states(list(ids), tasks).items()}
 
 

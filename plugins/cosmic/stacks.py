@@ -22,9 +22,17 @@ from cosmic.dag_constants import (
     SUPERFACILITY_CONN_ID,
 )
 from cosmic.parameters import STACK, read_parameters
-from cosmic.scans import ScanPath, day_folder, parse_safe_path
-from cosmic.stack_start import HAS_RESULT, automatic_run_id, file_states, results_of
-from cosmic.whole_scans import MAX_ENERGIES, MAX_REGIONS, Place, Scan
+from cosmic.scan_names import Scan, parse_file
+from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path, parse_whole_scan
+from cosmic.stack_start import (
+    HAS_RESULT,
+    MAX_ENERGIES,
+    MAX_REGIONS,
+    Place,
+    automatic_run_id,
+    file_states,
+    results_of,
+)
 from facilities.errors import NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
 from facilities.superfacility.hook import SuperfacilityHook
@@ -62,7 +70,7 @@ def check_energies(params: Any = None) -> dict[str, Any]:
     :raises UserError: a parameter does not fit, the scan has no result, or it is not complete.
     """
     values = read_parameters(STACK, params)
-    site, scan, engine = beamline(), Scan.parse(values["scan"]), values["engine"]
+    site, scan, engine = beamline(), parse_whole_scan(values["scan"]), values["engine"]
     if site.stack is None:
         raise UserError(
             "The beamline's settings have no section `stack`",
@@ -119,14 +127,16 @@ def find_statuses(hook: GlobusHook, site: Beamline, scan: Scan, engine: str) -> 
     source, destination = site.collections.source, site.collections.destination
     files, _ = list_beamline(hook, source, scan.day)
     at_nersc = list_nersc(hook, destination, scan.day)
-    places = scan.places(file.path.stem for file in files) | scan.places([*at_nersc.sizes, *at_nersc.results])
+    stems = {file.path.stem for file in files} | set(at_nersc.results)
+    stems |= {name.removesuffix(".cxi") for name in at_nersc.sizes if name.endswith(".cxi")}
+    places = _places(scan, stems)
     if not places:
         raise UserError(
-            f"{scan.name} has no file {scan.name}_ccdframes_<energy>_<region>.cxi in {day_folder(scan.day)}, "
+            f"{scan.name} has no file {scan.name}_ccdframes_<energy>_<region>.cxi in {scan.folder}, "
             "at the beamline or at NERSC",
             next_step="correct the scan's name, then start a new run.",
         )
-    paths = {scan.file(*place): place for place in places}
+    paths = {parse_scan_path(scan.path(*place)): place for place in places}
     states = runs.states_by_generation(list(paths))
     active = _active(states)
     # After the states: a run that ends in between is still running, and not one that left nothing.
@@ -142,6 +152,12 @@ def find_statuses(hook: GlobusHook, site: Beamline, scan: Scan, engine: str) -> 
             failed = known and "success" not in (known[max(known)], known.get(runs.OTHER))
             statuses[place] = "failed" if failed else "missing"
     return statuses
+
+
+def _places(scan: Scan, stems: Iterable[str]) -> set[Place]:
+    """Energies and regions of those of the names, without `.cxi`, that are the scan's files'."""
+    files = (file for stem in stems if (file := parse_file(stem)) and file.scan == scan and not file.suffix)
+    return {(file.energy, file.region) for file in files if file.region is not None}
 
 
 def _active(states: Mapping[ScanPath, Mapping[int, str]]) -> set[ScanPath]:
@@ -180,7 +196,7 @@ def _region(region: int, energies: Iterable[int], statuses: Mapping[Place, str])
 
 def _job(site: Beamline, settings: Stack, scan: Scan, engine: str, energies: int) -> dict[str, Any]:
     root = site.collections.destination.file_system_path
-    folder = parse_safe_path(day_folder(scan.day)).under(root)
+    folder = parse_safe_path(scan.folder).under(root)
     prefix = f"{folder}/{scan.name}_{engine}_stack"
     return {
         "job_name": f"stack-{engine}-{scan.name}",

@@ -13,8 +13,8 @@ import pytest
 
 from beamline_client.cli import main
 from beamline_client.client import Client
-from beamline_client.naming import scan_run_id
 from beamline_client.parameters import PARAMETERS
+from beamline_client.scan_names import scan_run_id
 from support.airflow_api import DAG_RUNS, AirflowApi
 from support.client import PROGRAM
 

@@ -15,7 +15,7 @@ import h5py
 import pytest
 
 from beamline_client.client import Client
-from beamline_client.naming import scan_run_id
+from beamline_client.scan_names import scan_run_id
 from support import kill_client
 from support.airflow_api import DAG_RUNS, AirflowApi
 from support.client import PROGRAM

@@ -28,7 +28,7 @@ from beamline_client.config import Settings
 from beamline_client.errors import InputError
 from beamline_client.listen import EndedScans, Listener
 from beamline_client.messages import MAX_BYTES, BadMessageError, End
-from beamline_client.naming import scan_run_id
+from beamline_client.scan_names import scan_run_id
 from beamline_client.watch import Journal, Watcher
 from dev.local_airflow.stack import wait_until
 from support.airflow_api import DAG_RUNS, AirflowApi
@@ -270,16 +270,30 @@ def test_while_airflow_is_away_the_request_is_kept(
 
 
 @pytest.mark.parametrize(
+    "name", ["CX-7_230216033_ccdframes_1_0", "NS_230216033_ccdframes_0", "a_b_230216033_ccdframes_0_0_x"]
+)
+def test_a_scan_with_a_name_of_another_form_is_submitted(
+    api: AirflowApi, beamline: Beamline, name: str
+) -> None:
+    path = f"2023/02/230216/{name}.cxi"
+    beamline.write(1).rename(beamline.root / path)
+    beamline.scans.add(End("stop", name))
+    for _ in range(3):
+        beamline.check(3)
+    assert api.created == [scan_run_id(path)]
+
+
+@pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("../../etc/passwd", "no folder follows from it"),
+        ("../../etc/passwd", "it names no file of a scan"),
         ("NS_230216033_ccdframes_0_0/../../../x", "cannot be a scan"),
         ("NS_230216033_ccdframes_0_0_ptychocam", "no result's name"),
-        ("NS_230216033", "it is not named like"),
-        ("NS_230299033_ccdframes_0_0", "is not a date"),
+        ("NS_230216033", "is not like NS_230216033_ccdframes_0_0"),
+        ("NS_230299033_ccdframes_0_0", "it names no file of a scan"),
         ("NS_230216033_ccdframes_0_0\x1b[2J", "cannot be a scan"),
         ("NS_230216033_ccdframes_0_0" + "x" * 5000, "longer than"),
-        ("$(reboot)", "no folder follows from it"),
+        ("$(reboot)", "it names no file of a scan"),
     ],
 )
 def test_a_name_that_is_no_scans_is_refused(api: AirflowApi, beamline: Beamline, name: str, why: str) -> None:

@@ -17,8 +17,8 @@ import pytest
 from beamline_client.client import Client
 from beamline_client.config import Settings
 from beamline_client.errors import RefusedError, RejectedError
-from beamline_client.naming import scan_run_id
 from beamline_client.parameters import DAG_ID
+from beamline_client.scan_names import scan_run_id
 from support.client import PROGRAM
 from support.live import Live, Pipeline, install_engines
 
@@ -140,7 +140,7 @@ def test_a_scan_of_several_files_by_its_name(pipeline: Pipeline, command: Comman
 
     code, answer = command("status", name)
     (status,) = answer["results"]
-    assert (code, status["outcome"]) == (5, "1 of 3 done, 1 failed, 1 running")
+    assert (code, status["outcome"]) == (5, "1 of 3 done, 1 of them with warnings, 1 failed, 1 running")
     assert [one["path"] for one in status["files"]] == [done, failed, held]
     (why,) = status["files"][1]["errors"]["ptychocam.wait"]
     assert "FAILED" in why
@@ -150,7 +150,7 @@ def test_a_scan_of_several_files_by_its_name(pipeline: Pipeline, command: Comman
 
     pipeline.live.scan(failed, b"ok\n")
     code, answer = command("reprocess", name, "--wait", "--wait-limit", "150")
-    assert (code, answer["results"][0]["outcome"]) == (8, "2 of 3 done, 1 running")
+    assert (code, answer["results"][0]["outcome"]) == (8, "2 of 3 done, 2 of them with warnings, 1 running")
     code, answer = command("reprocess", name)
     assert (code, answer["results"][0]["outcome"]) == (0, "0 of 3 accepted, 2 done, 1 running")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from beamline_client.naming import scan_run_id
+from beamline_client.scan_names import scan_run_id
 from dev.build_client import SOURCE, build
 from support.airflow_api import AirflowApi
 from support.client import PROGRAM

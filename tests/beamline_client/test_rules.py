@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cosmic.parameters
 from beamline_client.errors import InputError
-from beamline_client.naming import generation_of, normalize_path, scan_run_id, unusual_name
+from beamline_client.naming import normalize_path, unusual_name
 from beamline_client.parameters import (
     DAG_ID,
     FILE_PATH,
@@ -23,9 +23,11 @@ from beamline_client.parameters import (
     parameters_from_options,
     parse_parameter,
 )
+from beamline_client.scan_names import generation_of, scan_run_id
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.parameters import RECONSTRUCTION, REQUIRED, read_parameters
-from cosmic.scans import SCAN_PATH_PATTERN, USUAL_NAMES, parse_scan_path
+from cosmic.scan_names import USUAL_NAMES
+from cosmic.scans import parse_scan_path
 from dev.build_client import describe_dag
 from facilities.errors import UserError
 
@@ -92,10 +94,10 @@ def test_a_leading_slash_means_the_same() -> None:
         (SCAN, None),
         ("2023/02/230214/NS_230214027_ccdframes_0_0_cosmic2.cxi", None),
         ("2023/02/230216/NS_2302161234_ccdframes_10_2.cxi", None),
-        ("2023/02/230216/NS_230217033_ccdframes_0_0.cxi", "differ"),
-        ("2023/03/230216/NS_230216033_ccdframes_0_0.cxi", "do not agree"),
-        ("2024/02/230216/NS_230216033_ccdframes_0_0.cxi", "do not agree"),
-        ("2023/02/230230/NS_230230033_ccdframes_0_0.cxi", "not a date"),
+        ("2023/02/230216/NS_230217033_ccdframes_0_0.cxi", "the folder of its day is 2023/02/230217"),
+        ("2023/03/230216/NS_230216033_ccdframes_0_0.cxi", "the folder of its day is 2023/02/230216"),
+        ("2024/02/230216/NS_230216033_ccdframes_0_0.cxi", "the folder of its day is 2023/02/230216"),
+        ("2023/02/230230/NS_230230033_ccdframes_0_0.cxi", "not named like"),
         ("2023/02/230216/NS_23021633_ccdframes_0_0.cxi", "not named like"),
         ("tests/siemens-star.cxi", "not named like"),
     ],
@@ -116,17 +118,6 @@ def test_a_name_is_usual_exactly_when_the_dag_takes_it_for_a_scan_of_its_day(
 ) -> None:
     path = f"{folder}/{name}".format(day) + ending
     assert (unusual_name(path) is None) == parse_scan_path(path).is_named(USUAL_NAMES)
-
-
-@given(
-    st.from_regex(SCAN_PATH_PATTERN).filter(lambda text: len(text) <= FILE_PATH.max_length),
-    st.integers(1, 10**8),
-)
-def test_a_run_id_is_the_dags(text: str, generation: int) -> None:
-    path = normalize_path(text)
-    run_id = parse_scan_path(text).run_id(generation)
-    assert scan_run_id(path, generation) == run_id
-    assert generation_of(run_id, path) == generation
 
 
 @given(paths, st.integers(1, 10**6))

@@ -16,9 +16,9 @@ from beamline_client.cli import main
 from beamline_client.client import Client
 from beamline_client.config import Settings
 from beamline_client.errors import InputError
-from beamline_client.naming import folder_of, is_file_of, is_scan, scan_run_id
 from beamline_client.output import Outcome, describe
 from beamline_client.scan import Scan
+from beamline_client.scan_names import scan_run_id
 from support.airflow_api import DAG_RUNS, AirflowApi
 from support.client import offline
 
@@ -66,21 +66,32 @@ def by_path(outcome: Outcome) -> dict[str, tuple[str, int]]:
     return {one.path: (one.outcome, one.exit_code) for one in outcome.files}
 
 
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [(NAME, True), ("NS_2302160331", True), ("NS_23021603", False), ("NS_230216033_0_0", False), ("", False)],
-)
-def test_a_scans_name(text: str, is_one: bool) -> None:
-    assert is_scan(text) is is_one
+@pytest.mark.parametrize("name", ["other", "NS_230216033_0_0", "NS_231316033"])
+def test_what_is_no_scans_name_is_refused(client: Client, name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' is not the name of a scan, as NS_230216033 is"):
+        Scan(client, name)
 
 
-def test_the_folder_follows_from_the_name() -> None:
-    assert folder_of(NAME) == folder_of(f"{NAME}_ccdframes_0_0") == "2023/02/230216"
-    with pytest.raises(InputError, match="'other' does not begin like NS_230216033"):
-        folder_of("other")
-    assert is_file_of(NAME, file(199, 3))
-    assert not is_file_of(NAME, file(0, 0, "NS_2302160331"))
-    assert not is_file_of(NAME, "copy/" + file(0))
+@pytest.mark.parametrize("name", ["CX-7_2302160331", "NS_test.b_230216033"])
+@pytest.mark.parametrize("ending", ["_0_0", "_0_0_cosmic2", "_0"])
+def test_scans_with_other_names_are_scans(
+    api: AirflowApi, config: Path, capsys: pytest.CaptureFixture[str], name: str, ending: str
+) -> None:
+    """The client does not know the site's forms of names."""
+    folder = "2023/02/230216"
+    done = add(api, f"{folder}/{name}_ccdframes{ending}.cxi", "success")
+    fails(api, f"{folder}/{name}_ccdframes_1_0.cxi", "The job has failed")
+    add(api, f"{folder}/{name}_other.cxi", "running")
+    add(api, f"2023/02/230217/{name}_ccdframes_2_0.cxi", "running")
+    assert main(["status", name, "--config", str(config)]) == 5
+    assert f"{name}: 1 of 2 done, 1 failed" in capsys.readouterr().out
+    assert main(["reprocess", name, "--config", str(config)]) == 0
+    again = scan_run_id(f"{folder}/{name}_ccdframes_1_0.cxi", 2)
+    assert api.created[4:] == [again]
+    api.runs[done]["state"] = "running"
+    assert main(["cancel", name, "--config", str(config)]) == 0
+    assert [api.runs[run_id]["state"] for run_id in (done, again)] == ["failed", "failed"]
+    assert [run["state"] for run in api.runs.values()].count("running") == 2
 
 
 def test_status_counts_all_and_says_why_some_failed(stack: AirflowApi, client: Client) -> None:
@@ -139,6 +150,31 @@ def test_runs_with_ids_of_any_kind_belong_to_the_scan(api: AirflowApi, client: C
     assert api.runs["somebody's.own"]["state"] == "failed"
 
 
+def test_results_with_warnings_are_counted_and_named(
+    stack: AirflowApi, client: Client, messages: list[str]
+) -> None:
+    stack.xcoms[f"{NAME}_1_0", "report", "warnings"] = 2
+    stack.xcoms["NS_2302160331_0_0", "report", "warnings"] = 1
+    stack.xcoms[f"{NAME}_0_1", "report", "warnings"] = 1
+    add(stack, file(0, 1), "success", 2)  # without
+    stack.add_run("own", "success", {"file_path": file(3, 0)})
+    stack.xcoms["own", "report", "warnings"] = 1
+    status = Scan(client, NAME).status()
+    assert status.outcome == "5 of 8 done, 2 of them with warnings, 2 failed, 1 queued"
+    assert status.exit_code == 5
+    assert by_path(status)[file(1, 0)] == ("done with warnings", 0)
+    assert status.message == (
+        f"What to do about a failure: submit_scan.py status {NAME}_2_0. "
+        f"Warnings in whole: submit_scan.py status {NAME}_1_0"
+    )
+    assert f"  done with warnings: {NAME}_1_0, own\n" in describe(status)
+
+    stack.fault("status", path="~", status=403, detail="Forbidden", times=100)
+    status = Scan(client, NAME).status()
+    assert status.outcome == "5 of 8 done, 2 failed, 1 queued"
+    assert "which results have warnings is not known: " in messages[-1]
+
+
 def test_energies_and_regions_are_sorted_as_numbers(api: AirflowApi, client: Client) -> None:
     for energy in (10, 9, 100):
         add(api, file(energy), "success")
@@ -177,10 +213,14 @@ def test_800_files_take_few_requests(api: AirflowApi, client: Client) -> None:
     for energy in range(200):
         for region in range(4):
             fails(api, file(energy, region), f"failure {energy} {region}")
+    for energy in range(100, 200):
+        run_id = add(api, file(energy), "success", 2)
+        api.xcoms[run_id, "report", "warnings"] = 1
     status = Scan(client, NAME).status()
-    assert status.outcome == "0 of 800 done, 800 failed"
-    assert api.count("GET", f"{DAG_RUNS}$") == 8
-    assert len(api.requests) <= 8 + 3 * scan_module.MAX_REASONS + 1
+    assert status.outcome == "100 of 800 done, 100 of them with warnings, 700 failed"
+    assert api.count("GET", f"{DAG_RUNS}$") == 9
+    assert api.count("GET", "/~/") == 1
+    assert len(api.requests) <= 9 + 3 * scan_module.MAX_REASONS + 1 + 1
     shown = describe(status)
     assert "failure 4 3" in shown
     assert "failure 5 0" not in shown

@@ -12,7 +12,7 @@ from beamline_client import spool
 from beamline_client.client import Client
 from beamline_client.config import Settings
 from beamline_client.errors import InputError
-from beamline_client.naming import scan_run_id
+from beamline_client.scan_names import scan_run_id
 from beamline_client.spool import Spool
 from support.airflow_api import DAG_RUNS, AirflowApi
 from support.client import codes, offline, scan

@@ -17,7 +17,8 @@ from cosmic.beamline import beamline
 from cosmic.comparison import list_beamline, list_nersc
 from cosmic.parameters import MISSED_SCANS, dag_params
 from cosmic.runs import DayToStart
-from cosmic.scans import ScanPath, day_folder, parse_scan_path
+from cosmic.scan_names import day_folder
+from cosmic.scans import ScanPath, parse_scan_path
 from facilities.errors import CredentialsError, NotFoundError, UserError
 from facilities.globus.hook import GlobusHook
 from standin.testing import Facility

@@ -14,7 +14,8 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from cosmic import missed_scans, runs
 from cosmic.parameters import NEW_SCANS, dag_params
-from cosmic.scans import ScanPath, day_folder, parse_scan_path
+from cosmic.scan_names import day_folder
+from cosmic.scans import ScanPath, parse_scan_path
 from facilities.errors import CredentialsError, UserError
 from standin.testing import Facility
 from support.missed import USUAL

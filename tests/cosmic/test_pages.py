@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
 from fastapi import HTTPException
@@ -20,6 +24,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE, beamline
+from cosmic.dag_constants import REPORT_TASK, WARNINGS_KEY
+from cosmic.scans import parse_scan_path
 
 RUN_ID = "scan__of_test_pages"
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -169,15 +175,44 @@ def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Sess
         assert refused.value.status_code == 404
 
 
-def add_file(session: Session, run_id: str, state: str) -> None:
-    """Add a run of another file of the scan."""
+def add_run(session: Session, run_id: str, state: str, path: str) -> None:
+    """Add a run of a file."""
     session.add(
         DagRun(
             dag_id="transfer_auto_recon",
             run_id=run_id,
             run_type="manual",
             state=DagRunState(state),
+            conf={"file_path": path},
             run_after=BEGAN,
+        )
+    )
+    session.flush()
+
+
+def add_file(session: Session, run_id: str, state: str) -> None:
+    """Add a run of another file of the scan, named after it."""
+    scan, energy, rest = run_id.partition("__")[0].split("_", 3)[1:]
+    add_run(session, run_id, state, f"2023/02/230216/NS_{scan}_ccdframes_{energy}_{rest}.cxi")
+
+
+def add_warnings(session: Session, run_id: str) -> None:
+    """Add what the last task of a run leaves when its results have warnings."""
+    run = session.scalar(select(DagRun).where(DagRun.run_id == run_id))
+    assert run is not None
+    operator: Any = EmptyOperator(task_id=REPORT_TASK)
+    task = TaskInstance(operator, None, run_id)
+    task.dag_id = run.dag_id
+    session.add(task)
+    session.flush()
+    session.add(
+        XComModel(
+            dag_run_id=run.id,
+            dag_id=run.dag_id,
+            run_id=run_id,
+            task_id=REPORT_TASK,
+            key=WARNINGS_KEY,
+            value="1",
         )
     )
     session.flush()
@@ -199,10 +234,13 @@ def test_the_files_of_the_scan_are_counted_by_their_newest_runs(
     add_file(session, "NS_230216033_10_0__r2", "failed")
     add_file(session, "NS_230216033_10_0__r3", "success")
     add_file(session, "NS_230216033_3_1_cosmic2", "failed")
-    add_file(session, "NS_230216033_.somebodys.own", "running")
+    add_run(session, "NS_230216033_.somebodys.own", "running", "calibration.cxi")
+    add_run(session, "NS_230216033_ccdframes_0_0.1a2b3c4d", "running", f"copy/{SCAN}")
+    for run_id in ("NS_230216033_9_0", "NS_230216033_1_0", "NS_230216033_10_0", "NS_230216033_2_0__r2"):
+        add_warnings(session, run_id)
     html = page(True)
     assert "<h2>Scan NS_230216033</h2>" in html
-    assert "9 of 12 files done, 2 failed, 1 running." in html
+    assert "9 of 12 files done, 2 of them with warnings, 2 failed, 1 running." in html
     runs = "/airflow/dags/transfer_auto_recon/runs"
     assert f'<a href="{runs}?run_id_pattern=NS_230216033_" target="_top">Its runs</a>' in html
     links = [
@@ -210,6 +248,36 @@ def test_the_files_of_the_scan_are_counted_by_their_newest_runs(
         for name in ("NS_230216033_2_0__r2", "NS_230216033_3_1_cosmic2")
     ]
     assert f"Failed: {', '.join(links)}</p>" in html
+    links = [
+        f'<a href="{runs}/{name}" target="_top">{name}</a>'
+        for name in ("NS_230216033_1_0", "NS_230216033_9_0")
+    ]
+    assert f"With warnings: {', '.join(links)}</p>" in html
+
+
+@pytest.mark.parametrize(
+    ("form", "stem"),
+    [
+        ("", "CX_230216033_ccdframes_{}_0"),
+        ("", "NS_230216033_ccdframes_{}"),
+        ("CX-7_<number>.<yymmdd>_<region>.cxi", "CX-7_033.230216_{}"),
+    ],
+)
+def test_the_files_of_a_scan_with_another_name_are_counted(
+    page: Callable[[bool], str], session: Session, tmp_path: Path, form: str, stem: str
+) -> None:
+    """The site's forms of names are those of beamline.yaml."""
+    if form:
+        text = DEFAULT_FILE.read_text().replace("scan_names:", f"scan_names:\n      - {form}", 1)
+        (tmp_path / "site.yaml").write_text(text)
+        os.environ["AIRFLOW__COSMIC__BEAMLINE_FILE"] = str(tmp_path / "site.yaml")  # which `session` resets
+    for number in range(3):
+        scan = parse_scan_path(f"2023/02/230216/{stem.format(number)}.cxi")
+        add_run(session, scan.run_id(), "success", f"/{scan.relative}")
+    conf = {"file_path": str(scan.relative)}
+    session.execute(update(DagRun).where(DagRun.run_id == RUN_ID).values(conf=conf))
+    session.expire_all()
+    assert "3 of 3 files done." in page(True)
 
 
 def test_of_many_failures_the_first_are_linked(page: Callable[[bool], str], session: Session) -> None:
@@ -226,7 +294,6 @@ def kept_run(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from cosmic import kept_results
     from cosmic.plan import result_prefix
     from cosmic.run_summary import XComs
-    from cosmic.scans import parse_scan_path
     from support.live import example_figures
 
     monkeypatch.setenv("AIRFLOW__COSMIC__KEPT_RESULTS", str(tmp_path / "kept"))

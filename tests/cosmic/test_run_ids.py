@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cosmic.parameters import ENGINES
-from cosmic.scans import SCAN_PATH_PATTERN, is_result, parse_scan_path
+from cosmic.scan_names import is_result
+from cosmic.scans import SCAN_PATH_PATTERN, parse_scan_path
 from facilities.errors import UserError
 
 USUAL = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"

@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmic.parameters import ENGINES
-from cosmic.scans import (
-    SAFE_PATH_PATTERN,
-    SCAN_PATH_PATTERN,
-    USUAL_NAMES,
-    day_folder,
-    is_result,
-    name_pattern,
-    parse_safe_path,
-    parse_scan_path,
-)
+from cosmic.scan_names import USUAL_NAMES, day_folder, is_result, name_pattern
+from cosmic.scans import SAFE_PATH_PATTERN, SCAN_PATH_PATTERN, parse_safe_path, parse_scan_path
 from facilities.errors import UserError
 
 USUAL = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"

@@ -63,7 +63,7 @@ class Shell:
 
 @pytest.mark.needs("curl", "jq")
 def test_the_lines_of_the_document_work_as_they_are(pipeline: Pipeline, tmp_path: Path) -> None:
-    login, start, follow, result, listing, reprocess, cancel = BLOCKS
+    login, start, follow, result, listing, warnings, reprocess, cancel = BLOCKS
     shell = Shell(pipeline.airflow.url, pipeline.airflow.passwords["beamline"], tmp_path)
     names = "\n".join(start.splitlines()[:2])
     pipeline.live.scan(SCAN, b"ok\n")
@@ -79,6 +79,8 @@ def test_the_lines_of_the_document_work_as_they_are(pipeline: Pipeline, tmp_path
     assert "ptychocam.wait\tsuccess" in tasks
     assert json.loads(shell.run(login, names, result))["scan"] == SCAN
     assert any(line.endswith(f"success\t{SCAN}") for line in shell.run(login, names, listing).splitlines())
+
+    assert run_id(SCAN) in shell.run(login, names, warnings).splitlines()
 
     pipeline.live.scan(SCAN, b"hold\n")
     assert json.loads(shell.run(login, names, reprocess))["dag_run_id"] == run_id(SCAN, 2)

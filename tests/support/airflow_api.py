@@ -240,10 +240,22 @@ class _Handler(BaseHTTPRequestHandler):
         found = [run for run in self.api.runs.values() if text in json.dumps(run["conf"])]
         return 200, _page("dag_runs", found, query)
 
+    def _xcoms(self, parts: list[str], query: dict[str, str]) -> tuple[int, Any]:
+        """Entries of a task in all runs; Airflow leaves the prefix's last `_` out of account."""
+        beginning = query["run_id_prefix_pattern"].rstrip("_")
+        wanted = [
+            {"run_id": key[0], "task_id": key[1], "key": key[2], "dag_id": "transfer_auto_recon"}
+            for key in self.api.xcoms
+            if key[1:] == (parts[2], query["xcom_key"]) and key[0].startswith(beginning)
+        ]
+        return 200, _page("xcom_entries", wanted, query)
+
     def _one(  # noqa: PLR0911 - a table of answers
         self, parts: list[str], query: dict[str, str], body: Any
     ) -> tuple[int, Any]:
         api = self.api
+        if parts[0] == "~":
+            return self._xcoms(parts, query)
         run = api.runs.get(parts[0])
         if run is None:
             return 404, {"detail": f"The DagRun with run_id: `{parts[0]}` was not found"}

@@ -147,7 +147,8 @@ class TriggerForm:
         """Type a day (YYYY/MM/DD) into a field for a date and a time."""
         field = self.dialog.locator("[data-part=root][data-scope=field]", has_text=label)
         field.get_by_test_id("datetime-input").click()
-        typed = self.page.get_by_role("textbox", name=label, exact=True).and_(self.page.get_by_placeholder("YYYY/MM/DD"))
+        named = self.page.get_by_role("textbox", name=label, exact=True)
+        typed = named.and_(self.page.get_by_placeholder("YYYY/MM/DD"))
         self.retype(typed, day)
         self.page.keyboard.press("Escape")
         typed.wait_for(state="hidden")

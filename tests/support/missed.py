@@ -14,7 +14,8 @@ import yaml
 
 from cosmic.dag_constants import FIND_MISSED_SCANS as FINDER
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
-from cosmic.scans import day_folder, parse_scan_path
+from cosmic.scan_names import day_folder
+from cosmic.scans import parse_scan_path
 from support.live import SLOW, Pipeline
 
 SITE = Path(__file__).parents[2] / "include" / "beamline.yaml"

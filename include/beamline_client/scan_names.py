@@ -1,0 +1,1 @@
+../../plugins/cosmic/scan_names.py
