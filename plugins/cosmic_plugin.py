@@ -1,4 +1,4 @@
-"""Registers with Airflow: the "Result" tab, checks and names of new runs, the timetable and the metrics."""
+"""Registers with Airflow: the pages, checks and names of new runs, the timetable and the metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
 from cosmic.pages.app import app
 from cosmic.pages.rendering import URL_PREFIX
+from cosmic.pages.scans import LoadAtStart
 from cosmic.run_requests import RunRequests
 from cosmic.timetable import BeamlineDays
 
@@ -21,12 +22,22 @@ class CosmicPlugin(AirflowPlugin):
     timetables = [BeamlineDays]
     listeners = [metrics] if metrics.enabled() else []
     fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
-    fastapi_root_middlewares = [{"middleware": RunRequests, "name": "checks and names of new runs"}]
+    fastapi_root_middlewares = [
+        {"middleware": RunRequests, "name": "checks and names of new runs"},
+        {"middleware": LoadAtStart, "name": "reads the list of scans"},
+    ]
     external_views = [
+        {
+            "name": "Scans",
+            "href": f"{URL_PREFIX}/scans",
+            "destination": "nav",
+            "nav_top_level": True,
+            "url_route": "cosmic-scans",
+        },
         {
             "name": "Result",
             "href": f"{URL_PREFIX}/dags/{{DAG_ID}}/runs/{{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "cosmic-result",
-        }
+        },
     ]

@@ -39,7 +39,7 @@ _DOING = {
     "scheduled": "about to run",
     "restarting": "about to run",
 }
-_ENDED_BY_HAND = ("patch_dag_run", "patch_task_instance", "patch_task_group_instances", "bulk_task_instances")
+ENDED_BY_HAND = ("patch_dag_run", "patch_task_instance", "patch_task_group_instances", "bulk_task_instances")
 """Events of Airflow's audit log: somebody set the state of a run or of tasks. Those in bulk name no run."""
 
 
@@ -196,11 +196,11 @@ def _cancellation(session: Session, run: DagRun, tasks: Iterable[TaskInstance]) 
     """Who has ended the run by hand, by Airflow's audit log, since it last began."""
     began = run.start_date or run.queued_at
     by_hand = select(Log).where(
-        Log.dag_id == run.dag_id, Log.run_id == run.run_id, Log.event.in_(_ENDED_BY_HAND)
+        Log.dag_id == run.dag_id, Log.run_id == run.run_id, Log.event.in_(ENDED_BY_HAND)
     )
     failed = {task.task_id for task in tasks if task.state == "failed"}
     for entry in session.scalars(by_hand.order_by(Log.dttm.desc())):
-        if entry.dttm is None or (began and entry.dttm < began) or not _sets_failed(entry.extra):
+        if entry.dttm is None or (began and entry.dttm < began) or not sets_failed(entry.extra):
             continue
         if entry.event == "patch_dag_run":
             what = "the run"
@@ -212,7 +212,8 @@ def _cancellation(session: Session, run: DagRun, tasks: Iterable[TaskInstance]) 
     return None
 
 
-def _sets_failed(extra: str | None) -> bool:
+def sets_failed(extra: str | None) -> bool:
+    """Whether an entry of the audit log is that somebody has set a state to failed."""
     try:
         fields = json.loads(extra or "")
     except ValueError:

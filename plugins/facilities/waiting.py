@@ -29,6 +29,7 @@ from facilities.errors import (
     TransientError,
 )
 from facilities.polling import Answer, BlockingSource, PollFailed, PollInterval, SharedPoller, shared_poller
+from facilities.progress import Progress, forget_progress, note_progress
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -179,6 +180,10 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
         """Seconds until the next answer is wanted, whatever the deadline."""
         return self.poll_seconds.after(now - self.began)
 
+    def progress(self) -> Progress | None:
+        """How far the work has come, by the last answer; None when nothing is known."""
+        return None
+
     def read_report(self) -> str:
         """The service's report about work in trouble. Blocking."""
         return ""
@@ -274,7 +279,10 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
     async def wait(self) -> WaitEvent:
         """Wait; returns why the wait has ended."""
         self.begin(max(self.deadline - time.time(), 0.0), asyncio.get_running_loop().time())
-        end = await self._poll()
+        try:
+            end = await self._poll()
+        finally:
+            forget_progress(self.task_instance)
         return await asyncio.to_thread(self._conclude, end)
 
     async def _poll(self) -> WaitEnd:
@@ -292,6 +300,7 @@ class WaitTrigger(RemoteTrigger, Generic[T]):
                     self.take_report(await asyncio.to_thread(self.read_report))
                 if end is not None:
                     return end
+                note_progress(self.task_instance, self.progress())
 
     def _conclude(self, end: WaitEnd) -> WaitEvent:
         """Cancel what must be cancelled, and put into an event what happened."""
@@ -351,6 +360,13 @@ class OutageTrigger(RemoteTrigger):
             "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
             *(self.service, f"{end:%Y-%m-%d %H:%M}", self.reason),
         )
+        note_progress(self.task_instance, Progress(trouble=f"{self.service} does not answer"))
+        try:
+            return await self._wait_for_answer()
+        finally:
+            forget_progress(self.task_instance)
+
+    async def _wait_for_answer(self) -> OutageEvent:
         vain = OutageEvent(outcome="timeout")
         key = (type(self).__qualname__, *self.connection_key())
         poller = shared_poller(key, lambda: BlockingSource(lambda _: self._answers()))

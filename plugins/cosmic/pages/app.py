@@ -9,12 +9,13 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from cosmic.pages import pictures, result
+from cosmic.pages import pictures, result, scans
 from cosmic.pages.rendering import address, render
 
 _HEADLINES = {403: "You may not see this", 404: "There is no such page"}
 
 app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
+app.include_router(scans.router)
 app.include_router(result.router)
 app.include_router(pictures.router)
 

@@ -54,8 +54,16 @@ def render(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     return HTMLResponse(html, status, headers=HEADERS | policy)
 
 
-def _time_element(moment: datetime) -> Markup:
-    """A `<time>`, in the beamline's time zone until the page's script writes it in the viewer's."""
+def fragment(template: str, **values: Any) -> Markup:
+    """A part of a page, with `time` for its template; no script or style of its own."""
+    return Markup(_templates.get_template(template).render(**values, time=_time_element))  # noqa: S704
+
+
+def _time_element(moment: datetime, form: str = "full") -> Markup:
+    """A `<time>`, in the beamline's time zone until the page's script writes it in the viewer's.
+
+    :param form: full, minute (date, hours and minutes) or clock (hours and minutes).
+    """
     try:
         zone = ZoneInfo(beamline().time_zone)
     except UserError:  # its settings are wrong, which the failed task says
@@ -63,4 +71,6 @@ def _time_element(moment: datetime) -> Markup:
     local = moment.astimezone(zone)
     offset = f"{local:%z}"
     text = f"{local:%Y-%m-%d %H:%M:%S} {local:%Z} (UTC{offset[:3]}:{offset[3:]})"
-    return Markup('<time datetime="{}">{}</time>').format(local.isoformat(), text)
+    return Markup('<time datetime="{}"{}>{}</time>').format(
+        local.isoformat(), Markup(' data-format="{}"').format(form) if form != "full" else "", text
+    )

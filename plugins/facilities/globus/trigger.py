@@ -15,6 +15,7 @@ from facilities.errors import BY_CLASS, CredentialsError, FacilityError, Infrast
 from facilities.globus.hook import GlobusHook
 from facilities.globus.model import Fault, TaskSnapshot, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
+from facilities.progress import Progress
 from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_duration
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,13 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         self._look_for_trouble(value, now)
         self._log_progress(value, now)
         return self._assess_stall(now)
+
+    def progress(self) -> Progress | None:
+        task = self._last
+        if task is None:
+            return None
+        trouble = Fault.of(self.trouble).meaning if self.trouble else ""
+        return Progress(task.state, task.bytes_transferred, self.expected_bytes, task.rate, trouble=trouble)
 
     def _assess_absence(self) -> WaitEnd | None:
         self._absences += 1

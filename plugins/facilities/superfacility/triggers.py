@@ -12,6 +12,7 @@ from typing import Any
 from facilities.cancellation import Cancellation
 from facilities.errors import FacilityError, NotFoundError
 from facilities.polling import SharedPoller, jittered_sleep, shared_poller
+from facilities.progress import Progress
 from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook
 from facilities.superfacility.own_jobs import JobIdentity, OwnJobs
 from facilities.superfacility.slurm import HELD, HELD_REASONS, RUNNING, SlurmJob, SlurmState
@@ -104,6 +105,18 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         self._log_progress(value, now)
         return None
 
+    def progress(self) -> Progress | None:
+        job = self._last
+        if job is None:
+            return None
+        return Progress(
+            job.state_text,
+            elapsed=job.elapsed if job.state in RUNNING else None,
+            limit=job.limit,
+            start_estimate=job.start_estimate,
+            trouble=f"held ({job.reason})" if is_held(job) else "",
+        )
+
     def _assess_missing(self, queued: SlurmJob | None, now: float) -> WaitEnd | None:
         """Accounting does not know the job (yet); squeue may know that it has ended."""
         if self._missing_since is None:
@@ -147,7 +160,7 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
             changed = job.requeued_after != before.requeued_after
         elif job.state is None:
             level, text = logging.WARNING, f"is in a state that is not known here: {job.state_text!r}"
-        elif job.state in HELD or (job.state is SlurmState.PENDING and job.reason in HELD_REASONS):
+        elif is_held(job):
             level = logging.WARNING
             text = (
                 f"is held ({job.state_text}, {job.reason}): nothing happens until somebody runs "
@@ -230,6 +243,11 @@ class SubmitTrigger(OutageTrigger):
     def cancel(self) -> Cancellation:
         with closing(SuperfacilityHook.for_emergency(self.superfacility_conn_id, own_tokens=False)) as hook:
             return cancel_jobs_of(hook, self.machine, JobIdentity(**self.identity))
+
+
+def is_held(job: SlurmJob) -> bool:
+    """Whether a job will not start until somebody releases it."""
+    return job.state in HELD or (job.state is SlurmState.PENDING and job.reason in HELD_REASONS)
 
 
 def cancel_job(hook: SuperfacilityHook, machine: str, job_id: str) -> Cancellation:

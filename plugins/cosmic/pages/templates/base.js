@@ -27,9 +27,9 @@ const timeOfDay = formatter({ hour: "2-digit", minute: "2-digit", second: "2-dig
 const minuteOfDay = formatter({ hour: "2-digit", minute: "2-digit" });
 const TIME_FORMATS = { full: dateAndTime, minute: dateAndMinute, clock: minuteOfDay };
 
-// Writes every <time> below `root`: in full, or as its data-format (minute, clock) says.
+// Writes every moment below `root`: in full, or as its data-format (minute, clock) says. Days have data-day.
 function showTimes(root) {
-  for (const element of root.querySelectorAll("time")) {
+  for (const element of root.querySelectorAll("time:not([data-day])")) {
     if (element.dataset.shown === element.dateTime) continue;
     const moment = new Date(element.dateTime);
     const format = TIME_FORMATS[element.dataset.format] || dateAndTime;
@@ -38,8 +38,6 @@ function showTimes(root) {
     element.dataset.shown = element.dateTime;
   }
 }
-
-showTimes(document);
 
 {
   const own = document.getElementById("own-address");
