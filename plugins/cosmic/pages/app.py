@@ -9,7 +9,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from cosmic.pages import pictures, result, scans
+from cosmic.pages import job_log, pictures, result, scan, scans, vendor
 from cosmic.pages.rendering import address, render
 
 _HEADLINES = {403: "You may not see this", 404: "There is no such page"}
@@ -18,6 +18,9 @@ app = FastAPI(title="COSMIC", docs_url=None, redoc_url=None, openapi_url=None)
 app.include_router(scans.router)
 app.include_router(result.router)
 app.include_router(pictures.router)
+app.include_router(scan.router)
+app.include_router(job_log.router)
+app.include_router(vendor.router)
 
 
 @app.exception_handler(HTTPException)

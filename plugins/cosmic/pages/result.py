@@ -15,9 +15,14 @@ from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from cosmic.beamline import beamline
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, MayRead, find_run
 from cosmic.pages.rendering import URL_PREFIX, DagId, RunId, address, render
 from cosmic.run_summary import summarize
+from cosmic.scan_names import scan_name
+from cosmic.scans import parse_scan_path
+from facilities.errors import UserError
 
 router = APIRouter()
 
@@ -39,4 +44,14 @@ def result_page(
         may_clear=may_clear,
         previews=f"{airflow}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
         try_again=TRY_AGAIN,
+        scan_page=_scan_page(airflow, summary.scan) if dag_id == TRANSFER_AUTO_RECON else "",
     )
+
+
+def _scan_page(airflow: str, path: str) -> str:
+    """Address of the page of the scan to which a file belongs; empty when the path is none."""
+    try:
+        name = scan_name(parse_scan_path(path).name, beamline().collections.source.scan_names)
+    except UserError:
+        return ""
+    return f"{airflow}{URL_PREFIX}/scans/{quote(name, safe='')}"
