@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.models.dagrun import DagRun
@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 from cosmic.dag_constants import CHECK_TASK, COPY_TASK
 from cosmic.parameters import ENGINES, RECONSTRUCTION, REQUIRED, Parameter
 from cosmic.run_summary import XComs
+from facilities.progress import Progress
+from facilities.superfacility.slurm import RUNNING, parse_state
 
 _SECTIONS = {"ptychocam": "ptychocam", "cdtools": "CDTools"}
 _LEFT_OUT = frozenset({"skipped", "upstream_failed", "removed"})
@@ -106,8 +108,13 @@ class Figures:
     warnings: Sequence[str] = field(default_factory=tuple)
 
 
-def chain(session: Session, run: DagRun, now: datetime | None = None) -> Chain | None:
-    """The steps of a run; None when it has not begun."""
+def chain(
+    session: Session, run: DagRun, progress: Mapping[str, Progress], now: datetime | None = None
+) -> Chain | None:
+    """The steps of a run; None when it has not begun.
+
+    :param progress: of the tasks that wait, by their ids.
+    """
     now = now or datetime.now(UTC)
     tasks = {
         task.task_id: task
@@ -121,7 +128,7 @@ def chain(session: Session, run: DagRun, now: datetime | None = None) -> Chain |
         *_of_task("transfer", tasks.get(COPY_TASK), _transferred(xcoms.mapping(COPY_TASK))),
     ]
     for engine in ENGINES:
-        steps += _job(engine, tasks, xcoms)
+        steps += _job(engine, tasks, xcoms, progress.get(f"{engine}.wait"), now)
     steps.sort(key=lambda step: step.start)
     return Chain(steps, now) if steps else None
 
@@ -154,7 +161,9 @@ def _transferred(transfer: Mapping[str, Any] | None) -> str:
     return f"{transfer['bytes'] / 1e6:.3g} MB{rate}"
 
 
-def _job(engine: str, tasks: Mapping[str, TaskInstance], xcoms: XComs) -> list[Step]:
+def _job(
+    engine: str, tasks: Mapping[str, TaskInstance], xcoms: XComs, far: Progress | None, now: datetime
+) -> list[Step]:
     """Submission, queue and run of an engine's job, and the check of its result."""
     steps = _of_task(f"{engine}: submission", tasks.get(f"{engine}.submit"))
     wait = tasks.get(f"{engine}.wait")
@@ -163,9 +172,20 @@ def _job(engine: str, tasks: Mapping[str, TaskInstance], xcoms: XComs) -> list[S
     if submitted and started and ended:
         steps.append(Step(f"{engine}: in Slurm's queue", submitted, started, "success"))
         steps.append(Step(f"{engine}: Slurm job", started, ended, "success", f"job {job.get('job_id')}"))
+    elif far is not None and wait is not None and wait.start_date is not None:
+        steps += _going_on(engine, wait.start_date, far, now)
     else:
         steps += _of_task(f"{engine}: queue and Slurm job", wait)
     return steps + _of_task(f"{engine}: check of the result", tasks.get(f"{engine}.collect"))
+
+
+def _going_on(engine: str, waits_since: datetime, far: Progress, now: datetime) -> list[Step]:
+    queue, job = f"{engine}: in Slurm's queue", f"{engine}: Slurm job"
+    if parse_state(far.state) not in RUNNING or far.elapsed is None:
+        return [Step(queue, waits_since, None, "waiting", far.trouble)]
+    began = max(now - timedelta(seconds=far.elapsed), waits_since)
+    limit = f"of {duration(far.limit)}" if far.limit else ""
+    return [Step(queue, waits_since, began, "success"), Step(job, began, None, "running", limit)]
 
 
 def _moment(text: object) -> datetime | None:

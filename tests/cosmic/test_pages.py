@@ -346,3 +346,21 @@ def test_figures_are_json_whatever_numbers_a_program_wrote() -> None:
     for text in (b"[1]", b"{", b"[" * 100_000):
         with pytest.raises(ValueError, match=r".+"):
             parse_figures(text)
+
+
+def test_no_other_dags_run_has_pictures_or_a_log_here(kept_run: DagRun, session: Session) -> None:
+    """Not even one that claims the same result."""
+    from cosmic.pages import job_log, pictures
+
+    other = DagRun(
+        dag_id="somebodys", run_id=RUN_ID, run_type="manual", conf={"file_path": SCAN}, run_after=BEGAN
+    )
+    session.add(other)
+    session.flush()
+    for served in (pictures.preview, pictures.thumbnail, pictures.figures):
+        with pytest.raises(HTTPException, match="has no ptychocam reconstruction"):
+            served("somebodys", RUN_ID, "ptychocam", session)
+    with pytest.raises(HTTPException, match="has no ptychocam reconstruction"):
+        pictures.full_picture("somebodys", RUN_ID, "ptychocam", "phase", session)
+    reply = job_log.job_log("somebodys", RUN_ID, "ptychocam", session)
+    assert json.loads(bytes(reply.body)) == {"why_not": "There is no job yet."}

@@ -218,6 +218,7 @@ def test_the_time_line_is_of_the_runs_own_steps(session: Session, monkeypatch: p
     assert chain.seconds == 240
     assert chain.place(steps[0], 300) == (0.0, 75.0)
     assert chain.place(steps[1], 300) == (75.0, 225.0)
+    assert [step.seconds(chain.now) for step in steps] == [60, 180]
     assert [duration(n) for n in (0.5, 59, 61, 7260)] == ["0.5 s", "59 s", "1 min", "2 h 1 min"]
 
 
@@ -304,3 +305,90 @@ def test_vendored_parts_are_those_of_their_packages() -> None:
     assert {path for path, _ in FILES.values()} < held
     with pytest.raises(HTTPException):
         vendored("../app.py")
+
+
+def steps_of(
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: dict[str, tuple[str, int, int | None]],
+    xcoms: dict[str, Any],
+    progress: dict[str, Any],
+) -> list[tuple[str, str, int, int | None]]:
+    """Name, state, start and end of each step, in seconds after the run's post."""
+    from cosmic.run_summary import XComs
+    from cosmic.scan_details import chain
+
+    monkeypatch.setattr(XComs, "get", lambda _, task_id, *_key: xcoms.get(task_id))
+    rows = [
+        SimpleNamespace(
+            task_id=name,
+            state=state,
+            start_date=BEGAN + timedelta(seconds=start),
+            end_date=None if end is None else BEGAN + timedelta(seconds=end),
+        )
+        for name, (state, start, end) in tasks.items()
+    ]
+    session: Any = SimpleNamespace(scalars=lambda _: rows)
+    run: Any = SimpleNamespace(dag_id="d", run_id="r", queued_at=BEGAN, end_date=None)
+    found = chain(session, run, progress, BEGAN + timedelta(seconds=1000))
+    assert found is not None
+    return [
+        (
+            step.name,
+            step.state,
+            int((step.start - BEGAN).total_seconds()),
+            None if step.end is None else int((step.end - BEGAN).total_seconds()),
+        )
+        for step in found.steps
+    ]
+
+
+BEGUN: dict[str, tuple[str, int, int | None]] = {
+    "check_scan": ("success", 2, 3),
+    "copy_to_nersc": ("success", 4, 100),
+    "ptychocam.submit": ("success", 101, 110),
+    "cdtools.submit": ("skipped", 5, 5),
+    "cdtools.wait": ("skipped", 5, 5),
+}
+FIRST = [
+    ("waiting to begin", "success", 0, 2),
+    ("transfer", "success", 4, 100),
+    ("ptychocam: submission", "success", 101, 110),
+]
+
+
+def test_a_job_that_goes_on_is_in_the_queue_or_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from facilities.progress import Progress
+
+    tasks = BEGUN | {"ptychocam.wait": ("deferred", 111, None)}
+    pending = {"ptychocam.wait": Progress("PENDING")}
+    assert steps_of(monkeypatch, tasks, {}, pending) == [
+        *FIRST,
+        ("ptychocam: in Slurm's queue", "waiting", 111, None),
+    ]
+    running = {"ptychocam.wait": Progress("RUNNING", elapsed=600, limit=14400)}
+    assert steps_of(monkeypatch, tasks, {}, running) == [
+        *FIRST,
+        ("ptychocam: in Slurm's queue", "success", 111, 400),
+        ("ptychocam: Slurm job", "running", 400, None),
+    ]
+    assert steps_of(monkeypatch, tasks, {}, {})[-1] == (
+        "ptychocam: queue and Slurm job",
+        "running",
+        111,
+        None,
+    )
+
+
+def test_a_job_that_has_ended_has_slurms_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = {
+        name: (BEGAN + timedelta(seconds=seconds)).isoformat()
+        for name, seconds in (("submitted", 105), ("started", 300), ("ended", 900))
+    }
+    tasks = BEGUN | {"ptychocam.wait": ("success", 111, 905), "ptychocam.collect": ("failed", 906, 910)}
+    xcoms = {"ptychocam.wait": {"job_id": "17", **moments}}
+    assert steps_of(monkeypatch, tasks, xcoms, {})[2:] == [
+        FIRST[2],
+        ("ptychocam: in Slurm's queue", "success", 105, 300),
+        ("ptychocam: Slurm job", "success", 300, 900),
+        ("ptychocam: check of the result", "failed", 906, 910),
+    ]

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import select
 
 from cosmic.beamline import beamline
-from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID, TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import MayRead, find_run
 from cosmic.pages.rendering import HEADERS, DagId, RunId
 from cosmic.parameters import ENGINES
@@ -87,7 +87,8 @@ answers = Answers(_ask_nersc)
 def job_log(dag_id: DagId, run_id: RunId, engine: str, session: SessionDep) -> JSONResponse:
     """`text`, the last lines of the job's output, or `why_not`; and `job_id`."""
     run = find_run(session, dag_id, run_id)
-    job_id = newest_job(session, run, engine) if engine in ENGINES else None
+    known = engine in ENGINES and run.dag_id == TRANSFER_AUTO_RECON
+    job_id = newest_job(session, run, engine) if known else None
     if job_id is None:
         return JSONResponse({"why_not": "There is no job yet."}, headers=HEADERS)
     scan = parse_scan_path((run.conf or {}).get("file_path"))

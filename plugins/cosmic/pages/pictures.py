@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from cosmic import kept_results
 from cosmic.beamline import beamline
-from cosmic.dag_constants import SUPERFACILITY_CONN_ID
+from cosmic.dag_constants import SUPERFACILITY_CONN_ID, TRANSFER_AUTO_RECON
 from cosmic.kept_results import FIGURES, PICTURES, PREVIEW, THUMBNAIL
 from cosmic.pages.rendering import HEADERS, DagId, RunId
 from cosmic.parameters import ENGINES
@@ -155,7 +155,8 @@ def _own_result(session: SessionDep, run: DagRun, engine: str) -> str:
 
     :raises HTTPException: 404, the run has no such reconstruction, or names one that is not its own.
     """
-    result = XComs(session, run).mapping(f"{engine}.collect") if engine in ENGINES else None
+    known = engine in ENGINES and run.dag_id == TRANSFER_AUTO_RECON
+    result = XComs(session, run).mapping(f"{engine}.collect") if known else None
     if result is None:
         raise HTTPException(404, f"Run {run.run_id} has no {engine} reconstruction.")
     try:

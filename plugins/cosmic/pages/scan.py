@@ -132,7 +132,7 @@ def _details(session: SessionDep, user: GetUserDep, airflow: str, chosen: Run) -
     details = fragment(
         "scan_run.html",
         active=bool(active),
-        chain=chain(session, run),
+        chain=chain(session, run, chosen.progress),
         duration=duration,
         sections=parameters(conf, engines),
         figures=figures,
