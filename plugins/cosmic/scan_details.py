@@ -157,8 +157,16 @@ def _transferred(transfer: Mapping[str, Any] | None) -> str:
         return ""
     if not transfer.get("bytes"):
         return "nothing to copy: it was at NERSC already"
-    rate = f", {transfer['rate'] / 1e6:.3g} MB/s" if transfer.get("rate") else ""
-    return f"{transfer['bytes'] / 1e6:.3g} MB{rate}"
+    rate = f", {_size(transfer['rate'])}/s" if transfer.get("rate") else ""
+    return f"{_size(transfer['bytes'])}{rate}"
+
+
+def _size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} bytes"
 
 
 def _job(

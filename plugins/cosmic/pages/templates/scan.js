@@ -126,11 +126,9 @@
     const kinds = element("shown").value === "both" ? KINDS : [element("shown").value];
     const [own] = found;
     if (!own.run.results[own.engine]) {
-      viewer.show([]);
-      showPreview(null);
+      nothingShown();
       const working = own.run.outcome === "active";
       note.textContent = working ? "There is no picture yet: the run goes on." : "This run has left no picture.";
-      plot([]);
       return;
     }
     note.textContent = "The picture is being fetched.";
@@ -146,15 +144,25 @@
     } catch (error) {
       if (mine !== asked) return;
       found.forEach(({ run, engine }) => run.results[engine] && result(run, engine).forget());
-      viewer.show([]);
-      showPreview(null);
-      plot([]);
+      nothingShown();
       note.textContent = `The picture cannot be shown: ${error.message}`;
       if (!error.again) return;
       const seconds = data.try_again;
       note.textContent += ` Trying again at ${timeOfDay.format(new Date(Date.now() + seconds * 1000))}.`;
       retry = setTimeout(showPictures, seconds * 1000);
     }
+  }
+
+  function nothingShown() {
+    viewer.show([]);
+    showPreview(null);
+    plot([]);
+    showTools(false);
+  }
+
+  // What only works with a picture in full.
+  function showTools(isOn) {
+    for (const id of ["tools", "contrast", "keys"]) element(id).hidden = !isOn;
   }
 
   let shownNow = { all: [], kinds: [], mode: "" };
@@ -174,7 +182,7 @@
         : "";
       showPanels();
     }
-    element("contrast").hidden = Boolean(without);
+    showTools(!without);
     for (const box of element("contrast").querySelectorAll("[data-kind]")) box.hidden = !kinds.includes(box.dataset.kind);
     startBlinking();
   }
@@ -182,8 +190,10 @@
   function showPanels() {
     const { all, kinds, mode } = shownNow;
     const some = mode === "blink" ? [all[turn % all.length]] : all;
-    viewer.show(some.flatMap(({ source, pictures }) =>
-      kinds.map((kind, number) => ({ picture: pictures[number], title: titleOf(source, kind) }))));
+    viewer.reference = Object.fromEntries(kinds.map((kind, number) => [kind, all[0].pictures[number]]));
+    place.dataset.columns = some.length > 1 || kinds.length > 1 ? 2 : 1;
+    viewer.show(kinds.flatMap((kind, number) =>
+      some.map(({ source, pictures }) => ({ picture: pictures[number], title: titleOf(source, kind) }))));
   }
 
   let previewAddress;
@@ -469,7 +479,8 @@
     const shown = [[element("state"), data.state.words], [element("doing"), findRun(chosen.run)?.run.words || []]];
     for (const [place, words] of shown) {
       const text = words.map((word) => (typeof word === "string" ? word : minuteOfDay.format(new Date(word.time)))).join("");
-      if (place && text && place.textContent !== text) place.textContent = text;
+      const sentence = place?.id === "doing" ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+      if (place && text && place.textContent !== sentence) place.textContent = sentence;
     }
   }
 

@@ -86,6 +86,7 @@ class Viewer {
     this.x = this.y = 0;
     this.scale = null; // null: as large as fits
     this.pointer = null;
+    this.reference = {}; // by kind, the picture whose automatic range all take: compared ones look alike
     this.contrast = {
       amplitude: { black: null, white: null, colors: "gray" },
       phase: { black: null, white: null, colors: "gray" },
@@ -228,8 +229,8 @@ class Viewer {
   }
 
   range(picture) {
-    const { black, white } = this.contrast[picture.kind];
-    return [black ?? picture.black, white ?? picture.white];
+    const { black, white } = this.contrast[picture.kind], automatic = this.reference[picture.kind] || picture;
+    return [black ?? automatic.black, white ?? automatic.white];
   }
 
   drawSoon() {
@@ -266,11 +267,12 @@ class Viewer {
   drawPointer(context, width, height, scale) {
     if (!this.pointer) return;
     const x = width / 2 + (this.pointer.x - this.x) * scale, y = height / 2 + (this.pointer.y - this.y) * scale;
-    for (const [color, line] of [["#000a", 3], ["#fffc", 1]]) {
+    const size = 12 * (devicePixelRatio || 1);
+    for (const [color, line] of [["#000c", size / 3], ["#fff", size / 9]]) {
       context.beginPath();
       context.strokeStyle = color;
       context.lineWidth = line;
-      for (const [a, b] of [[-12, -4], [4, 12]]) {
+      for (const [a, b] of [[-size, -size / 3], [size / 3, size]]) {
         context.moveTo(x + a, y); context.lineTo(x + b, y);
         context.moveTo(x, y + a); context.lineTo(x, y + b);
       }
