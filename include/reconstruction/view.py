@@ -2,7 +2,8 @@
 
 Each is gzip of uint16, row by row: the high bytes of all pixels, then the low bytes (a tenth smaller so). 0
 is a pixel that was not scanned; any other n stands for `low + (n - 1) / 65534 * (high - low)`, and the ends
-also for all that is beyond them.
+also for all that is beyond them. A picture that is larger than a file may be is cut into pieces, to be put
+together again before they are unpacked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from reconstruction.arrays import Bool, Complex, Real
 
 MAX_BYTES = 5_000_000  # of a file; the API hands out 5,242,880
+MAX_PIECES = 4  # files of a picture: ten million pixels
 TOP = 65535
 COARSE = 16  # steps of the numbers where every pixel fits only so: 4096 values are left
 RIM = 4.0  # times the range of the well lit part: what is beyond it is noise of the rim
@@ -25,9 +27,9 @@ RIM = 4.0  # times the range of the well lit part: what is beyond it is noise of
 class View:
     """Files by suffix, and what the figures say of them.
 
-    `about` has `shape` (rows, columns) and `pixel_size_m`, both of the files; `binned`: how many pixels of
-    the object, per axis, one of them is the mean of; and for `amplitude` and `phase` (rad) each `file` (its
-    suffix), `low` and `high`, `step` (of the numbers), and `black` and `white`, a range that shows it well.
+    `about` has `shape` (rows, columns) and `pixel_size_m`, both of the pictures; `binned`: how many pixels of
+    the object, per axis, one of them is the mean of; and for `amplitude` and `phase` (rad) each `pieces`
+    (files), `low` and `high`, `step` (of the numbers), and `black` and `white`, a range that shows it well.
     """
 
     files: dict[str, bytes]
@@ -35,7 +37,7 @@ class View:
 
 
 def make_view(flat: Complex, scanned: Bool, well_lit: Bool, pixel: Real) -> View:
-    """The files, binned by two until each is at most `MAX_BYTES`.
+    """The files; pictures that `MAX_PIECES` of `MAX_BYTES` do not hold are binned by two.
 
     :param flat: complex, (rows, columns), without a ramp of the phase: `reconstruction.preview.flattened`.
     :param scanned: like flat; the rest is left out.
@@ -48,25 +50,31 @@ def make_view(flat: Complex, scanned: Bool, well_lit: Bool, pixel: Real) -> View
             "amplitude": _part(np.abs(flat), scanned, well_lit),
             "phase": _part(np.angle(flat), scanned, well_lit, bound=np.pi),
         }
-        if all(len(content) <= MAX_BYTES for content, _ in parts.values()) or min(flat.shape) < 4:
+        if all(_fits(content) for content, _ in parts.values()) or min(flat.shape) < 4:
             break
         flat, scanned, well_lit = _halved(flat, scanned, well_lit)
         binned *= 2
-    files = {f"_view_{name}.gz": content for name, (content, _) in parts.items()}
+    files: dict[str, bytes] = {}
     about: dict[str, Any] = {
         "shape": list(flat.shape),
         "pixel_size_m": [float(p) * binned for p in pixel],
         "binned": binned,
     }
-    for name, (_, scale) in parts.items():
-        about[name] = {"file": f"_view_{name}.gz", **scale}
+    for name, (content, scale) in parts.items():
+        pieces = [content[at : at + MAX_BYTES] for at in range(0, len(content), MAX_BYTES)]
+        about[name] = {"pieces": len(pieces), **scale}
+        files |= {f"_view_{name}{f'_{n}' if n > 1 else ''}.gz": piece for n, piece in enumerate(pieces, 1)}
     return View(files, about)
+
+
+def _fits(content: bytes) -> bool:
+    return len(content) <= MAX_PIECES * MAX_BYTES
 
 
 def _part(
     values: Real, scanned: Bool, well_lit: Bool, bound: float = np.inf
 ) -> tuple[bytes, dict[str, float]]:
-    """A file, and how its numbers are read."""
+    """A picture, and how its numbers are read."""
     black, white = (float(v) for v in np.percentile(values[well_lit], (0.5, 99.5)))
     margin = RIM * max(white - black, 1e-6)
     low = max(float(values[scanned].min()), black - margin, -bound)
@@ -77,7 +85,7 @@ def _part(
         pixels = np.where(scanned, whole, 0).astype(np.uint16)
         planes = np.stack((pixels >> 8, pixels & 255)).astype(np.uint8)
         content = gzip.compress(planes.tobytes(), 6, mtime=0)
-        if len(content) <= MAX_BYTES:
+        if _fits(content):
             break
     scale = {"low": low, "high": high, "black": black, "white": white}
     return content, {name: float(f"{value:.7g}") for name, value in scale.items()} | {"step": step}

@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 FIGURES, PREVIEW, THUMBNAIL = "figures.json", "preview.png", "thumbnail.png"
 PICTURES = {"amplitude": "amplitude.gz", "phase": "phase.gz"}
-"""The viewer's files, by what they show: `view_suffix` says how they are called at NERSC."""
+"""The viewer's files, by what they show: `view_suffixes` says how they are called at NERSC."""
 
 NAMES = frozenset({FIGURES, PREVIEW, THUMBNAIL, *PICTURES.values()})
 DAYS = 90
-_MAX_PIXELS = 100_000_000
+_MAX_PIXELS, _MAX_PIECES = 100_000_000, 4
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_+~-]")
 
 
@@ -107,9 +107,15 @@ def remove_old(now: datetime | None = None) -> list[str]:
     return names
 
 
-def view_suffix(picture: str) -> str:
-    """What a viewer's file ends in at NERSC, after the prefix of the run's results."""
-    return f"_view_{picture}.gz"
+def view_suffixes(picture: str, view: Any) -> list[str]:
+    """What a picture's files end in at NERSC, after the prefix of the run's results: all of its pieces.
+
+    :param view: `view` of the figures.
+    """
+    about = view.get(picture) if isinstance(view, Mapping) else None
+    pieces = about.get("pieces") if isinstance(about, Mapping) else None
+    number = pieces if isinstance(pieces, int) and 1 <= pieces <= _MAX_PIECES else 1
+    return [f"_view_{picture}{f'_{n}' if n > 1 else ''}.gz" for n in range(1, number + 1)]
 
 
 def check_picture(content: bytes, view: Any) -> None:

@@ -203,13 +203,14 @@ def _pictures(
     """The viewer's pictures; programs of an older release make none."""
     found: dict[str, bytes] = {}
     for picture, name in kept_results.PICTURES.items() if "view" in figures else ():
-        path = output + kept_results.view_suffix(picture)
+        paths = [output + suffix for suffix in kept_results.view_suffixes(picture, figures["view"])]
         try:
-            found[name] = hook.download(machine, path)
-            kept_results.check_picture(found[name], figures["view"])
+            content = b"".join(hook.download(machine, path) for path in paths)
+            kept_results.check_picture(content, figures["view"])
         except (FacilityError, ValueError) as error:
-            log.warning("The full picture %s cannot be shown: %s", path, error)
-            found.pop(name, None)
+            log.warning("The full picture %s cannot be shown: %s", paths[0], error)
+        else:
+            found[name] = content
     return found
 
 

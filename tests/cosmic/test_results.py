@@ -206,3 +206,19 @@ def test_figures_that_are_no_numbers_are_unknown(
     extra = in_a_run()
     assert extra["error"] is extra["energy_ev"] is extra["proposal"] is None
     json.dumps(extra, allow_nan=False)
+
+
+def test_the_pieces_of_a_large_picture_are_put_together(
+    prefix: Path, in_a_run: Callable[[], dict[str, Any]]
+) -> None:
+    figures = write_whole_result(prefix)
+    path = prefix.with_name(f"{prefix.name}_view_phase.gz")
+    content = path.read_bytes()
+    view = figures["view"]
+    write_whole_result(prefix, view=view | {"phase": view["phase"] | {"pieces": 2}})
+    path.write_bytes(content[:40])
+    in_a_run()
+    assert read("phase.gz") is None  # the second piece is missing
+    prefix.with_name(f"{prefix.name}_view_phase_2.gz").write_bytes(content[40:])
+    in_a_run()
+    assert read("phase.gz") == content

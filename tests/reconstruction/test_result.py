@@ -178,7 +178,8 @@ def test_the_viewers_files_have_every_scanned_pixel_and_its_values(
     flat = flattened(solution.obj[10:80, 20:100], well_lit)
     for name, expected in (("amplitude", np.abs(flat)), ("phase", np.angle(flat))):
         part = about[name]
-        values = decoded((tmp_path / f"out{part['file']}").read_bytes(), about["shape"], part)
+        assert part["pieces"] == 1
+        values = decoded((tmp_path / f"out_view_{name}.gz").read_bytes(), about["shape"], part)
         assert values == pytest.approx(expected, abs=(part["high"] - part["low"]) / 60000)
         assert part["low"] <= part["black"] < part["white"] <= part["high"]
         assert part["step"] == 1
@@ -202,19 +203,22 @@ def test_what_was_not_scanned_is_no_value_and_noise_of_the_rim_sets_no_range() -
 def test_a_large_picture_is_coarser_in_its_values_then_binned_and_says_so(
     monkeypatch: pytest.MonkeyPatch, limit: int, step: int, binned: int
 ) -> None:
-    monkeypatch.setattr(view_module, "MAX_BYTES", limit)
+    monkeypatch.setattr(view_module, "MAX_BYTES", limit // 4)
     rng = np.random.default_rng(0)
     flat = 1 + 0.1 * rng.normal(size=(101, 100)) + 0j
     flat[50:] += 0.5
     scanned = np.ones(flat.shape, dtype=np.bool_)
     view = make_view(flat, scanned, scanned, np.array([1e-8, 2e-8]))
     about = view.about
-    assert all(len(content) <= limit for content in view.files.values())
+    assert all(len(content) <= limit // 4 for content in view.files.values())
+    assert 1 < about["amplitude"]["pieces"] <= 4
+    names = ["_view_amplitude.gz", "_view_amplitude_2.gz", "_view_amplitude_3.gz", "_view_amplitude_4.gz"]
+    pieces = [view.files[name] for name in names[: about["amplitude"]["pieces"]]]
     assert about["binned"] == binned
     assert about["amplitude"]["step"] == step
     assert about["shape"] == [101 // binned, 100 // binned]
     assert about["pixel_size_m"] == pytest.approx([1e-8 * binned, 2e-8 * binned])
-    values = decoded(view.files["_view_amplitude.gz"], about["shape"], about["amplitude"])
+    values = decoded(b"".join(pieces), about["shape"], about["amplitude"])
     assert values[1].mean() == pytest.approx(1.0, abs=0.05)
     assert values[-1].mean() == pytest.approx(1.5, abs=0.05)
 

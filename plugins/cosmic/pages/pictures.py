@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -98,8 +98,8 @@ def full_picture(dag_id: DagId, run_id: RunId, engine: str, picture: str, sessio
                 404,
                 "The programs at NERSC that made this result are of an older release: it has a preview only.",
             )
-        path = prefix + kept_results.view_suffix(picture)
-        content = _from_nersc(path, lambda found: kept_results.check_picture(found, view))
+        paths = [prefix + suffix for suffix in kept_results.view_suffixes(picture, view)]
+        content = _from_nersc(paths, lambda found: kept_results.check_picture(found, view))
     headers = _HEADERS | {"Content-Encoding": "gzip"}
     return Response(content, media_type="application/octet-stream", headers=headers)
 
@@ -112,7 +112,7 @@ def read_figures(session: SessionDep, run: DagRun, engine: str) -> Mapping[str, 
     prefix = _own_result(session, run, engine)
     content = kept_results.read(run, engine, FIGURES)
     if content is None:
-        content = _from_nersc(prefix + ".json", parse_figures)
+        content = _from_nersc([prefix + ".json"], parse_figures)
     return parse_figures(content)
 
 
@@ -141,7 +141,7 @@ def _png(session: SessionDep, dag_id: str, run_id: str, engine: str, name: str) 
     content = kept_results.read(run, engine, name)
     if content is None:
         path = prefix + ".png"
-        content = _from_nersc(path, lambda found: check_png(found, path))
+        content = _from_nersc([path], lambda found: check_png(found, path))
     return _image(content, name)
 
 
@@ -168,10 +168,13 @@ def _own_result(session: SessionDep, run: DagRun, engine: str) -> str:
     return prefix
 
 
-def _from_nersc(path: str, check: Check) -> bytes:
+def _from_nersc(paths: Sequence[str], check: Check) -> bytes:
+    """A file at NERSC, or the pieces of one together."""
+    path = paths[0]
     try:
         with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
-            content = hook.download(beamline().job.machine, path)
+            machine = beamline().job.machine
+            content = b"".join(hook.download(machine, path) for path in paths)
         check(content)
     except NotFoundError as error:
         raise HTTPException(404, f"{path} is not at NERSC any more, and no copy is kept.") from error

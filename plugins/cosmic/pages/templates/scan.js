@@ -69,16 +69,17 @@
     const key = `${run.id} ${engine} ${run.results[engine]}`;
     if (!loaded.has(key)) {
       const address = `${run.address}/${engine}`;
-      const figures = get(`${address}/figures.json`).then((reply) => reply.json());
+      const version = new URLSearchParams({ of: run.results[engine] }); // a result that was made again is another one
+      const figures = get(`${address}/figures.json?${version}`).then((reply) => reply.json());
       const pictures = {};
       loaded.set(key, {
         figures,
         picture: (kind) => pictures[kind] ||= figures.then(async ({ view }) => {
           if (!view) return null;
-          const reply = await get(`${address}/picture/${kind}`);
+          const reply = await get(`${address}/picture/${kind}?${version}`);
           return new Picture(kind, new Uint8Array(await reply.arrayBuffer()), view);
         }),
-        preview: () => get(`${address}/preview.png`).then((reply) => reply.blob()),
+        preview: () => get(`${address}/preview.png?${version}`).then((reply) => reply.blob()),
         forget: () => loaded.delete(key),
       });
       while (loaded.size > KEPT_RESULTS) loaded.delete(loaded.keys().next().value);
