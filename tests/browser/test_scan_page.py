@@ -150,9 +150,9 @@ def test_energies_regions_and_runs_are_chosen_and_the_address_follows(
     expect(page.get_by_role("img", name=re.compile("^amplitude"))).to_be_focused()
     assert f"run={scan}_1_0" in page.url
     page.keyboard.press("ArrowLeft")
-    page.get_by_label("Region").select_option("1")
+    page.get_by_label("Region", exact=True).select_option("1")
     expect(page.get_by_role("heading", level=2, name=f"Run {scan}_0_1")).to_be_visible()
-    page.get_by_label("Region").select_option("0")
+    page.get_by_label("Region", exact=True).select_option("0")
     page.get_by_label("Run", exact=True).select_option(f"{scan}_0_0")
     expect(page.get_by_text("2 differ from the default and are marked.")).to_be_visible()
     expect(page.locator("tr.changed", has_text="Iterations")).to_contain_text("800 (default: 500)")
@@ -164,15 +164,15 @@ def test_two_results_are_compared_side_by_side_and_blinking(
     pipeline: Pipeline, scan: str, page: Page
 ) -> None:
     open_scan(page, scan)
-    page.get_by_label("Show").select_option("amplitude")
+    page.get_by_label("Show", exact=True).select_option("amplitude")
     expect(page.locator("#panels canvas")).to_have_count(1)
-    page.get_by_label("Compare").select_option("side by side")
+    page.get_by_label("Compare", exact=True).select_option("side by side")
     page.get_by_label("with", exact=True).select_option(f"{scan}_1_0|ptychocam")
     expect(page.locator("#panels canvas")).to_have_count(2)
     assert value_at(page, "amplitude, ptychocam, 707.50 eV, region 0, run .*r2", 0.5, 0.5) == pytest.approx(
         0.52, abs=0.02
     )
-    page.get_by_label("Compare").select_option("blinking")
+    page.get_by_label("Compare", exact=True).select_option("blinking")
     expect(page.locator("#panels canvas")).to_have_count(1)
     page.get_by_role("button", name="Swap").click()
     caption = page.locator("#panels figcaption")
