@@ -18,7 +18,7 @@ from cosmic import kept_results
 from cosmic.beamline import beamline
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID, WARNINGS_KEY
 from cosmic.parameters import Engine
-from cosmic.scan_names import scan_name
+from cosmic.scan_names import parse_path
 from cosmic.scans import parse_scan_path
 from cosmic.stack_start import start_when_done
 from facilities.errors import FacilityError, NotFoundError, UserError
@@ -216,8 +216,9 @@ def _pictures(
 
 def _facts(file: str, result: Reconstruction, figures: Mapping[str, Any]) -> Facts:
     scan = parse_scan_path(file)
+    part = parse_path(str(scan.relative), beamline().collections.source.scan_names)
     return Facts(
-        scan=scan_name(scan.name, beamline().collections.source.scan_names),
+        scan=part.scan.name if part else scan.name,
         file=str(scan.relative),
         engine=result["engine"],
         proposal=_from_metadata(figures, "proposal", "proposal_id"),

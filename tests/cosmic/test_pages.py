@@ -417,3 +417,7 @@ def test_no_other_dags_run_has_pictures_or_a_log_here(kept_run: DagRun, session:
         pictures.full_picture("somebodys", RUN_ID, "ptychocam", "phase", session)
     reply = job_log.job_log("somebodys", RUN_ID, "ptychocam", session)
     assert json.loads(bytes(reply.body)) == {"why_not": "There is no job yet."}
+
+
+def test_the_result_tab_leads_to_the_page_of_the_scan(page: Callable[[bool], str]) -> None:
+    assert f'<a href="/airflow/cosmic/scans/NS_230216033?run={RUN_ID}">' in page(True)

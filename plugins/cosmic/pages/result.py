@@ -12,6 +12,7 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dagrun import DagRun
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
@@ -20,8 +21,7 @@ from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, MayRead, find_run
 from cosmic.pages.rendering import URL_PREFIX, DagId, RunId, address, render
 from cosmic.run_summary import summarize
-from cosmic.scan_names import scan_name
-from cosmic.scans import parse_scan_path
+from cosmic.scan_records import place_of
 from facilities.errors import UserError
 
 router = APIRouter()
@@ -44,14 +44,15 @@ def result_page(
         may_clear=may_clear,
         previews=f"{airflow}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
         try_again=TRY_AGAIN,
-        scan_page=_scan_page(airflow, summary.scan) if dag_id == TRANSFER_AUTO_RECON else "",
+        scan_page=_scan_page(airflow, summary.run) if dag_id == TRANSFER_AUTO_RECON else "",
     )
 
 
-def _scan_page(airflow: str, path: str) -> str:
-    """Address of the page of the scan to which a file belongs; empty when the path is none."""
+def _scan_page(airflow: str, run: DagRun) -> str:
+    """Address of the page of a run's scan."""
     try:
-        name = scan_name(parse_scan_path(path).name, beamline().collections.source.scan_names)
-    except UserError:
-        return ""
-    return f"{airflow}{URL_PREFIX}/scans/{quote(name, safe='')}"
+        forms = beamline().collections.source.scan_names
+    except UserError:  # its settings are wrong, which the failed tasks say
+        forms = ()
+    scan = place_of(run.run_id, (run.conf or {}).get("file_path"), forms).scan
+    return f"{airflow}{URL_PREFIX}/scans/{quote(scan, safe='')}?run={quote(run.run_id, safe='')}"

@@ -114,6 +114,7 @@ class Viewer {
     readout.className = "readout";
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-describedby", "keys");
     figure.append(caption, canvas, readout);
     this.place.append(figure);
     const panel = { figure, caption, canvas, readout, touches: new Map() };
