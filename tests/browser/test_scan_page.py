@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from support.browser import chromium, logged_in
 from support.live import SLOW, Live, Pipeline, install_engines
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
@@ -46,24 +45,15 @@ def scan(pipeline: Pipeline) -> str:
     return SCAN
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser for the tests of this file."""
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def page(browser: Browser, live_airflow: Live) -> Iterator[Page]:
-    """A page of `beamline`. What the browser's console complains of fails the test."""
-    airflow = live_airflow.airflow
+def page(beamline_user: Page) -> Iterator[Page]:
+    """A page of `beamline`. A script that fails, or is refused by the page's policy, fails the test."""
     complaints: list[str] = []
-    with logged_in(browser, airflow.url, "beamline", airflow.passwords["beamline"]) as page:
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        yield page
+    beamline_user.on(
+        "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+    )
+    beamline_user.on("pageerror", lambda error: complaints.append(str(error)))
+    yield beamline_user
     assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
