@@ -180,7 +180,7 @@ def test_errors_figures_and_hostile_values_are_there(pipeline: Pipeline, scan: s
         "aria-label", re.compile(r"from 1 to 0\.1$")
     )
     expect(page.locator("#error-plot canvas")).to_be_visible()
-    shown = page.locator("#run").inner_text()
+    shown = page.locator("main").inner_text()
     for text in (
         "ptychocam has warnings",
         "<b>bold</b>",
@@ -240,10 +240,11 @@ def test_a_failed_scan_says_why_and_what_to_do_and_narrow_dark_screens_work(
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 800})
     open_scan(page, run_id.removesuffix("_0_0"))
-    box = page.locator("#run .box.failed")
+    box = page.locator("#news .box.failed")
     expect(box).to_contain_text("cannot allocate the probe")
     expect(box).to_contain_text("What to do:")
-    expect(page.locator("#run")).to_contain_text("You may")
+    expect(page.locator("#news")).to_contain_text("You may")
+    expect(page.locator("#tools")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == "rgb(17, 17, 17)"
