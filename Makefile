@@ -77,7 +77,7 @@ restore: ## Make the production stack's data anew from a backup, where there are
 compose-config: ## Check docker-compose.yaml, without a Docker engine
 	@for profiles in '' standin celery standin,celery; do COMPOSE_PROFILES=$$profiles $(COMPOSE) --env-file .env.example config -q || exit 1; done
 
-compose-test: $(VENV) ## The production stack for real: needs a Docker engine and about 20 minutes
+compose-test: $(VENV) $(CLI) ## The production stack for real: needs a Docker engine and about 25 minutes
 	@docker info >/dev/null 2>&1 || { echo "NOT TESTED: no Docker engine answers on this machine (docker info)."; exit 0; }; \
 	COMPOSE_TEST=1 .venv/bin/python -m pytest tests/deployment/stack --timeout 1800 $(PYTEST_ARGS)
 

@@ -7,7 +7,7 @@ in one file for each region that MANTiS opens, `<scan>_<engine>_stack_<region>.n
 **Starts by itself** some minutes (`stack.wait_minutes` in `beamline.yaml`) after the last file of a scan of
 several energies is done. When more energies come later, or one is reprocessed, it starts again; the run id
 has the number of results. Such a run makes nothing, and is green with skipped tasks, while a file of the scan
-is running, failed, or has no run: the log of `check` says which. **By hand** for any scan; a scan that is
+is running, failed, or has no run: its tab *Result* says which. **By hand** for any scan; a scan that is
 not complete is refused then, unless `incomplete` is on. The energies that are missing are in the result of
 `collect`. One run at a time.
 

@@ -7,6 +7,7 @@ One file, Python 3.8 or newer, nothing to install: copy it to the beamline compu
     submit_scan.py status [FILE|RUN|SCAN]...   how far it is; without a name: what is kept on this computer
     submit_scan.py cancel FILE|RUN|SCAN...     stop the runs that are going on, withdraw what was not sent yet
     submit_scan.py reprocess FILE|SCAN...      a new run, with the parameters of the last one and those given
+    submit_scan.py stack SCAN...               one stack of its energies for each region
     submit_scan.py flush                       send what was kept while Airflow could not be reached
     submit_scan.py watch FOLDER                submit each scan when it is finished, until stopped
     submit_scan.py listen                      submit each scan when the processing program reports its end

@@ -40,6 +40,7 @@ from beamline_client.parameters import (
     DAG_ID,
     ENGINES,
     PARAMETERS,
+    STACK_PARAMETERS,
     VERSION,
     describe_parameters,
     parameters_from_options,
@@ -48,6 +49,7 @@ from beamline_client.scan import Scan
 from beamline_client.scan_names import parse_scan
 from beamline_client.sending import FINAL_STATES
 from beamline_client.spool import Request
+from beamline_client.stacks import Stacks
 from beamline_client.watch import Journal, WatchedFolder, Watcher
 
 
@@ -113,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("names", nargs="*", metavar="FILE|RUN|SCAN")
     cancel = command("cancel", about="stop runs, withdraw requests")
     cancel.add_argument("names", nargs="+", metavar="FILE|RUN|SCAN")
+    add = command("stack", about="make one stack of a scan's energies for each region").add_argument
+    add("names", nargs="+", metavar="SCAN")
+    add("--engine", choices=ENGINES, help="whose results")
+    add("--param", action="append", default=[], metavar="NAME=VALUE", help="such as incomplete=true")
     command("flush", about="send what was kept")
     add = command("watch", run, about="submit each scan in a folder when it is finished").add_argument
     add("folder", metavar="FOLDER", help="data_root or a folder below it; or the collection's root")
@@ -267,6 +273,13 @@ def _cancel(options: argparse.Namespace, client: Client) -> List[Outcome]:
     return [outcome for outcomes in found for outcome in outcomes]
 
 
+def _stack(options: argparse.Namespace, client: Client) -> List[Outcome]:
+    engine = [f"engine={options.engine}"] if options.engine else []
+    given = parameters_from_options([*options.param, *engine], table=STACK_PARAMETERS)
+    scans = [Scan(client, name).name for name in dict.fromkeys(options.names)]
+    return [Stacks(client, scan).start(given) for scan in scans]
+
+
 def _flush(_options: argparse.Namespace, client: Client) -> List[Outcome]:
     names = client.spool.names()
     if not names:
@@ -380,6 +393,7 @@ COMMANDS: Dict[str, Callable[[argparse.Namespace, Client], List[Outcome]]] = {
     "reprocess": _reprocess,
     "status": _status,
     "cancel": _cancel,
+    "stack": _stack,
     "flush": _flush,
     "watch": _watch,
     "listen": _listen,

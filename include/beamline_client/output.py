@@ -36,6 +36,7 @@ class Outcome:
     results: Dict[str, Any] = field(default_factory=dict)  # return value by task, of a run that has ended
     errors: Dict[str, List[str]] = field(default_factory=dict)  # last errors by failed task
     files: List[Outcome] = field(default_factory=list)  # of a scan that was named as a whole
+    stacks: List[Outcome] = field(default_factory=list)  # and the newest run of each engine's stacks
 
 
 def to_stdout(message: str) -> None:
@@ -73,8 +74,7 @@ def describe(outcome: Outcome) -> str:
             for key, item in _rows("", value)
             if not key.endswith(".warnings")
         ]
-    for name, errors in outcome.errors.items():
-        lines += [f"  {name}: {printable(error)}" for error in errors or [NO_REASON]]
+    lines += [f"  {error}" for error in _errors(outcome)]
     return "\n".join(lines)
 
 
@@ -106,7 +106,7 @@ def _describe_scan(scan: Outcome) -> str:
     lines = [f"{scan.path}: {scan.outcome}{message}"] + ([f"  page   {scan.url}"] if scan.url else [])
     groups: Dict[Tuple[str, ...], List[str]] = {}
     for one in scan.files:
-        errors = [printable(error) for errors in one.errors.values() for error in errors]
+        errors = list(_errors(one))
         key = (one.outcome, *errors, *([printable(one.message)] if one.message else []))
         groups.setdefault(key, []).append(one.run_id or one.path)
     for (outcome, *reasons), names in sorted(groups.items(), key=lambda group: group[0][0] == DONE):
@@ -119,7 +119,14 @@ def _describe_scan(scan: Outcome) -> str:
             break_on_hyphens=False,
         )
         lines += [f"      {reason}" for reason in reasons]
+    lines += [f"  {line}" for one in scan.stacks for line in describe(one).splitlines()]
     return "\n".join(lines)
+
+
+def _errors(outcome: Outcome) -> Iterator[str]:
+    for name, errors in outcome.errors.items():
+        task = f"{name}: " if name else ""
+        yield from (f"{task}{printable(error)}" for error in errors or [NO_REASON])
 
 
 def _rows(key: str, value: Any) -> Iterator[Tuple[str, Any]]:

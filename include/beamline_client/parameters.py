@@ -63,22 +63,27 @@ def _read_dag() -> Dict[str, Any]:
 
 _DAG = _read_dag()
 DAG_ID: str = _DAG["dag_id"]
+STACK_DAG_ID: str = _DAG["stack"]["dag_id"]
 VERSION: str = _DAG["version"]
 PARAMETERS = {name: read_schema(schema) for name, schema in _DAG["parameters"].items()}
 FILE_PATH = PARAMETERS.pop("file_path")
+STACK_PARAMETERS = {
+    name: read_schema(schema) for name, schema in _DAG["stack"]["parameters"].items() if name != "scan"
+}
 
+Table = Mapping[str, Parameter]
 ENGINES = tuple(name[len("do_") :] for name in PARAMETERS if name.startswith("do_"))
 FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _PYTHON_TYPES: Dict[str, Any] = {"boolean": bool, "integer": int, "number": (int, float), "string": str}
 
 
-def parse_parameter(name: str, text: str) -> Any:
+def parse_parameter(name: str, text: str, table: Table = PARAMETERS) -> Any:
     """A parameter's value from what was typed.
 
     :raises InputError: unknown name, or not a value that the DAG takes.
     """
-    parameter = _parameter(name)
+    parameter = _parameter(name, table)
     value: Any = text
     if parameter.optional and text.lower() == "none":
         return None
@@ -88,15 +93,15 @@ def parse_parameter(name: str, text: str) -> Any:
         value = int(text)
     elif parameter.type == "number" and NUMBER.fullmatch(text):
         value = float(text)
-    return check_parameter(name, value)
+    return check_parameter(name, value, table)
 
 
-def check_parameter(name: str, value: Any) -> Any:
+def check_parameter(name: str, value: Any, table: Table = PARAMETERS) -> Any:
     """Check type and bounds of one parameter and return it.
 
     :raises InputError: unknown name, wrong type or out of bounds.
     """
-    parameter = _parameter(name)
+    parameter = _parameter(name, table)
     if value is None and parameter.optional:
         return value
     fits = isinstance(value, _PYTHON_TYPES[parameter.type])
@@ -116,12 +121,12 @@ def check_parameter(name: str, value: Any) -> Any:
     return value
 
 
-def _parameter(name: str) -> Parameter:
-    if name not in PARAMETERS:
-        near = difflib.get_close_matches(name, PARAMETERS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(PARAMETERS)}."
+def _parameter(name: str, table: Table) -> Parameter:
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(table)}."
         raise InputError(f"There is no parameter {name!r}. {hint}")
-    return PARAMETERS[name]
+    return table[name]
 
 
 def _type_in_words(parameter: Parameter) -> str:
@@ -131,10 +136,10 @@ def _type_in_words(parameter: Parameter) -> str:
     return words[parameter.type]
 
 
-def describe_parameters() -> str:
+def describe_parameters(table: Table = PARAMETERS) -> str:
     """A line on each parameter for the help: what it takes, its default in parentheses, what it does."""
     lines = []
-    for name, parameter in PARAMETERS.items():
+    for name, parameter in table.items():
         takes = _type_in_words(parameter)
         if parameter.choices:
             takes = ", ".join(parameter.choices)
@@ -147,7 +152,10 @@ def describe_parameters() -> str:
 
 
 def parameters_from_options(
-    pairs: Iterable[str], engines: Optional[Sequence[str]], n_gpu: Optional[str]
+    pairs: Iterable[str],
+    engines: Optional[Sequence[str]] = None,
+    n_gpu: Optional[str] = None,
+    table: Table = PARAMETERS,
 ) -> Conf:
     """Parameters from `--param name=value`, `--engine` and `--n-gpu`.
 
@@ -164,4 +172,4 @@ def parameters_from_options(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{', '.join(twice)}: given more than once.")
-    return {name: parse_parameter(name, text) for name, text in texts}
+    return {name: parse_parameter(name, text, table) for name, text in texts}

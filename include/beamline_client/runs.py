@@ -13,21 +13,24 @@ from beamline_client.errors import (
     RejectedError,
     RetryLaterError,
     UnexpectedReplyError,
+    UnreachableError,
 )
+from beamline_client.output import NO_REASON
 from beamline_client.parameters import DAG_ID, Conf
 from beamline_client.rest import Airflow, Reply
 
 
 class Runs:
-    """Runs of the DAG `transfer_auto_recon`, as the REST API shows them (JSON objects)."""
+    """Runs of a DAG, by default `transfer_auto_recon`, as the REST API shows them (JSON objects)."""
 
-    def __init__(self, airflow: Airflow) -> None:
+    def __init__(self, airflow: Airflow, dag_id: str = DAG_ID) -> None:
         self.airflow = airflow
-        self._base = ("dags", DAG_ID, "dagRuns")
+        self.dag_id = dag_id
+        self._base = ("dags", dag_id, "dagRuns")
 
     def page_url(self, run_id: str) -> str:
         """Address of the run's page in the UI."""
-        return f"{self.airflow.settings.url}/dags/{DAG_ID}/runs/{urllib.parse.quote(run_id, safe='')}"
+        return f"{self.airflow.settings.url}/dags/{self.dag_id}/runs/{urllib.parse.quote(run_id, safe='')}"
 
     def start(self, run_id: str, conf: Conf, note: str) -> Tuple[bool, Dict[str, Any]]:
         """Start a run, or find the one that has this id already: (is new, the run).
@@ -41,7 +44,7 @@ class Runs:
             if reply.status == 200 and reply.data:
                 return True, reply.data
             if reply.status != 409:
-                raise _refusal(reply)
+                raise _refusal(reply, self.dag_id)
             with contextlib.suppress(NoSuchRunError):  # deleted between the two requests: start it again
                 return False, self.get(run_id)
         raise RetryLaterError(
@@ -55,7 +58,7 @@ class Runs:
     def list_url(self, text: str) -> str:
         """Address of the list of the runs in the UI whose ids have this text in them."""
         query = urllib.parse.urlencode({"run_id_pattern": text})
-        return f"{self.airflow.settings.url}/dags/{DAG_ID}/runs?{query}"
+        return f"{self.airflow.settings.url}/dags/{self.dag_id}/runs?{query}"
 
     def of_scan(self, path: str) -> List[Dict[str, Any]]:
         """All runs of the file at a normalized path, whatever their ids, the oldest first."""
@@ -66,14 +69,19 @@ class Runs:
 
         One request for each 100 runs.
         """
-        query = {"conf_contains": beginning, "order_by": "id"}
+        return [run for run in self.containing(beginning) if scan_of(run).startswith(beginning)]
+
+    def containing(self, text: str) -> List[Dict[str, Any]]:
+        """All runs with this text in their parameters, the oldest first. One request for each 100 runs.
+
+        :raises RetryLaterError: the DAG is missing there.
+        """
         try:
-            found = self._pages(self._base, "dag_runs", query)
+            return self._pages(self._base, "dag_runs", {"conf_contains": text, "order_by": "id"})
         except NoSuchRunError as error:
             raise RetryLaterError(
-                f"Airflow has no DAG {DAG_ID} at the moment. Tell whoever runs it."
+                f"Airflow has no DAG {self.dag_id} at the moment. Tell whoever runs it."
             ) from error
-        return [run for run in found if scan_of(run).startswith(beginning)]
 
     def tasks(self, run_id: str) -> List[Dict[str, Any]]:
         """Task instances of a run."""
@@ -87,7 +95,7 @@ class Runs:
     def is_paused(self) -> bool:
         """Whether the DAG is paused, so that no run goes on; False when that cannot be found out."""
         try:
-            data = self._read(self.airflow.call("GET", ("dags", DAG_ID)), f"DAG {DAG_ID}")
+            data = self._read(self.airflow.call("GET", ("dags", self.dag_id)), f"DAG {self.dag_id}")
         except ClientError:
             return False
         return data.get("is_paused") is True
@@ -130,6 +138,21 @@ class Runs:
                 )
         return list(dict.fromkeys(lines))[-count:]
 
+    def reasons(self, run_id: str) -> Dict[str, List[str]]:
+        """The first line of the reason of each failed task of a run; under "" what concerns the whole run.
+
+        :raises UnreachableError: Airflow cannot be reached.
+        """
+        try:
+            tasks = [task for task in self.tasks(run_id) if task["state"] == "failed"]
+            errors = {task["task_id"]: self.errors(task)[:1] for task in tasks}
+        except UnreachableError:
+            raise
+        except ClientError as error:
+            return {"": [f"why it failed cannot be read: {error}"]}
+        found = {name: lines or [NO_REASON] for name, lines in errors.items()}
+        return found or {"": ["no task of it failed: it was ended from outside, or reached its time limit"]}
+
     def _of_task(self, task: Mapping[str, Any], *what: str, **query: str) -> Reply:
         segments = (*self._base, task["dag_run_id"], "taskInstances", task["task_id"], *what)
         return self.airflow.call("GET", segments, query={"map_index": task.get("map_index", -1), **query})
@@ -171,7 +194,7 @@ def scan_of(run: Mapping[str, Any]) -> str:
     return str((run.get("conf") or {}).get("file_path", "")).strip("/")
 
 
-def _refusal(reply: Reply) -> ClientError:
+def _refusal(reply: Reply, dag_id: str) -> ClientError:
     """What an answer other than "started" or "exists" to a start means for the request."""
     text = reply.explanation()
     is_airflows = reply.data is not None and "detail" in reply.data  # not a proxy's page
@@ -179,5 +202,5 @@ def _refusal(reply: Reply) -> ClientError:
     if reply.status in (400, 422) and is_airflows and not is_about_dag:
         return RejectedError(f"Airflow finds the request wrong ({reply.status}): {text}")
     return RetryLaterError(
-        f"Airflow cannot start {DAG_ID} at the moment ({reply.status}: {text}). Tell whoever runs it."
+        f"Airflow cannot start {dag_id} at the moment ({reply.status}: {text}). Tell whoever runs it."
     )

@@ -23,12 +23,13 @@ from beamline_client.errors import (
     UnreachableError,
 )
 from beamline_client.naming import normalize_path
-from beamline_client.output import DONE, NO_REASON, WITH_WARNINGS, Outcome, local_time, of_scan
+from beamline_client.output import DONE, WITH_WARNINGS, Outcome, local_time, of_scan
 from beamline_client.parameters import Conf, check_parameter
 from beamline_client.runs import scan_of
 from beamline_client.scan_names import generation_of, parse_path, parse_scan, scan_run_id
 from beamline_client.sending import FINAL_STATES, concerns_all
 from beamline_client.spool import Request
+from beamline_client.stacks import Stacks
 from beamline_client.waiting import Wait
 
 MAX_REASONS = 20  # failed runs of which the reason is read, with three requests each
@@ -71,7 +72,14 @@ class Scan:
         hints = {"failed": "What to do about a failure", WITH_WARNINGS: "Warnings in whole"}
         first = {one.outcome: one.run_id for one in reversed(status.files)}
         lines = [f"{hints[kind]}: submit_scan.py status {first[kind]}" for kind in hints if kind in first]
-        return replace(status, message=". ".join(lines))
+        return replace(status, message=". ".join(lines), stacks=self._stacks())
+
+    def _stacks(self) -> List[Outcome]:
+        try:
+            return Stacks(self.client, self.name).newest()
+        except ClientError as error:
+            self.client.log(f"Note: what became of its stacks is not known: {error}")
+            return []
 
     def plan(self, changes: Conf, everything: bool = False) -> Tuple[List[Request], List[Outcome]]:
         """What to ask for so that the scan's failed files, or all of them, run again; sends nothing.
@@ -234,7 +242,7 @@ class Scan:
                 files[index] = replace(files[index], message=message)
                 continue
             try:
-                files[index] = replace(files[index], errors=self._reasons(files[index].run_id))
+                files[index] = replace(files[index], errors=self.client.runs.reasons(files[index].run_id))
             except UnreachableError as error:
                 unreachable = f"why it failed cannot be read: {error}"
                 files[index] = replace(files[index], message=unreachable)
@@ -255,18 +263,6 @@ class Scan:
         for index in done:
             if files[index].run_id in warned:
                 files[index] = replace(files[index], outcome=WITH_WARNINGS)
-
-    def _reasons(self, run_id: str) -> Dict[str, List[str]]:
-        """The first line of each failed task's reason."""
-        try:
-            tasks = [task for task in self.client.runs.tasks(run_id) if task["state"] == "failed"]
-            errors = {task["task_id"]: self.client.runs.errors(task)[:1] for task in tasks}
-        except UnreachableError:
-            raise
-        except ClientError as error:
-            return {"": [f"why it failed cannot be read: {error}"]}
-        found = {name: [f"{name}: {line}" for line in lines or [NO_REASON]] for name, lines in errors.items()}
-        return found or {"": ["no task of it failed: it was ended from outside, or reached its time limit"]}
 
     def _withdraw(self) -> List[Outcome]:
         if not self._requests():

@@ -1,8 +1,8 @@
 """Packs the beamline computer's client into one file, `build/submit_scan.py`: `make client`.
 
 The file is a zip archive that Python runs (zipapp): the package `beamline_client`, and in it `dag.json` with
-the version and the id and the parameters of the DAG, so that the client checks names and bounds that are the
-DAG's own.
+the version and the ids and the parameters of the DAGs that it starts, so that the client checks names and
+bounds that are the DAGs' own.
 The same source gives the same bytes.
 """
 
@@ -14,6 +14,7 @@ import os
 import tempfile
 import zipapp
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,24 @@ def _archive() -> bytes:
 
 
 def describe_dag() -> dict[str, Any]:
-    """The DAG's id, the bundle's version and the JSON schema of each parameter."""
+    """The bundle's version, and the id and the JSON schema of each parameter of the DAGs that are started."""
     # Importing Airflow takes seconds and makes a folder: not for who only wants to know where the file is.
-    from cosmic.dag_constants import TRANSFER_AUTO_RECON  # noqa: PLC0415
-    from cosmic.parameters import RECONSTRUCTION, REQUIRED  # noqa: PLC0415
+    from cosmic.dag_constants import STACK_SCAN, TRANSFER_AUTO_RECON  # noqa: PLC0415
+    from cosmic.parameters import RECONSTRUCTION, STACK  # noqa: PLC0415
+
+    return {
+        "dag_id": TRANSFER_AUTO_RECON,
+        "version": version("cosmic-airflow-bundle"),
+        "parameters": _schemas(RECONSTRUCTION),
+        "stack": {"dag_id": STACK_SCAN, "parameters": _schemas(STACK)},
+    }
+
+
+def _schemas(table: Mapping[str, Any]) -> dict[str, Any]:
+    from cosmic.parameters import REQUIRED  # noqa: PLC0415 - see above
 
     parameters: dict[str, Any] = {}
-    for name, parameter in RECONSTRUCTION.items():
+    for name, parameter in table.items():
         schema = parameter.schema()
         unknown = set(schema) - set(CHECKED) - set(ONLY_SHOWN)
         if unknown:
@@ -72,11 +84,7 @@ def describe_dag() -> dict[str, Any]:
         checked = {key: schema[key] for key in CHECKED if key in schema}
         default = {} if parameter.default is REQUIRED else {"default": parameter.default}
         parameters[name] = {**checked, **default, "description": parameter.description}
-    return {
-        "dag_id": TRANSFER_AUTO_RECON,
-        "version": version("cosmic-airflow-bundle"),
-        "parameters": parameters,
-    }
+    return parameters
 
 
 if __name__ == "__main__":

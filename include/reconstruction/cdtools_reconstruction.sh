@@ -10,6 +10,7 @@ set -euo pipefail
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 # shellcheck source=/dev/null
 source "$here/interpreters.sh" || { echo "cdtools: error: $here is not an installation; run install." >&2; exit 1; }
+[[ -z "$COSMIC_IMAGE" ]] || exec "$here/in_image" "$COSMIC_RUNTIME" "$COSMIC_IMAGE" gpu cdtools_reconstruction.sh "$@"
 if [[ -z "$COSMIC_CDTOOLS_PYTHON" ]]; then
     echo "cdtools: error: CDTools is not installed here; run install with --cdtools-python." >&2
     exit 1

@@ -14,6 +14,7 @@ REPORT_TASK = "report"  # its XCom is the result of a run, in all DAGs that have
 # XCom of REPORT_TASK, how many warnings a run's results have. There is none without warnings, so that runs
 # with warnings are found by the key alone.
 WARNINGS_KEY = "warnings"
+NO_STACK_KEY = "no_stack"  # XCom of the first task of STACK_SCAN: why a run that started by itself makes none
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"

@@ -9,8 +9,8 @@ from typing import Any
 
 import facilities.failures
 from cosmic.beamline import beamline
-from cosmic.parameters import RECONSTRUCTION
-from cosmic.scans import parse_scan_path
+from cosmic.parameters import RECONSTRUCTION, STACK, read_parameters
+from cosmic.scans import parse_scan_path, parse_whole_scan
 from facilities.errors import FacilityError, UserError
 from facilities.retries import RETRIES, FacilityRetryPolicy
 from facilities.superfacility.slurm import seconds
@@ -23,7 +23,8 @@ def keep_error(context: Mapping[str, Any]) -> None:
     """Keep why a task failed; `on_failure_callback` and `on_retry_callback` of all tasks of the bundle."""
     error = context.get("exception")
     state = (error.state if isinstance(error, FacilityError) else None) or ""
-    command = reprocess_command(context.get("params") or {}, state)
+    params = context.get("params") or {}
+    command = reprocess_command(params, state) or stack_command(params)
     facilities.failures.keep_error(context, run_again=command)
 
 
@@ -49,6 +50,24 @@ def reprocess_command(params: Mapping[str, Any], state: str) -> str:
     had = int(params[name] or (seconds(beamline().job.time_limit) or 0) // 60)
     more = min(had * 2, RECONSTRUCTION[name].rules["maximum"])
     return f"{command} --param {name}={more}" if more > had else command
+
+
+def stack_command(params: Mapping[str, Any]) -> str:
+    """The client's command for a new stack; empty when the run was not one of `stack_scan`.
+
+    Example: `submit_scan.py stack NS_230216033 --engine cdtools --param incomplete=true`.
+
+    :param params: of the run that failed.
+    """
+    if not STACK.keys() <= {*params}:
+        return ""
+    try:
+        values = read_parameters(STACK, params)
+        scan = parse_whole_scan(values["scan"])
+    except UserError:
+        return ""
+    incomplete = " --param incomplete=true" if values["incomplete"] else ""
+    return f"submit_scan.py stack {shlex.quote(scan.name)} --engine {values['engine']}{incomplete}"
 
 
 # No `start_date`: a run with an earlier logical date would have no tasks and succeed at once.

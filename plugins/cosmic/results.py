@@ -152,9 +152,9 @@ def _size(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, An
     try:
         size = hook.stat(machine, path).size
     except NotFoundError as error:
-        raise _incomplete(path, "is missing", job) from error
+        raise incomplete(path, "is missing", job) from error
     if size == 0:
-        raise _incomplete(path, "is empty", job)
+        raise incomplete(path, "is empty", job)
     return size
 
 
@@ -162,21 +162,26 @@ def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str,
     try:
         figures = json.loads(hook.download(machine, path))
     except ValueError as error:
-        raise _incomplete(path, f"is not JSON ({error})", job) from error
+        raise incomplete(path, f"is not JSON ({error})", job) from error
     if not isinstance(figures, dict):
-        raise _incomplete(path, "is not a JSON object", job)
+        raise incomplete(path, "is not a JSON object", job)
     return figures
 
 
-def _incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
+def incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
+    """The error for a result that a job which succeeded did not leave as it should.
+
+    :param how: what is wrong with it, such as "is missing".
+    :param job: as the sensor returned it.
+    """
     return UserError(
         f"The job succeeded according to Slurm, but its result {path} {how}",
         remote_id=f"Slurm job {job['job_id']}",
         state=str(job.get("state", "COMPLETED")),
         next_step=(
             f"read the job's output ({job.get('stdout') or 'beside the result'}) and see that the programs "
-            "at NERSC are this version's; when the cause is gone, start a new run, or clear the submit task "
-            "of this engine."
+            "at NERSC are this version's; when the cause is gone, start a new run, or clear the task that "
+            "submits this job."
         ),
     )
 

@@ -15,9 +15,9 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cosmic.dag_constants import COPY_TASK, REPORT_TASK, TRANSFER_AUTO_RECON
-from cosmic.failures import reprocess_command
-from cosmic.parameters import ENGINES, RECONSTRUCTION
+from cosmic.dag_constants import COPY_TASK, NO_STACK_KEY, REPORT_TASK, STACK_SCAN, TRANSFER_AUTO_RECON
+from cosmic.failures import reprocess_command, stack_command
+from cosmic.parameters import ENGINES, RECONSTRUCTION, STACK
 from cosmic.scan_files import ScanFiles, scan_files
 from facilities.failures import ERROR_KEY
 
@@ -80,6 +80,8 @@ class RunSummary:
         cancelled.
     :param transfer: a `facilities.globus.operators.TransferResult`.
     :param reconstructions: each a `cosmic.results.Reconstruction`.
+    :param stacks: a `cosmic.stacks.Stacks`, of a run of `stack_scan`.
+    :param no_stack: why such a run made none.
     :param jobs: Slurm job by engine, of engines without a result.
     :param days: the table of a run of `find_missed_scans`.
     :param days_left: of NERSC's client, of a flight check.
@@ -93,6 +95,8 @@ class RunSummary:
     active: Sequence[Step]
     transfer: Mapping[str, Any] | None = None
     reconstructions: Sequence[Mapping[str, Any]] = ()
+    stacks: Mapping[str, Any] | None = None
+    no_stack: str | None = None
     jobs: Mapping[str, str] = field(default_factory=dict)
     days: Sequence[Mapping[str, Any]] = ()
     days_left: float | None = None
@@ -100,16 +104,25 @@ class RunSummary:
 
     @property
     def run_again(self) -> str:
-        """The client's command for another run of the scan; empty for other DAGs' runs."""
+        """The client's command for another run of the scan, or of its stack; empty for other DAGs' runs."""
+        conf = self.run.conf or {}
+        if self.run.dag_id == STACK_SCAN:
+            return stack_command({name: parameter.default for name, parameter in STACK.items()} | conf)
         if self.run.dag_id != TRANSFER_AUTO_RECON:
             return ""
         defaults = {name: parameter.default for name, parameter in RECONSTRUCTION.items()}
-        return reprocess_command(defaults | (self.run.conf or {}), "")
+        return reprocess_command(defaults | conf, "")
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether the run is to make stacks of results that are there."""
+        return bool(self.run.dag_id == STACK_SCAN)
 
     @property
     def scan(self) -> str:
-        """The path that the run was asked for; empty for other DAGs' runs."""
-        return str((self.run.conf or {}).get("file_path") or "")
+        """The path, or the scan to stack, that the run was asked for; empty for other DAGs' runs."""
+        conf = self.run.conf or {}
+        return str(conf.get("file_path") or conf.get("scan") or "")
 
 
 class XComs:
@@ -144,6 +157,7 @@ def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
     ).all()
     xcoms = XComs(session, run)
     reconstructions = [found for name in ENGINES if (found := xcoms.mapping(f"{name}.collect"))]
+    stacks = xcoms.mapping("collect") if run.dag_id == STACK_SCAN else None
     failed = [_step(task, xcoms, prefix) for task in tasks if task.state == "failed"]
     cancelled = _cancellation(session, run, tasks) if run.state == "failed" else None
     return RunSummary(
@@ -155,7 +169,9 @@ def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
         active=[_step(task, xcoms, prefix) for task in tasks if task.state in _DOING],
         transfer=xcoms.mapping(COPY_TASK),
         reconstructions=reconstructions,
-        jobs=_jobs(xcoms, {result["engine"] for result in reconstructions}),
+        stacks=stacks,
+        no_stack=xcoms.get("check", NO_STACK_KEY) if run.dag_id == STACK_SCAN else None,
+        jobs=_jobs(xcoms, {"stack"} if stacks else {result["engine"] for result in reconstructions}),
         days=_days(xcoms),
         days_left=xcoms.get("check_nersc"),
         files=scan_files(session, run, prefix),
@@ -222,7 +238,8 @@ def sets_failed(extra: str | None) -> bool:
 
 
 def _jobs(xcoms: XComs, done: set[str]) -> dict[str, str]:
-    submitted = {name: xcoms.mapping(f"{name}.submit", "job") for name in ENGINES if name not in done}
+    tasks = {name: f"{name}.submit" for name in ENGINES} | {"stack": "submit"}
+    submitted = {name: xcoms.mapping(task, "job") for name, task in tasks.items() if name not in done}
     return {name: str(job["job_id"]) for name, job in submitted.items() if job and job.get("job_id")}
 
 

@@ -14,8 +14,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import beamline
-from cosmic.dag_constants import REPORT_TASK, WARNINGS_KEY
-from cosmic.scan_names import FileOfScan, parse_path
+from cosmic.dag_constants import REPORT_TASK, TRANSFER_AUTO_RECON, WARNINGS_KEY
+from cosmic.scan_names import FileOfScan, Scan, parse_path
+from cosmic.scans import parse_whole_scan
 from facilities.errors import UserError
 
 MAX_RUNS = 4000  # 200 energies in 4 regions, each run five times
@@ -63,7 +64,7 @@ class ScanFiles:
 
 
 def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
-    """The files of the scan to which a run's file belongs; None for a lone file.
+    """The files of the scan to which a run's file belongs, or whose stack it makes; None for a lone file.
 
     Files are found by runs that are named after them.
 
@@ -74,12 +75,12 @@ def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
     except UserError:  # its settings are wrong, which the failed task says
         forms = ()
     own = _file_of(run.conf, forms)
-    if own is None:
+    scan = own.scan if own else _stacked(run.conf)
+    if scan is None:
         return None
-    scan = own.scan
     found = session.execute(
         select(DagRun.run_id, DagRun.state, DagRun.conf)
-        .where(DagRun.dag_id == run.dag_id, DagRun.run_id.startswith(scan.name, autoescape=True))
+        .where(DagRun.dag_id == TRANSFER_AUTO_RECON, DagRun.run_id.startswith(scan.name, autoescape=True))
         .order_by(DagRun.id)
         .limit(MAX_RUNS)
     )
@@ -91,19 +92,19 @@ def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
     if len(newest) < 2:
         return None
     states = dict(newest[file] for file in sorted(newest, key=_energy_and_region))
-    runs = f"{prefix}/dags/{run.dag_id}"
-    pattern = f"{scan.name}_" if own.is_general else scan.name
-    warned = runs_with_warnings(session, run.dag_id, scan.name)
+    runs = f"{prefix}/dags/{TRANSFER_AUTO_RECON}"
+    pattern = f"{scan.name}_" if next(iter(newest)).is_general else scan.name
+    warned = runs_with_warnings(session, scan.name)
     done = [run_id for run_id, state in states.items() if state == "success" and run_id in warned]
     return ScanFiles(scan.name, states, done, f"{runs}/runs?run_id_pattern={pattern}", runs)
 
 
-def runs_with_warnings(session: Session, dag_id: str, beginning: str = "") -> set[str]:
+def runs_with_warnings(session: Session, beginning: str = "") -> set[str]:
     """Ids, with this beginning, of the runs whose results have warnings."""
     return set(
         session.scalars(
             select(XComModel.run_id).where(
-                XComModel.dag_id == dag_id,
+                XComModel.dag_id == TRANSFER_AUTO_RECON,
                 XComModel.task_id == REPORT_TASK,
                 XComModel.key == WARNINGS_KEY,
                 XComModel.run_id.startswith(beginning, autoescape=True),
@@ -114,6 +115,14 @@ def runs_with_warnings(session: Session, dag_id: str, beginning: str = "") -> se
 
 def _energy_and_region(file: FileOfScan) -> tuple[int, int, str]:
     return file.energy, file.region or 0, file.suffix
+
+
+def _stacked(conf: Any) -> Scan | None:
+    text = conf.get("scan") if isinstance(conf, dict) else None
+    try:
+        return parse_whole_scan(text) if isinstance(text, str) else None
+    except UserError:
+        return None
 
 
 def _file_of(conf: Any, forms: Sequence[str]) -> FileOfScan | None:

@@ -18,10 +18,12 @@ from cosmic.beamline import Beamline, Stack, beamline
 from cosmic.comparison import list_beamline, list_nersc, shorten
 from cosmic.dag_constants import (
     GLOBUS_CONN_ID,
+    NO_STACK_KEY,
     REPORT_TASK,
     SUPERFACILITY_CONN_ID,
 )
 from cosmic.parameters import STACK, read_parameters
+from cosmic.results import incomplete
 from cosmic.scan_names import Scan, parse_file
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path, parse_whole_scan
 from cosmic.stack_start import (
@@ -49,7 +51,7 @@ class Region(TypedDict):
 
 
 class StackResult(TypedDict):
-    """A region's stack."""
+    """A region's stack; energies by their numbers."""
 
     region: int
     stack: str  # absolute path at NERSC
@@ -58,12 +60,21 @@ class StackResult(TypedDict):
     missing: list[int]
 
 
+class Stacks(TypedDict):
+    """The result of a run; `message` is for people."""
+
+    message: str
+    stacks: list[StackResult]
+    without_result: list[int]  # regions
+    job_id: str
+
+
 @task(pool="globus", multiple_outputs=True)
 def check_energies(params: Any = None) -> dict[str, Any]:
     """Compare a scan's files with their runs and results, and plan the job of its stack.
 
     XComs: `machine`, `job_script_folder`, `job_name`, `prefix` of the stacks, `regions` (list of `Region`),
-    `job` (`script`, `arguments`) and `resources`.
+    `job` (`script`, `arguments`) and `resources`; `no_stack`, why none is made, of a run that is skipped.
 
     :raises AirflowSkipException: the run started by itself, and the scan is not complete, or has more
         results by now, of which a later run makes the stack.
@@ -114,6 +125,7 @@ def check_energies(params: Any = None) -> dict[str, Any]:
 
 def _skip(why: str) -> NoReturn:
     log.warning(why)  # Airflow's log does not show the exception
+    get_current_context()["ti"].xcom_push(NO_STACK_KEY, why)
     raise AirflowSkipException(why)
 
 
@@ -222,7 +234,7 @@ def _job(site: Beamline, settings: Stack, scan: Scan, engine: str, energies: int
 @task(pool="nersc", multiple_outputs=False)
 def collect_stacks(
     machine: str, prefix: str, regions: Sequence[Region], job: Mapping[str, Any] | None
-) -> dict[str, Any]:
+) -> Stacks:
     """Check that there is one stack per region, and say which energies are in it; the result of the run.
 
     :raises UserError: a stack is missing, empty or of another job, or there is no finished job.
@@ -238,7 +250,8 @@ def collect_stacks(
     lines += [f"region {region['region']} has no result" for region in regions if not region["done"]]
     message = "; ".join(lines)
     log.info(message)
-    return {"message": message, "stacks": stacks, "job_id": str(job["job_id"])}
+    without = [region["region"] for region in regions if not region["done"]]
+    return Stacks(message=message, stacks=stacks, without_result=without, job_id=str(job["job_id"]))
 
 
 def _without(stack: StackResult) -> str:
@@ -257,14 +270,5 @@ def _stack(
         if not size or str(summary["job_id"]) != str(job["job_id"]):
             raise ValueError(f"{size} bytes, made by job {summary['job_id']}")
     except (NotFoundError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The job succeeded according to Slurm, but its stack {path} is missing or is not this job's",
-            remote_id=f"Slurm job {job['job_id']}",
-            state=str(job.get("state", "COMPLETED")),
-            next_step=(
-                f"read the job's output ({job.get('stdout') or 'beside the results'}) and see that the "
-                "programs at NERSC are this version's; when the cause is gone, clear submit."
-            ),
-            details=str(error),
-        ) from error
+        raise incomplete(path, f"is missing or is not this job's ({error})", job) from error
     return StackResult(region=region["region"], stack=path, bytes=size, energies=energies, missing=missing)

@@ -18,14 +18,16 @@ from beamline_client.parameters import (
     DAG_ID,
     FILE_PATH,
     PARAMETERS,
+    STACK_DAG_ID,
+    STACK_PARAMETERS,
     Parameter,
     check_parameter,
     parameters_from_options,
     parse_parameter,
 )
 from beamline_client.scan_names import generation_of, scan_run_id
-from cosmic.dag_constants import TRANSFER_AUTO_RECON
-from cosmic.parameters import RECONSTRUCTION, REQUIRED, read_parameters
+from cosmic.dag_constants import STACK_SCAN, TRANSFER_AUTO_RECON
+from cosmic.parameters import RECONSTRUCTION, REQUIRED, STACK, read_parameters
 from cosmic.scan_names import USUAL_NAMES
 from cosmic.scans import parse_scan_path
 from dev.build_client import describe_dag
@@ -172,6 +174,16 @@ def test_name_type_bounds_default_and_help_of_each_parameter_are_the_dags(name: 
 def test_the_client_starts_the_dag_and_knows_no_parameter_that_it_does_not_have() -> None:
     assert ["file_path", *PARAMETERS] == list(RECONSTRUCTION)
     assert DAG_ID == TRANSFER_AUTO_RECON
+
+
+def test_the_parameters_of_a_stack_are_the_dags() -> None:
+    assert ["scan", *STACK_PARAMETERS] == list(STACK)
+    assert STACK_DAG_ID == STACK_SCAN
+    given = parameters_from_options(["incomplete=yes", "engine=cdtools"], table=STACK_PARAMETERS)
+    assert read_parameters(STACK, {"scan": "NS_230216033", **given}) == {"scan": "NS_230216033", **given}
+    for wrong in ("engine=other", "incomplete=2", "n_iter=5", "scan=NS_230216034"):
+        with pytest.raises(InputError):
+            parameters_from_options([wrong], table=STACK_PARAMETERS)
 
 
 def test_a_rule_that_the_client_cannot_check_stops_the_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,7 +220,7 @@ def test_800_files_take_few_requests(api: AirflowApi, client: Client) -> None:
     assert status.outcome == "100 of 800 done, 100 of them with warnings, 700 failed"
     assert api.count("GET", f"{DAG_RUNS}$") == 9
     assert api.count("GET", "/~/") == 1
-    assert len(api.requests) <= 9 + 3 * scan_module.MAX_REASONS + 1 + 1
+    assert len(api.requests) <= 9 + 3 * scan_module.MAX_REASONS + 3
     shown = describe(status)
     assert "failure 4 3" in shown
     assert "failure 5 0" not in shown

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cosmic.beamline import DEFAULT_FILE
-from cosmic.failures import reprocess_command
+from cosmic.failures import reprocess_command, stack_command
 from cosmic.parameters import RECONSTRUCTION
 
 SCAN = "2023/02/230216/NS_230216033_ccdframes_0_0.cxi"
@@ -55,3 +55,12 @@ def test_of_a_path_that_is_none_there_is_no_command(path: Any) -> None:
 
 def test_of_a_run_that_is_not_of_a_scan_there_is_no_command() -> None:
     assert reprocess_command({"file_path": "2023/02/230216"}, "FAILED") == ""
+
+
+def test_the_command_for_another_stack() -> None:
+    stack = {"scan": "2023/02/230216/NS_230216033_ccdframes_1_0.cxi", "engine": "cdtools", "incomplete": True}
+    command = "submit_scan.py stack NS_230216033 --engine cdtools"
+    assert stack_command(stack) == f"{command} --param incomplete=true"
+    assert stack_command({**stack, "incomplete": False}) == command
+    for wrong in ({}, {"scan": "NS_230216033"}, {**stack, "scan": "$(id)"}, {**stack, "engine": "; id"}):
+        assert stack_command(wrong) == ""

@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE
-from cosmic.dag_constants import REPORT_TASK, WARNINGS_KEY
+from cosmic.dag_constants import NO_STACK_KEY, REPORT_TASK, WARNINGS_KEY
 from cosmic.scans import parse_scan_path
 
 RUN_ID = "scan__of_test_pages"
@@ -94,7 +94,8 @@ def _page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch, may_cle
     monkeypatch.setattr(pages, "get_auth_manager", lambda: manager)
     request: Any = SimpleNamespace(scope={"root_path": "/airflow/cosmic"})
     user: Any = SimpleNamespace()
-    reply = pages.result_page("transfer_auto_recon", RUN_ID, session, user, request)
+    dag_id = session.scalar(select(DagRun.dag_id).where(DagRun.run_id == RUN_ID))
+    reply = pages.result_page(dag_id, RUN_ID, session, user, request)
     policy = reply.headers["Content-Security-Policy"]
     html = bytes(reply.body).decode()
     nonce = html.partition('<script nonce="')[2].partition('"')[0]
@@ -161,6 +162,58 @@ def test_the_runs_message_has_the_first_warning(reconstruction: dict[str, Any]) 
     assert "WARNING" not in describe(reconstruction)  # type: ignore[arg-type]
     reconstruction["warnings"] = ["3 frames are empty.", "hot pixels", "saturated"]
     assert describe(reconstruction).endswith(", WARNING: 3 frames are empty (and 2 more)")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def stack_page(
+    page: Callable[[bool], str], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Gives the page of a run of `stack_scan` by its XComs, by task and key."""
+    from cosmic.run_summary import XComs
+
+    def show(state: str, xcoms: dict[tuple[str, str], Any], **conf: Any) -> str:
+        session.execute(
+            update(DagRun)
+            .where(DagRun.run_id == RUN_ID)
+            .values(dag_id="stack_scan", state=state, conf={"scan": "NS_230216033", **conf})
+        )
+        session.expire_all()
+        monkeypatch.setattr(XComs, "get", lambda _, task_id, key="return_value": xcoms.get((task_id, key)))
+        return page(True)
+
+    return show
+
+
+def test_the_stacks_that_were_made(stack_page: Callable[..., str], session: Session) -> None:
+    first = {"region": 0, "stack": "/n/a_0.nxs", "bytes": 2_000_000, "energies": [0, 2, 5], "missing": []}
+    second = {"region": 1, "stack": "/n/<a>_1.nxs", "bytes": 900, "energies": [0, 5], "missing": [2, 3]}
+    made = {"message": "", "stacks": [first, second], "without_result": [2], "job_id": "17"}
+    for energy in (0, 1):
+        add_file(session, f"NS_230216033_{energy}_0", "success")
+    html = stack_page("success", {("collect", "return_value"): made, ("submit", "job"): {"job_id": "17"}})
+    assert "<h1>NS_230216033</h1>" in html
+    assert '<strong class="success">Success</strong>' in html
+    assert "Region 0</th><td>/n/a_0.nxs (2.0 MB), for MANTiS: 3 energies, 0 to 5</td>" in html
+    assert "/n/&lt;a&gt;_1.nxs (0.0 MB), for MANTiS: 2 energies, 0 to 5; " in html
+    assert '<strong class="partial">2 missing</strong>: 2, 3</td>' in html
+    assert 'Region 2</th><td><strong class="partial">no stack</strong>' in html
+    assert html.count("sacct -j 17") == 1
+    assert "2 of 2 files done." in html
+    assert "not known to be at NERSC" not in html
+
+
+def test_a_stack_that_was_not_made_says_why_and_what_to_do(stack_page: Callable[..., str]) -> None:
+    html = stack_page("success", {("check", NO_STACK_KEY): "No stack of NS_230216033: 1 failed (0_1)"})
+    assert "<strong>No stack was made.</strong> No stack of NS_230216033: 1 failed (0_1)</p>" in html
+    assert "<code>submit_scan.py stack NS_230216033 --engine ptychocam</code>" in html
+
+
+def test_a_stack_that_failed_has_its_job_and_the_command_for_another(stack_page: Callable[..., str]) -> None:
+    conf = {"engine": "cdtools", "incomplete": True}
+    html = stack_page("failed", {("submit", "job"): {"job_id": "18"}}, **conf)
+    assert "<th>stack</th><td>18; at NERSC: <code>sacct -j 18</code>" in html
+    command = "submit_scan.py stack NS_230216033 --engine cdtools --param incomplete=true"
+    assert f"<code>{command}</code>" in html
 
 
 def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Session) -> None:

@@ -20,6 +20,7 @@ from cosmic import runs, stack_start, stacks
 from cosmic.beamline import beamline
 from cosmic.dag_constants import (
     COPY_TASK,
+    NO_STACK_KEY,
     REPORT_TASK,
     STACK_SCAN,
     SUPERFACILITY_CONN_ID,
@@ -41,6 +42,7 @@ class Airflow(AirflowSays):
     def __init__(self) -> None:
         super().__init__()
         self.started: list[TriggerDagRun] = []
+        self.xcoms: dict[str, Any] = {}  # of the first task of `stack_scan`
 
     def add(
         self, scan: str, place: tuple[int, int], generation: int = 1, report: str | None = "success"
@@ -184,7 +186,8 @@ def check(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
     def run(scan: str, *, run_id: str | None = None, **params: Any) -> dict[str, Any]:
         kind = DagRunType.MANUAL if run_id is None else DagRunType.OPERATOR_TRIGGERED
         dag_run = SimpleNamespace(run_id=run_id or "manual__1", run_type=kind)
-        monkeypatch.setattr(stacks, "get_current_context", lambda: {"dag_run": dag_run})
+        context = {"dag_run": dag_run, "ti": SimpleNamespace(xcom_push=airflow.xcoms.__setitem__)}
+        monkeypatch.setattr(stacks, "get_current_context", lambda: context)
         found: dict[str, Any] = stacks.check_energies.function({"scan": scan, **params})
         return found
 
@@ -242,6 +245,7 @@ def test_an_incomplete_scan_is_refused_by_hand_left_alone_otherwise_and_stacked_
     airflow.add(scan, (2, 0), report="failed")
     with pytest.raises(AirflowSkipException, match=r"2 are done, 2 failed \(1_0, 2_0\), 1 missing"):
         check(scan, run_id=f"{scan}_ptychocam_2")
+    assert "2 are done, 2 failed (1_0, 2_0), 1 missing" in airflow.xcoms[NO_STACK_KEY]
     with pytest.raises(AirflowSkipException, match="has had more runs since"):
         check(scan, run_id=f"{scan}_ptychocam_1")
 
@@ -287,13 +291,12 @@ def made(standin: Facility, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     return str(prefix)
 
 
-def collect(prefix: str, job: Any = JOB) -> dict[str, Any]:
+def collect(prefix: str, job: Any = JOB) -> Any:
     regions: list[stacks.Region] = [
         {"region": 0, "done": [0, 2], "missing": [1]},
         {"region": 1, "done": [], "missing": [0, 1, 2]},
     ]
-    found: dict[str, Any] = stacks.collect_stacks.function("perlmutter", prefix, regions, job)
-    return found
+    return stacks.collect_stacks.function("perlmutter", prefix, regions, job)
 
 
 def test_the_result_says_which_energies_are_in_each_stack(made: str) -> None:
@@ -302,6 +305,7 @@ def test_the_result_says_which_energies_are_in_each_stack(made: str) -> None:
         {"region": 0, "stack": f"{made}_0.nxs", "bytes": 5, "energies": [0, 2], "missing": [1]}
     ]
     assert result["message"] == f"{made}_0.nxs: 2 energies, 1 missing (1); region 1 has no result"
+    assert (result["without_result"], result["job_id"]) == ([1], "17")
 
 
 @pytest.mark.parametrize("how", ["no stack", "empty", "no summary", "damaged", "earlier job"])
@@ -317,7 +321,7 @@ def test_a_stack_that_is_missing_or_of_another_job_is_none(made: str, how: str) 
         summary.write_text("[]")
     else:
         summary.write_text(summary.read_text().replace("17", "16"))
-    with pytest.raises(UserError, match=rf"{stack} is missing or is not this job's") as refused:
+    with pytest.raises(UserError, match=rf"its result {stack} is missing or is not this job's") as refused:
         collect(made)
     assert "Slurm job 17" in str(refused.value)
     assert "/x/y_17.out" in refused.value.next_step

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 DAG_RUNS = "/api/v2/dags/transfer_auto_recon/dagRuns"
+DAGS = re.compile("/api/v2/dags/(transfer_auto_recon|stack_scan)(?=/dagRuns|$)")
 RUN_ID = re.compile(r"^[A-Za-z0-9_.~:+-]+$")
 BODY_FIELDS = {"dag_run_id", "logical_date", "conf", "note", "run_after", "partition_key"}
 
@@ -74,12 +75,16 @@ class AirflowApi:
         return sum(1 for m, p in self.requests if m == method and re.search(path, p))
 
     def add_run(
-        self, run_id: str, state: str = "running", conf: dict[str, Any] | None = None
+        self,
+        run_id: str,
+        state: str = "running",
+        conf: dict[str, Any] | None = None,
+        dag_id: str = "transfer_auto_recon",
     ) -> dict[str, Any]:
         """Make a run as if somebody had started it."""
         run = {
             "dag_run_id": run_id,
-            "dag_id": "transfer_auto_recon",
+            "dag_id": dag_id,
             "logical_date": None,
             "run_after": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             "state": state,
@@ -205,16 +210,17 @@ class _Handler(BaseHTTPRequestHandler):
             return 403, {"detail": "Invalid JWT token"}
         if (self.command, "any") in api.forbidden:
             return 403, {"detail": "Forbidden"}
-        if path == DAG_RUNS.removesuffix("/dagRuns") and api.dag_problem != "missing":
-            return 200, {"dag_id": "transfer_auto_recon", "is_paused": api.paused}
-        if not path.startswith(DAG_RUNS) or api.dag_problem == "missing":
+        match = DAGS.match(path)
+        if match is None or api.dag_problem == "missing":
             return 404, {"detail": "Dag with dag_id: 'transfer_auto_recon' not found"}
-        parts = path[len(DAG_RUNS) :].strip("/").split("/")
+        if match.end() == len(path):
+            return 200, {"dag_id": match[1], "is_paused": api.paused}
+        parts = path[match.end() + len("/dagRuns") :].strip("/").split("/")
         if parts == [""]:
-            return self._start(body) if self.command == "POST" else self._list(query)
+            return self._start(match[1], body) if self.command == "POST" else self._list(match[1], query)
         return self._one(parts, query, body)
 
-    def _start(self, body: Any) -> tuple[int, Any]:
+    def _start(self, dag_id: str, body: Any) -> tuple[int, Any]:
         api = self.api
         extra = set(body) - BODY_FIELDS
         if "logical_date" not in body or extra:
@@ -227,17 +233,22 @@ class _Handler(BaseHTTPRequestHandler):
         run_id = body["dag_run_id"]
         if not RUN_ID.match(run_id) or ".." in run_id or len(run_id) > 250:
             return 400, {"detail": f"The run_id provided '{run_id}' does not match regex pattern"}
-        if not str(body["conf"].get("file_path", "")).endswith(".cxi") or body["conf"].get("n_gpu") == 3:
+        is_stack = dag_id == "stack_scan"
+        if (
+            not (is_stack or str(body["conf"].get("file_path", "")).endswith(".cxi"))
+            or body["conf"].get("n_gpu") == 3
+        ):
             return 400, {"detail": "Invalid input for param n_gpu: 3 is refused by this DAG"}
         if run_id in api.runs:
             return 409, {"detail": f"There is a run {run_id} of transfer_auto_recon already."}
-        run = api.add_run(run_id, "queued", body["conf"])
+        run = api.add_run(run_id, "queued", body["conf"], dag_id)
         run["note"] = body.get("note")
         return 200, run
 
-    def _list(self, query: dict[str, str]) -> tuple[int, Any]:
+    def _list(self, dag_id: str, query: dict[str, str]) -> tuple[int, Any]:
         text = query.get("conf_contains", "")
-        found = [run for run in self.api.runs.values() if text in json.dumps(run["conf"])]
+        of_dag = [run for run in self.api.runs.values() if run["dag_id"] == dag_id]
+        found = [run for run in of_dag if text in json.dumps(run["conf"])]
         return 200, _page("dag_runs", found, query)
 
     def _xcoms(self, parts: list[str], query: dict[str, str]) -> tuple[int, Any]:
