@@ -221,16 +221,13 @@ def test_no_value_of_a_file_or_a_task_becomes_a_part_of_the_page(pages: Pages, s
     texts = [HOSTILE[number % len(HOSTILE)].format(n=number) for number in range(count)]
     runs, tasks, errors, events = [], [], [], []
     for number, text in enumerate(texts):
-        run_id, state = f"run {number} {text}"[:200].replace("\0", ""), ("failed", "success")[number % 2]
-        text = text.replace("\0", "")
-        runs.append(
-            run_row(run_id, text, state, POSTED + timedelta(seconds=number), took=TOOK) | {"id": number + 1}
-        )
+        run_id, state = f"run {number} {text}"[:200], ("failed", "success")[number % 2]
+        posted = POSTED + timedelta(seconds=number)
+        runs.append(run_row(run_id, text, state, posted, took=TOOK) | {"id": number + 1})
         if state == "failed":
-            tasks.append(task_row(run_id, "check_scan", "failed", POSTED))
-            errors.append(
-                xcom_row(number + 1, run_id, "check_scan", POSTED, key=ERROR_KEY, value={"what": text})
-            )
+            tasks.append(task_row(run_id, "check_scan", "failed", posted))
+            why = {"what": text}
+            errors.append(xcom_row(number + 1, run_id, "check_scan", posted, key=ERROR_KEY, value=why))
         else:
             extra = facts(text, text, proposal=text, sample=text)
             events.append(event_row(asset_id, run_id, "ptychocam", POSTED, extra))
