@@ -95,8 +95,10 @@ def reconstruction() -> dict[str, Any]:
 def _page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch, may_clear: bool) -> str:
     manager = SimpleNamespace(is_authorized_dag=lambda **_: may_clear)
     monkeypatch.setattr(pages, "get_auth_manager", lambda: manager)
-    request: Any = SimpleNamespace(scope={"root_path": "/airflow/cosmic"})
-    user: Any = SimpleNamespace()
+    user: Any = SimpleNamespace(get_id=lambda: "somebody", get_name=lambda: "somebody")
+    request: Any = SimpleNamespace(
+        scope={"root_path": "/airflow/cosmic"}, state=SimpleNamespace(page_user=user)
+    )
     dag_id = session.scalar(select(DagRun.dag_id).where(DagRun.run_id == RUN_ID))
     reply = pages.result_page(dag_id, RUN_ID, session, user, request)
     policy = reply.headers["Content-Security-Policy"]

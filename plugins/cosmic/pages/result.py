@@ -12,17 +12,14 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
-from airflow.models.dagrun import DagRun
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from cosmic.beamline import beamline
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, MayRead, find_run
 from cosmic.pages.rendering import URL_PREFIX, DagId, RunId, address, render
+from cosmic.pages.scan_runs import scan_of_run
 from cosmic.run_summary import summarize
-from cosmic.scan_records import place_of
-from facilities.errors import UserError
 
 router = APIRouter()
 
@@ -37,22 +34,18 @@ def result_page(
     may_clear = get_auth_manager().is_authorized_dag(
         method="PUT", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id), user=user
     )
+    scan = scan_of_run(run_id, summary.run.conf) if dag_id == TRANSFER_AUTO_RECON else ""
+    pages = f"{airflow}{URL_PREFIX}"
     return render(
         "result.html",
+        request=request,
+        user=user,
+        scan=scan,
+        only_run=run_id,
         summary=summary,
         run=summary.run,
         may_clear=may_clear,
-        previews=f"{airflow}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
+        previews=f"{pages}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}",
         try_again=TRY_AGAIN,
-        scan_page=_scan_page(airflow, summary.run) if dag_id == TRANSFER_AUTO_RECON else "",
+        scan_page=f"{pages}/scans/{quote(scan, safe='')}?run={quote(run_id, safe='')}",
     )
-
-
-def _scan_page(airflow: str, run: DagRun) -> str:
-    """Address of the page of a run's scan."""
-    try:
-        forms = beamline().collections.source.scan_names
-    except UserError:  # its settings are wrong, which the failed tasks say
-        forms = ()
-    scan = place_of(run.run_id, (run.conf or {}).get("file_path"), forms).scan
-    return f"{airflow}{URL_PREFIX}/scans/{quote(scan, safe='')}?run={quote(run.run_id, safe='')}"

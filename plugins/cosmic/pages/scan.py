@@ -26,7 +26,7 @@ from cosmic import kept_results
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
-from cosmic.pages.scans import MayRead
+from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, doing, state_of
 from cosmic.run_summary import summarize
@@ -39,7 +39,7 @@ ScanName = Annotated[str, Path(max_length=250)]
 AskedRun = Annotated[str, Query(alias="run", max_length=250)]
 
 
-@router.get("/scans/{scan}", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scans/{scan}", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scan_page(
     scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
 ) -> HTMLResponse:
@@ -65,7 +65,7 @@ def scan_page(
     )
 
 
-@router.get("/scans/{scan}/run", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scans/{scan}/run", response_class=HTMLResponse, dependencies=[MayReadScans])
 def run_details(
     scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
 ) -> HTMLResponse:
@@ -76,7 +76,7 @@ def run_details(
     return HTMLResponse(html, headers=HEADERS)
 
 
-@router.get("/scans/{scan}/data", dependencies=[MayRead])
+@router.get("/scans/{scan}/data", dependencies=[MayReadScans])
 def scan_data(scan: ScanName, session: SessionDep, request: Request) -> Response:
     """State, files, runs and results; 304 when the reader has them already.
 

@@ -19,9 +19,9 @@ router = APIRouter()
 
 @router.get("/vendor/{name}")
 def vendored(name: str) -> Response:
-    """One file; it holds nothing of anybody, so that nobody has to be logged in."""
+    """One file."""
     if name not in FILES:
         raise HTTPException(404, "There is no such file.")
     path, kind = FILES[name]
-    headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
     return Response((FOLDER / path).read_bytes(), media_type=kind, headers=headers)
