@@ -9,7 +9,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from cosmic.pages import actions, downloads, result, scans
+from cosmic.pages import actions, downloads, job_log, pictures, result, scan, scans, vendor
 from cosmic.pages.rendering import address, render
 from cosmic.pages.security import remember_user
 
@@ -26,6 +26,10 @@ app.include_router(actions.router)
 app.include_router(downloads.router)
 app.include_router(scans.router)
 app.include_router(result.router)
+app.include_router(pictures.router)
+app.include_router(scan.router)
+app.include_router(job_log.router)
+app.include_router(vendor.router)
 
 
 @app.exception_handler(HTTPException)
