@@ -6,9 +6,9 @@ FROM ${AIRFLOW_IMAGE} AS airflow
 USER root
 # Where volumes are mounted. A new volume takes its owner and mode from here, so that no service needs to be
 # root to write to it, whatever the user id it runs with: the group is always 0.
-RUN mkdir -p /keys /config /standin /queue /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
-    && chown airflow:0 /keys /config /standin /queue /metrics /opt/airflow /opt/airflow/logs /opt/airflow/dag_bundles \
-    && chmod 2770 /keys /config /standin /queue /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
+RUN mkdir -p /keys /config /standin /queue /kept_results /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chown airflow:0 /keys /config /standin /queue /kept_results /metrics /opt/airflow /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chmod 2770 /keys /config /standin /queue /kept_results /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
     && chmod g+rwx /opt/airflow
 USER airflow
 WORKDIR /opt/airflow

@@ -9,7 +9,8 @@ waited, a run that was failed between a submit and its wait, a worker killed in 
 **Left alone** is whatever is between two tries, cleared or waiting, and what another Airflow has started.
 
 **What you see.** The log names each job and transfer that was cancelled, and why; so does the result. Usually
-there are none, and the task takes a second.
+there are none, and the task takes a second. It also removes pictures that were kept for the pages longer than
+`[cosmic] kept_results_days`; nothing is removed at NERSC.
 
 **When it fails.** The last lines of the log name what to do. While a service does not answer, the task
 succeeds, with a warning in its log, and the next run asks again.
@@ -25,6 +26,7 @@ from airflow.sdk import DAG, task
 
 import facilities.globus.orphans
 import facilities.superfacility.orphans  # noqa: F401 - both register what finds their work
+from cosmic import kept_results
 from cosmic.beamline import beamline
 from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
@@ -51,10 +53,11 @@ OWNING_TASKS: dict[str, list[tuple[str, ...]]] = {
 
 @task(execution_timeout=timedelta(minutes=8))
 def cancel_abandoned() -> CleanupResult:
-    """Cancel jobs and transfers that no task waits for."""
+    """Cancel jobs and transfers that no task waits for, and remove old pictures of the pages."""
     cleanup = OrphanCleanup(OWNING_TASKS)
     cleanup.cancel_orphans("superfacility", SUPERFACILITY_CONN_ID, machine=beamline().job.machine)
     cleanup.cancel_orphans("globus", GLOBUS_CONN_ID)
+    kept_results.remove_old()
     return cleanup.result
 
 

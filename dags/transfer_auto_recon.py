@@ -44,7 +44,7 @@ from cosmic.dag_constants import (
 from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import ENGINES, RECONSTRUCTION, dag_params
 from cosmic.plan import check_scan, choose_engines
-from cosmic.results import collect, report
+from cosmic.results import RECONSTRUCTIONS, collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
@@ -104,7 +104,7 @@ with DAG(
                 timeout=timedelta(days=7).total_seconds(),
                 pool="nersc",
             )
-            collected = collect.override(outlets=[Asset("cosmic_reconstructions")])(
+            collected = collect.override(outlets=[RECONSTRUCTIONS])(
                 engine, plan["machine"], plan[engine], wait.output
             )
         [chosen, copy] >> submit >> wait >> collected

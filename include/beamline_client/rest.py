@@ -196,7 +196,7 @@ class Airflow:
 
 def _needed_right(method: str) -> str:
     if method == "PATCH":
-        return "Only an administrator of this Airflow may cancel runs: ask one, with the run's id."
+        return "The user needs a role that may stop runs, as `beamline` has: ask an administrator of Airflow."
     return "The user needs a role that may start and read runs."
 
 

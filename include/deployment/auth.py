@@ -1,8 +1,9 @@
-"""Extends Airflow's FAB auth manager: starting runs is a permission, and a lost database is a 503.
+"""Extends Airflow's FAB auth manager: starting and changing runs are permissions, a lost database is a 503.
 
-FAB asks for "may edit the DAG" before somebody may start a run of it, and whoever may edit a DAG may also
-pause it. A beamline computer must not be able to stop the pipeline for everybody, so here "can_create" on
-"DAG Run:<dag_id>" together with "can_read" on the DAG is enough for a start.
+FAB asks for "may edit the DAG" before somebody may start or change a run of it, and who may edit a DAG may
+pause it, too. A beamline computer must not be able to stop the pipeline for everybody: here "can_create" on
+"DAG Run:<dag_id>" together with "can_read" on the DAG is enough for a start, and "can_edit" for a change: to
+stop a run, to clear it as a whole, or to write its note.
 
 A login while the database is away is an outage (503). FAB takes a user whom it cannot look up for one who
 does not exist, and a beamline computer that hears "wrong password" (401) needs a person; for 503 it waits.
@@ -20,6 +21,8 @@ from airflow.utils.session import create_session
 from fastapi import HTTPException
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+
+_ACTIONS = {"POST": "can_create", "PUT": "can_edit"}
 
 
 class BeamlineAuthManager(FabAuthManager):  # type: ignore[misc] # the provider is in the image only
@@ -47,8 +50,8 @@ class BeamlineAuthManager(FabAuthManager):  # type: ignore[misc] # the provider 
         details: Any = None,
     ) -> bool:
         """Whether a user may do something with a DAG or a part of it."""
-        starts_run = method == "POST" and access_entity is DagAccessEntity.RUN and details and details.id
-        if starts_run and ("can_create", f"DAG Run:{details.id}") in user.perms:
+        is_of_run = access_entity is DagAccessEntity.RUN and details and details.id
+        if is_of_run and (_ACTIONS.get(method), f"DAG Run:{details.id}") in user.perms:
             method, access_entity = "GET", None
         allowed: bool = super().is_authorized_dag(
             method=method, user=user, access_entity=access_entity, details=details

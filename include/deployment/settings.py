@@ -69,6 +69,15 @@ def _host_and_port(value: object) -> object:
     return host, port
 
 
+def _folder_or_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.password:
+        raise ValueError("it holds a password, which would show in logs; put it into an Airflow connection")
+    if not text.startswith("/") and not (parts.scheme and parts.netloc):
+        raise ValueError("it must be an absolute path in the containers, or s3://CONNECTION@BUCKET/FOLDER")
+    return text
+
+
 def _without_password(url: str) -> str:
     if urlsplit(url).password:
         raise ValueError("the URL holds a password, which would show in logs; use a public address")
@@ -112,6 +121,8 @@ class Settings(BaseSettings):
     ui_port: _WholeNumber = 8080
     ui_url: str = "http://localhost:8080"
     statsd: Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_host_and_port)] = None
+    kept_results: Annotated[str, AfterValidator(_folder_or_url)] | None = None
+    kept_results_days: _WholeNumber = 90
     grafana_port: _WholeNumber = 3000
     dags_git_url: Annotated[str, AfterValidator(_without_password)] | None = None
     dags_git_ref: str = "main"

@@ -1,4 +1,4 @@
-"""The preview: amplitude and phase of an object side by side, as a small PNG."""
+"""The preview, amplitude and phase of an object side by side, and the thumbnail: small PNGs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,50 @@ from reconstruction.frc import mean_gradient, ramp
 
 MAX_BYTES = 290_000
 MAX_SIDE = 480  # of a panel, pixels
+THUMBNAIL_BYTES = 15_000
+THUMBNAIL_SIDE = 160
 MARGIN, HEAD, FOOT = 12, 30, 34
 
 Panel = tuple[Image.Image, float, float]  # picture, and the values that are black and white
 
 
-def render(obj: Complex, well_lit: Bool, pixel: Real, title: str) -> bytes:
-    """PNG of at most `MAX_BYTES`.
+def flattened(obj: Complex, well_lit: Bool) -> Complex:
+    """The object without the ramp of its phase, which the probe can undo, and with a mean phase of zero.
 
-    :param obj: complex, (rows, columns), what is to be seen of the object.
-    :param well_lit: like obj, the part that sets the range of greys; noise at the rim would wash it out.
-    :param pixel: meters, (rows, columns).
+    :param obj: complex, (rows, columns).
+    :param well_lit: like obj, the part that counts.
     """
     flat = obj * ramp(obj.shape, -mean_gradient(obj * well_lit))
-    flat = flat * np.exp(-1j * np.angle(flat[well_lit].sum()))
+    turned: Complex = flat * np.exp(-1j * np.angle(flat[well_lit].sum()))
+    return turned
+
+
+def render(flat: Complex, well_lit: Bool, pixel: Real, title: str) -> bytes:
+    """PNG of at most `MAX_BYTES`.
+
+    :param flat: complex, (rows, columns), what is to be seen of the object, `flattened`.
+    :param well_lit: like flat, the part that sets the range of greys; noise at the rim would wash it out.
+    :param pixel: meters, (rows, columns).
+    """
     side = MAX_SIDE
     while True:
         panels = [_panel(values, well_lit, pixel, side) for values in (np.abs(flat), np.angle(flat))]
-        image = _page(panels, meters=float(obj.shape[1] * pixel[1]), title=title)
+        image = _page(panels, meters=float(flat.shape[1] * pixel[1]), title=title)
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         if buffer.tell() <= MAX_BYTES or side <= 64:
+            return buffer.getvalue()
+        side = side * 3 // 4
+
+
+def thumbnail(flat: Complex, well_lit: Bool, pixel: Real) -> bytes:
+    """PNG of the amplitude, at most `THUMBNAIL_SIDE` wide and high and smaller than `THUMBNAIL_BYTES`."""
+    side = THUMBNAIL_SIDE
+    while True:
+        image, _, _ = _panel(np.abs(flat), well_lit, pixel, side)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        if buffer.tell() < THUMBNAIL_BYTES or side <= 32:
             return buffer.getvalue()
         side = side * 3 // 4
 

@@ -1,4 +1,4 @@
-"""What a reconstruction leaves behind: `<prefix>.cxi`, `.h5` (CDTools' layout), `.png` and `.json`.
+"""What a reconstruction leaves behind: `<prefix>.cxi`, `.h5` (CDTools' layout), `.png`, the view, `.json`.
 
 Each appears whole or not at all (a temporary name, then a rename), and the JSON comes last: where it
 is, the reconstruction succeeded.
@@ -6,6 +6,7 @@ is, the reconstruction succeeded.
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ import numpy as np
 from reconstruction import VERSION, cdtools_file
 from reconstruction.arrays import Bool, Real
 from reconstruction.files import hdf5_image, write_whole
-from reconstruction.preview import render
+from reconstruction.preview import flattened, render, thumbnail
 from reconstruction.scan import DATA, DETECTOR, SOURCE, Scan
 from reconstruction.solver import Solution
+from reconstruction.view import make_view
 
 IMAGE = "entry_1/image_1"
 MAX_ERRORS = 1000
@@ -66,7 +68,7 @@ def make_folder(prefix: Path) -> None:
 
 
 def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
-    """Write the four files; returns what the JSON holds."""
+    """Write all files; returns what the JSON holds."""
     region, well_lit = lit(solution.illuminated, SCANNED), lit(solution.illuminated, WELL_LIT)
     image = hdf5_image(lambda file: _fill(file, scan, solution, run, region))
     write_whole(_named(prefix, ".cxi"), image)
@@ -76,8 +78,16 @@ def write_result(prefix: Path, scan: Scan, solution: Solution, run: Run) -> dict
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     title = f"{scan.path.name}   {run.engine}   {solution.pixel[0] * 1e9:.3g} nm pixels"
-    write_whole(_named(prefix, ".png"), render(solution.obj[box], well_lit[box], solution.pixel, title))
-    figures = _figures(scan, solution, run)
+    flat = flattened(solution.obj[box], well_lit[box])
+    write_whole(_named(prefix, ".png"), render(flat, well_lit[box], solution.pixel, title))
+    view = make_view(flat, region[box], well_lit[box], solution.pixel)
+    for suffix, content in view.files.items():
+        write_whole(_named(prefix, suffix), content)
+    small = thumbnail(flat, well_lit[box], solution.pixel)
+    figures = _figures(scan, solution, run) | {
+        "view": view.about,
+        "thumbnail_png": base64.b64encode(small).decode(),
+    }
     write_whole(_named(prefix, ".json"), json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
     return figures
 
@@ -141,6 +151,7 @@ def _figures(scan: Scan, solution: Solution, run: Run) -> dict[str, Any]:
         "scale": float((np.abs(solution.probe) ** 2).sum()),  # counts that the probe brings to a frame
         "notes": list(scan.notes),  # how what is ambiguous in the file was read
         "warnings": [*scan.warnings, *run.warnings],
+        "metadata": dict(scan.metadata),
     }
 
 

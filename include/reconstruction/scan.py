@@ -7,8 +7,10 @@ reader below knows the places in use and names them all when it finds nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -58,6 +60,7 @@ class Scan:
     :param defocus: meters from the focus to the sample, or None.
     :param near_field: as the file says, or None when it does not.
     :param notes: how ambiguous things in the file were read; `warnings`: what a person should look at.
+    :param metadata: short values that the control system put into the file: proposal, dwell and so on.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Scan:
     near_field: bool | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def energy_ev(self) -> float:
@@ -137,6 +141,7 @@ class _Reader:
             near_field=self._near_field(),
             notes=tuple(stored.notes),
             warnings=tuple(stored.warnings),
+            metadata=stored.short_metadata(),
         )
 
     def _frames_and_translations(self) -> tuple[Stack, Real]:

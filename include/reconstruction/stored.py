@@ -13,6 +13,8 @@ import numpy as np
 from reconstruction.arrays import Real
 from reconstruction.errors import ScanError
 
+MAX_VALUES, MAX_TEXT, MAX_NAMES, LARGEST = 80, 300, 20, 1e300  # of `Stored.short_metadata`
+
 
 class Stored:
     """An open file; what has to be said about it is collected here.
@@ -70,6 +72,16 @@ class Stored:
             self.fail(place, f"is {number}")
         return number
 
+    def short_metadata(self) -> dict[str, Any]:
+        """Numbers, texts and lists of a few names of `metadata`; arrays, such as all positions, are left out.
+
+        JSON can hold them: a number that is none, such as NaN, is left out, too.
+        """
+        short = {name[:MAX_TEXT]: _short(value) for name, value in self.metadata.items()}
+        return dict(
+            list({name: value for name, value in short.items() if value is not None}.items())[:MAX_VALUES]
+        )
+
     def _metadata(self) -> dict[str, Any]:
         item = self.file.get("metadata")
         if not isinstance(item, h5py.Dataset) or item.shape != ():
@@ -79,6 +91,17 @@ class Stored:
         except (TypeError, ValueError):
             return {}
         return held if isinstance(held, dict) else {}
+
+
+def _short(value: Any) -> Any:
+    """A value as it is shown to people; None: it is not short, or no value."""
+    if isinstance(value, str):
+        return value[:MAX_TEXT] or None
+    if isinstance(value, bool) or (isinstance(value, (int, float)) and -LARGEST < value < LARGEST):
+        return value
+    if isinstance(value, list) and 0 < len(value) <= MAX_NAMES and all(isinstance(v, str) for v in value):
+        return ", ".join(value)[:MAX_TEXT]
+    return None
 
 
 def _check_readable(path: Path, place: str, dataset: h5py.Dataset) -> None:

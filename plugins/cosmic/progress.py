@@ -135,8 +135,14 @@ def _job(far: Progress) -> Words:
     if state in RUNNING and far.elapsed is not None:
         of = f" of {far.limit / 60:.0f}" if far.limit else ""
         return [f"{_RUNNING}, {far.elapsed // 60:.0f}{of} min"]
-    if state is SlurmState.PENDING and far.start_estimate:
-        return [f"{_QUEUE}, starts about ", datetime.fromisoformat(far.start_estimate)]
     if state is SlurmState.PENDING:
-        return [_QUEUE]
+        return _queue(far.start_estimate)
     return [f"Slurm job {far.state.lower()}" if far.state else "waiting for its Slurm job"]
+
+
+def _queue(start_estimate: str | None) -> Words:
+    try:
+        start = datetime.fromisoformat(start_estimate or "")
+    except ValueError:
+        return [_QUEUE]
+    return [f"{_QUEUE}, starts about ", start] if start.tzinfo else [_QUEUE]

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import logging
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypedDict
 
-from airflow.sdk import get_current_context, task
+from airflow.sdk import Asset, get_current_context, task
 
+from cosmic import kept_results
+from cosmic.beamline import beamline
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID, WARNINGS_KEY
 from cosmic.parameters import Engine
+from cosmic.scan_names import parse_path
+from cosmic.scans import parse_scan_path
 from cosmic.stack_start import start_when_done
-from facilities.errors import NotFoundError, UserError
+from facilities.errors import FacilityError, NotFoundError, UserError
 from facilities.superfacility.hook import SuperfacilityHook
 
 log = logging.getLogger(__name__)
 
 RESULT_SUFFIXES = (".cxi", ".h5", ".png", ".json")
+RECONSTRUCTIONS = Asset("cosmic_reconstructions")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,6 +40,20 @@ class Quality(TypedDict):
     pixel_size_m: list[float] | None  # y, x
     object_shape: list[int] | None  # y, x
     resolution_m: float | None
+
+
+class Facts(TypedDict):
+    """What lists show of a result: the `extra` of its event of the asset `cosmic_reconstructions`."""
+
+    scan: str  # as people call it, with all its energies and regions: NS_230216033
+    file: str  # relative to the beamline's collection
+    engine: str
+    proposal: str | None
+    sample: str | None
+    energy_ev: float | None
+    error: float | None
+    resolution_m: float | None
+    warnings: int
 
 
 class Reconstruction(TypedDict):
@@ -52,12 +74,19 @@ class Reconstruction(TypedDict):
 
 @task(pool="nersc", multiple_outputs=False)
 def collect(
-    engine: Engine, machine: str, plan: Mapping[str, Any], job: Mapping[str, Any] | None
+    engine: Engine,
+    machine: str,
+    plan: Mapping[str, Any],
+    job: Mapping[str, Any] | None,
+    *,
+    dag_run: Any = None,
+    outlet_events: Any = None,
 ) -> Reconstruction:
-    """Check that a finished job left what it should have, and read its figures.
+    """Check that a finished job left what it should have, read its figures, and keep what pages show.
 
     :param plan: of the engine, as `check_scan` made it.
     :param job: the sensor's result; None when somebody has marked the sensor as success.
+    :param dag_run: Airflow's, as `outlet_events`.
     :raises UserError: there is no finished job, or a file is missing, empty or of another type than its name.
     """
     if job is None:
@@ -70,11 +99,14 @@ def collect(
         sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}
         figures = _figures(hook, machine, output + ".json", job)
         preview = hook.download(machine, output + ".png")
+        preview_size = check_png(preview, output + ".png")
+        kept = {kept_results.FIGURES: json.dumps(figures).encode(), kept_results.PREVIEW: preview}
+        kept |= _thumbnail(figures) | _pictures(hook, machine, output, figures)
     result = Reconstruction(
         engine=engine,
         result=output + ".cxi",
         preview=output + ".png",
-        preview_size=check_png(preview, output + ".png"),
+        preview_size=preview_size,
         bytes=sizes[".cxi"],
         quality=Quality(
             frames=_number(figures, "frames"),
@@ -90,6 +122,9 @@ def collect(
         run_seconds=job.get("run_seconds"),
         node_hours=job.get("node_hours"),
     )
+    if dag_run is not None:
+        kept_results.keep(dag_run, engine, kept)
+        outlet_events[RECONSTRUCTIONS].extra = dict(_facts(dag_run.conf["file_path"], result, figures))
     for warning in result["warnings"]:
         log.warning("%s warns: %s", engine, warning)
     log.info("%s: %s", engine, describe(result))
@@ -148,6 +183,60 @@ def describe(result: Reconstruction) -> str:
     return ", ".join(parts)
 
 
+def _thumbnail(figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """The thumbnail in the figures; programs of an older release make none."""
+    held = figures.get("thumbnail_png")
+    if held is None:
+        return {}
+    try:
+        content = base64.b64decode(held, validate=True)
+        check_png(content, "thumbnail_png")
+    except (TypeError, binascii.Error, ValueError, UserError) as error:
+        log.warning("The figures' thumbnail cannot be used: %s", error)
+        return {}
+    return {kept_results.THUMBNAIL: content}
+
+
+def _pictures(
+    hook: SuperfacilityHook, machine: str, output: str, figures: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The viewer's pictures; programs of an older release make none."""
+    found: dict[str, bytes] = {}
+    for picture, name in kept_results.PICTURES.items() if "view" in figures else ():
+        paths = [output + suffix for suffix in kept_results.view_suffixes(picture, figures["view"])]
+        try:
+            content = b"".join(hook.download(machine, path) for path in paths)
+            kept_results.check_picture(content, figures["view"])
+        except (FacilityError, ValueError) as error:
+            log.warning("The full picture %s cannot be shown: %s", paths[0], error)
+        else:
+            found[name] = content
+    return found
+
+
+def _facts(file: str, result: Reconstruction, figures: Mapping[str, Any]) -> Facts:
+    scan = parse_scan_path(file)
+    part = parse_path(str(scan.relative), beamline().collections.source.scan_names)
+    return Facts(
+        scan=part.scan.name if part else scan.name,
+        file=str(scan.relative),
+        engine=result["engine"],
+        proposal=_from_metadata(figures, "proposal", "proposal_id"),
+        sample=_from_metadata(figures, "sample", "sample_name", "sample_description"),
+        energy_ev=_number(figures, "energy_ev"),
+        error=result["quality"]["final_error"],
+        resolution_m=result["quality"]["resolution_m"],
+        warnings=len(result["warnings"]),
+    )
+
+
+def _from_metadata(figures: Mapping[str, Any], *names: str) -> str | None:
+    """The first of these that the scan's file says, at most 200 characters."""
+    metadata = figures.get("metadata")
+    values = [metadata.get(name) for name in names] if isinstance(metadata, Mapping) else []
+    return next((str(value)[:200] for value in values if isinstance(value, (str, int)) and value), None)
+
+
 def _size(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> int:
     try:
         size = hook.stat(machine, path).size
@@ -188,7 +277,8 @@ def incomplete(path: str, how: str, job: Mapping[str, Any]) -> UserError:
 
 def _number(figures: Mapping[str, Any], key: str) -> Any:
     value = figures.get(key)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 def check_png(content: bytes, path: str) -> list[int]:

@@ -57,6 +57,7 @@ _SWEEP_AFTER = 60.0  # seconds between two looks for what was changed or removed
 _LATE = 200  # rows whose transactions may have ended after those of later ones
 _LATE_FOR = timedelta(minutes=2)
 _MANY = 1000  # ids in a condition
+_IN_PARTS: Any = {"execution_options": {"yield_per": 2000}}
 _EXPLAINED_WITHIN = timedelta(minutes=5)  # after a run's end its reason may still be written
 
 
@@ -161,7 +162,7 @@ class ScanIndex:
         """Runs that are new, active, or were active."""
         forms = _forms()
         if all_of_them:
-            return {self._take(row, forms) for row in session.execute(_runs())} - {0}
+            return {self._take(row, forms) for row in session.execute(_runs(), **_IN_PARTS)} - {0}
         latest = max(self._runs, default=0)
         rows = {row.id: row for row in session.execute(_runs(DagRun._state.in_(ACTIVE)))}
         rows |= {row.id: row for row in session.execute(_runs(DagRun.id > latest - _LATE))}
@@ -230,7 +231,8 @@ class ScanIndex:
                 AssetEvent.id > self._last_event - _LATE,
                 AssetEvent.source_dag_id == TRANSFER_AUTO_RECON,
             )
-            .order_by(AssetEvent.id)
+            .order_by(AssetEvent.id),
+            **_IN_PARTS,
         )
         changed = set()
         for event_id, run_id, task_id, when, extra in events:

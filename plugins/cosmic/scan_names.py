@@ -258,6 +258,7 @@ def _of_stem(form: str) -> str:
     return pattern[: -len(re.escape(".cxi"))]
 
 
+@lru_cache(maxsize=10_000)  # an index of scans asks for each file of many days
 def _date(text: str) -> datetime.date | None:
     try:
         return datetime.datetime.strptime(text, "%y%m%d").date()  # noqa: DTZ007 - a calendar day

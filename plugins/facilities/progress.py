@@ -17,7 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,7 @@ WRITE_EVERY = 2.0  # seconds
 _REPEAT_AFTER = 30.0  # seconds after which an unchanged file is written again: its writer lives
 _STALE = 120.0  # seconds after which a file's writer is taken for dead
 _REMOVE = 86_400.0
+_NUMBERS, _TEXTS = ("done", "total", "rate", "elapsed", "limit"), ("state", "start_estimate", "trouble")
 _MAX_BYTES = 5_000_000  # 2,000 waits are 0.5 MB
 
 
@@ -91,8 +92,8 @@ def read_progress() -> dict[Wait, Progress]:
                 found |= _read_file(path)
     except FileNotFoundError:
         pass
-    except Exception:
-        log.warning("The progress of waits cannot be read.", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is: there is no progress then
+        log.info("The progress of waits cannot be read: %s", error)
     return found
 
 
@@ -190,15 +191,13 @@ def _read_file(path: Path | ObjectStoragePath) -> dict[Wait, Progress]:
         if time.time() - content["written"] > _STALE:
             return {}
         return {Wait(*wait): _progress(values) for *wait, values in content["waits"]}
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # just removed, or of another version
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):  # just removed, or not ours
         return {}
 
 
 def _progress(values: Mapping[str, Any]) -> Progress:
-    known = {field.name for field in fields(Progress)}
-    return Progress(**{key: value for key, value in values.items() if key in known})
+    """From plain values; what another version writes in another way is left out."""
+    known: dict[str, Any] = {}
+    for names, kind in ((_NUMBERS, (int, float)), (_TEXTS, str)):
+        known |= {name: values[name] for name in names if isinstance(values.get(name), kind)}
+    return Progress(**known)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +23,7 @@ from fastapi import HTTPException
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from cosmic.beamline import DEFAULT_FILE
+from cosmic.beamline import DEFAULT_FILE, beamline
 from cosmic.dag_constants import NO_STACK_KEY, REPORT_TASK, WARNINGS_KEY
 from cosmic.scans import parse_scan_path
 
@@ -92,8 +95,10 @@ def reconstruction() -> dict[str, Any]:
 def _page(pages: Any, session: Session, monkeypatch: pytest.MonkeyPatch, may_clear: bool) -> str:
     manager = SimpleNamespace(is_authorized_dag=lambda **_: may_clear)
     monkeypatch.setattr(pages, "get_auth_manager", lambda: manager)
-    request: Any = SimpleNamespace(scope={"root_path": "/airflow/cosmic"})
-    user: Any = SimpleNamespace()
+    user: Any = SimpleNamespace(get_id=lambda: "somebody", get_name=lambda: "somebody")
+    request: Any = SimpleNamespace(
+        scope={"root_path": "/airflow/cosmic"}, state=SimpleNamespace(page_user=user)
+    )
     dag_id = session.scalar(select(DagRun.dag_id).where(DagRun.run_id == RUN_ID))
     reply = pages.result_page(dag_id, RUN_ID, session, user, request)
     policy = reply.headers["Content-Security-Policy"]
@@ -217,9 +222,11 @@ def test_a_stack_that_failed_has_its_job_and_the_command_for_another(stack_page:
 
 
 def test_there_is_no_preview_of_a_run_without_a_result(pages: Any, session: Session) -> None:
+    from cosmic.pages import pictures
+
     for engine in ("ptychocam", "..", "nothing"):
         with pytest.raises(HTTPException) as refused:
-            pages.preview("transfer_auto_recon", RUN_ID, engine, session)
+            pictures.preview("transfer_auto_recon", RUN_ID, engine, session)
         assert refused.value.status_code == 404
 
 
@@ -334,3 +341,85 @@ def test_of_many_failures_the_first_are_linked(page: Callable[[bool], str], sess
     html = page(True)
     assert "0 of 800 files done, 800 failed." in html
     assert html.count("/runs/NS_230216033_") == 20
+
+
+@pytest.fixture
+def kept_run(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DagRun:
+    """The run, with a result of ptychocam of which everything is kept."""
+    from cosmic import kept_results
+    from cosmic.plan import result_prefix
+    from cosmic.run_summary import XComs
+    from support.live import example_figures
+
+    monkeypatch.setenv("AIRFLOW__COSMIC__KEPT_RESULTS", str(tmp_path / "kept"))
+    run = session.scalars(select(DagRun).where(DagRun.run_id == RUN_ID)).one()
+    prefix = result_prefix(beamline(), parse_scan_path(SCAN), "ptychocam", run)
+    held = {"ptychocam.collect": {"preview": prefix + ".png"}}
+    monkeypatch.setattr(XComs, "get", lambda _, task_id, *_key: held.get(task_id))
+    content, figures = example_figures()
+    files = {name.removeprefix("view_"): picture for name, picture in content.items()}
+    files |= {name: base64.b64decode(figures["thumbnail_png"]) for name in ("thumbnail.png", "preview.png")}
+    kept_results.keep(run, "ptychocam", files | {"figures.json": json.dumps(figures).encode()})
+    return run
+
+
+def test_pictures_and_figures_are_served_without_nersc(kept_run: DagRun, session: Session) -> None:
+    """No connection to NERSC is known here."""
+    from cosmic.pages import pictures
+    from support.live import example_figures
+
+    content, figures = example_figures()
+    address = ("transfer_auto_recon", RUN_ID, "ptychocam")
+    for picture in ("amplitude", "phase"):
+        reply = pictures.full_picture(*address, picture, session)
+        assert reply.body == content[f"view_{picture}.gz"]
+        assert reply.headers["Content-Encoding"] == "gzip"
+    for served in (pictures.preview, pictures.thumbnail):
+        reply = served(*address, session)
+        assert bytes(reply.body).startswith(b"\x89PNG")
+        assert reply.media_type == "image/png"
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert "sandbox" in reply.headers["Content-Security-Policy"]
+    assert json.loads(bytes(pictures.figures(*address, session).body)) == figures
+
+
+def test_a_picture_of_no_name_and_what_is_not_kept_are_words(kept_run: DagRun, session: Session) -> None:
+    from cosmic import kept_results
+    from cosmic.pages import pictures
+
+    with pytest.raises(HTTPException, match="amplitude and phase"):
+        pictures.full_picture("transfer_auto_recon", RUN_ID, "ptychocam", "../figures.json", session)
+    shutil.rmtree(Path(str(kept_results.root())))
+    with pytest.raises(HTTPException, match=r"No thumbnail of this result is kept\."):
+        pictures.thumbnail("transfer_auto_recon", RUN_ID, "ptychocam", session)
+
+
+def test_figures_are_json_whatever_numbers_a_program_wrote() -> None:
+    from cosmic.pages.pictures import parse_figures
+
+    assert parse_figures(b'{"a": NaN, "b": [1e999, -Infinity, 2.5]}') == {"a": None, "b": [None, None, 2.5]}
+    for text in (b"[1]", b"{", b"[" * 100_000):
+        with pytest.raises(ValueError, match=r".+"):
+            parse_figures(text)
+
+
+def test_no_other_dags_run_has_pictures_or_a_log_here(kept_run: DagRun, session: Session) -> None:
+    """Not even one that claims the same result."""
+    from cosmic.pages import job_log, pictures
+
+    other = DagRun(
+        dag_id="somebodys", run_id=RUN_ID, run_type="manual", conf={"file_path": SCAN}, run_after=BEGAN
+    )
+    session.add(other)
+    session.flush()
+    for served in (pictures.preview, pictures.thumbnail, pictures.figures):
+        with pytest.raises(HTTPException, match="has no ptychocam reconstruction"):
+            served("somebodys", RUN_ID, "ptychocam", session)
+    with pytest.raises(HTTPException, match="has no ptychocam reconstruction"):
+        pictures.full_picture("somebodys", RUN_ID, "ptychocam", "phase", session)
+    reply = job_log.job_log("somebodys", RUN_ID, "ptychocam", session)
+    assert json.loads(bytes(reply.body)) == {"why_not": "There is no job yet."}
+
+
+def test_the_result_tab_leads_to_the_page_of_the_scan(page: Callable[[bool], str]) -> None:
+    assert f'<a href="/airflow/cosmic/scans/NS_230216033?run={RUN_ID}">' in page(True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +24,13 @@ from sqlalchemy.orm import Session
 
 from cosmic.dag_constants import FIND_MISSED_SCANS
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from dev.local_airflow import postgres
 from facilities.progress import Progress, Wait
 from support.many_scans import asset, event_row, facts, run_row, task_row, write_runs, xcom_row
 
 POSTED = datetime(2026, 7, 1, 19, 0, tzinfo=UTC)
+TESTS = Path(__file__).parents[1]
+PLUGINS = TESTS.parent / "plugins"
 DAY = date(2026, 7, 1)
 NAME = "NS_260701033"
 TOOK = timedelta(minutes=12)
@@ -404,15 +411,29 @@ def test_who_looks_within_two_seconds_costs_no_query(
     assert statements == []
 
 
-def test_reading_takes_no_time_that_a_reader_notices(written: Written, session: Session) -> None:
-    """Measured in full by `python -m dev.measure_scans`; here only that nothing is far out."""
-    from cosmic.scan_index import ScanIndex
-    from cosmic.scan_records import Filters
-
-    write_runs(session, 4000)
-    index = ScanIndex()
-    index.refresh(session)
-    began = time.perf_counter()
-    for filters in (Filters(), Filters(state="failed"), Filters(text="probe"), Filters(proposal="ALS-1")):
-        index.page(filters, 2)
-    assert time.perf_counter() - began < 5
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))]
+)
+def test_a_thousand_scans_a_day_for_a_hundred_days(database: str, tmp_path: Path) -> None:
+    """Prints what a look at the list takes; the limit is what a reader notices, many times over."""
+    programs = postgres.programs() if database == "postgresql" else None
+    with postgres.running_postgres(programs) if programs else nullcontext() as server:
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (TESTS, TESTS.parent / "include", PLUGINS)))
+        if server is not None:
+            environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = server.address
+        done = subprocess.run(
+            [sys.executable, "-m", "support.measure_scans", str(tmp_path), "100000"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    for what, value in seconds.items():
+        print(f"{database}, 100,000 runs: {what}: {value * 1000:.1f} ms")
+    assert max(value for what, value in seconds.items() if "after a change" in what) < 10
+    assert seconds["first page, nothing new"] < 1

@@ -1,7 +1,8 @@
 #!/bin/bash
 # A reconstruction that does at once what the first line of its scan says. For tests of the orchestration;
 # the real programs are in include/reconstruction and have tests of their own.
-#   ok           write the four results
+#   ok           write the results
+#   old          write those of an older release: four files, and few figures
 #   hold         the same, once FILE.go exists
 #   fail N       complain and end with code N
 #   half N       the same, but for ptychocam, which writes its results
@@ -26,4 +27,10 @@ cp "$(dirname "$0")/preview.png" "$COSMIC_OUTPUT.png"
 printf '%s\n' "$@" > "$COSMIC_OUTPUT.cxi"
 echo model > "$COSMIC_OUTPUT.h5"
 [ "$what" != empty ] || : > "$COSMIC_OUTPUT.cxi"
+if [ "$what" != old ] && [ -e "$(dirname "$0")/figures.json" ]; then
+    cp "$(dirname "$0")/view_amplitude.gz" "${COSMIC_OUTPUT}_view_amplitude.gz"
+    cp "$(dirname "$0")/view_phase.gz" "${COSMIC_OUTPUT}_view_phase.gz"
+    cp "$(dirname "$0")/figures.json" "$COSMIC_OUTPUT.json"
+    exit 0
+fi
 printf '{"frames": 4, "iterations": 10, "final_error": 0.25, "pixel_size_m": [1e-8, 1e-8], "warnings": ["<b>bold</b>"]}' > "$COSMIC_OUTPUT.json"

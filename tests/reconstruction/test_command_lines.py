@@ -168,7 +168,15 @@ def test_a_nasty_file_name_is_a_file_name(
     assert done.returncode == 0, done.stderr
     prefix = path.with_name(NASTY.removesuffix(".cxi") + "_ptychocam")
     assert figures(prefix)["scan"] == str(path)
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cxi", ".cxi", ".h5", ".json", ".png"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [
+        ".cxi",
+        ".cxi",
+        ".gz",
+        ".gz",
+        ".h5",
+        ".json",
+        ".png",
+    ]
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -179,7 +179,14 @@ def test_a_scan_is_reconstructed(
     done = real.run("ptychocam_reconstruction.sh", "-i", "2", scan, extra={"COSMIC_OUTPUT": str(output)})
     assert done.returncode == 0, done.stderr
     assert figures(output)["scan"] == str(scan)
-    assert sorted(p.suffix for p in output.parent.iterdir()) == [".cxi", ".h5", ".json", ".png"]
+    assert sorted(p.suffix for p in output.parent.iterdir()) == [
+        ".cxi",
+        ".gz",
+        ".gz",
+        ".h5",
+        ".json",
+        ".png",
+    ]
     assert real.run("ptychocam_reconstruction.sh", "-i", "2", scan.name, cwd=folder).returncode == 0
     assert figures(folder / "a 'scan'_ptychocam")["iterations"] == 2
     assert not list(tmp_path.rglob("pwned"))

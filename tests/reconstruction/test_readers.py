@@ -21,6 +21,7 @@ from standin.synthetic_scan import SyntheticScan
 from support.needs import CDTOOLS_PYTHON, READERS_PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+RESULT_FILES = {".cxi", ".h5", ".png", ".json", "_view_amplitude.gz", "_view_phase.gz"}
 PIXEL = 26.045e-9  # lambda z / (N p) of the scan
 
 
@@ -115,7 +116,7 @@ def test_a_second_run_leaves_the_files_of_the_first(results: Results, programs: 
     made = set(results.scan.parent.iterdir()) - set(before)
     try:
         assert {path: path.read_bytes() for path in before} == before
-        assert {path.name.removeprefix(again.name) for path in made} == {".cxi", ".h5", ".png", ".json"}
+        assert {path.name.removeprefix(again.name) for path in made} == RESULT_FILES
     finally:
         for path in made:
             path.unlink()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,19 @@ import pytest
 from PIL import Image
 
 from reconstruction import result
-from reconstruction.preview import MAX_BYTES, render
+from reconstruction import view as view_module
+from reconstruction.preview import (
+    MAX_BYTES,
+    THUMBNAIL_BYTES,
+    THUMBNAIL_SIDE,
+    flattened,
+    render,
+    thumbnail,
+)
 from reconstruction.result import Run, lit, make_folder, remove_old, write_result
 from reconstruction.scan import SOURCE, Scan, read_scan
 from reconstruction.solver import Solution
+from reconstruction.view import make_view
 from standin.synthetic_scan import SyntheticScan
 
 
@@ -54,9 +66,12 @@ def a_run(**changes: Any) -> Run:
     )
 
 
-def test_the_four_files(scan: Scan, solution: Solution, tmp_path: Path) -> None:
+FILES = ["out.cxi", "out.h5", "out.json", "out.png", "out_view_amplitude.gz", "out_view_phase.gz"]
+
+
+def test_the_files(scan: Scan, solution: Solution, tmp_path: Path) -> None:
     returned = write_result(tmp_path / "out", scan, solution, a_run(resolution_m=2e-8, warnings=("careful",)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.h5", "out.json", "out.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures == returned
     assert figures["engine"] == "test"
@@ -70,6 +85,9 @@ def test_the_four_files(scan: Scan, solution: Solution, tmp_path: Path) -> None:
     assert figures["scale"] == pytest.approx(2 * 64 * 64 * 4)
     assert figures["warnings"] == ["careful"]
     assert figures["frames"] == 64
+    assert figures["metadata"]["dwell1"] == 100.0
+    assert figures["metadata"]["identifier"] == "NS_230216033_ccdframes_0_0"
+    assert "translations" not in figures["metadata"]
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
     with h5py.File(tmp_path / "out.cxi") as file:
@@ -97,8 +115,7 @@ def test_the_json_comes_last(
 def test_a_figure_that_is_not_a_number_makes_no_json(scan: Scan, solution: Solution, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_result(tmp_path / "out", scan, solution, a_run(seconds=float("nan")))
-    assert not (tmp_path / "out.json").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.cxi", "out.h5", "out.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name for name in FILES if name != "out.json"]
 
 
 def test_a_folder_that_cannot_be_used_is_found_early(tmp_path: Path) -> None:
@@ -139,3 +156,113 @@ def test_what_was_scanned_is_found_in_a_wide_dark_margin(size: tuple[int, int]) 
 def test_everything_lit_and_nothing_lit() -> None:
     assert lit(np.ones((40, 300), dtype=np.float32), 0.1).all()
     assert not lit(np.zeros((4, 4), dtype=np.float32), 0.1).any()
+
+
+def decoded(content: bytes, shape: list[int], scale: dict[str, Any]) -> Any:
+    """The values of a viewer's file; not a number where nothing was scanned."""
+    high, low = np.frombuffer(gzip.decompress(content), dtype=np.uint8).reshape(2, *shape).astype(np.uint16)
+    numbers = high * 256 + low
+    values = scale["low"] + (numbers - 1.0) / 65534 * (scale["high"] - scale["low"])
+    return np.where(numbers == 0, np.nan, values)
+
+
+def test_the_viewers_files_have_every_scanned_pixel_and_its_values(
+    scan: Scan, solution: Solution, tmp_path: Path
+) -> None:
+    figures = write_result(tmp_path / "out", scan, solution, a_run())
+    about = figures["view"]
+    assert about["binned"] == 1
+    assert about["shape"] == [70, 80]
+    assert about["pixel_size_m"] == [1e-8, 2e-8]
+    well_lit = np.ones((70, 80), dtype=np.bool_)
+    flat = flattened(solution.obj[10:80, 20:100], well_lit)
+    for name, expected in (("amplitude", np.abs(flat)), ("phase", np.angle(flat))):
+        part = about[name]
+        assert part["pieces"] == 1
+        values = decoded((tmp_path / f"out_view_{name}.gz").read_bytes(), about["shape"], part)
+        assert values == pytest.approx(expected, abs=(part["high"] - part["low"]) / 60000)
+        assert part["low"] <= part["black"] < part["white"] <= part["high"]
+        assert part["step"] == 1
+
+
+def test_what_was_not_scanned_is_no_value_and_noise_of_the_rim_sets_no_range() -> None:
+    scanned = np.ones((60, 50), dtype=np.bool_)
+    scanned[:, :10] = False
+    well_lit = scanned.copy()
+    well_lit[:5] = False
+    flat = np.exp(0.2j * np.random.default_rng(0).normal(size=(60, 50)))
+    flat[2, 20] = 1e6
+    view = make_view(flat, scanned, well_lit, np.array([1e-8, 1e-8]))
+    values = decoded(view.files["_view_amplitude.gz"], view.about["shape"], view.about["amplitude"])
+    assert np.array_equal(np.isnan(values), ~scanned)
+    assert view.about["amplitude"]["high"] < 1.01
+    assert values[2, 20] == pytest.approx(view.about["amplitude"]["high"])
+
+
+@pytest.mark.parametrize(("limit", "step", "binned"), [(18_000, 16, 1), (5_000, 1, 2), (1_400, 1, 4)])
+def test_a_large_picture_is_coarser_in_its_values_then_binned_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, limit: int, step: int, binned: int
+) -> None:
+    monkeypatch.setattr(view_module, "MAX_BYTES", limit // 4)
+    rng = np.random.default_rng(0)
+    flat = 1 + 0.1 * rng.normal(size=(101, 100)) + 0j
+    flat[50:] += 0.5
+    scanned = np.ones(flat.shape, dtype=np.bool_)
+    view = make_view(flat, scanned, scanned, np.array([1e-8, 2e-8]))
+    about = view.about
+    assert all(len(content) <= limit // 4 for content in view.files.values())
+    assert 1 < about["amplitude"]["pieces"] <= 4
+    names = ["_view_amplitude.gz", "_view_amplitude_2.gz", "_view_amplitude_3.gz", "_view_amplitude_4.gz"]
+    pieces = [view.files[name] for name in names[: about["amplitude"]["pieces"]]]
+    assert about["binned"] == binned
+    assert about["amplitude"]["step"] == step
+    assert about["shape"] == [101 // binned, 100 // binned]
+    assert about["pixel_size_m"] == pytest.approx([1e-8 * binned, 2e-8 * binned])
+    values = decoded(b"".join(pieces), about["shape"], about["amplitude"])
+    assert values[1].mean() == pytest.approx(1.0, abs=0.05)
+    assert values[-1].mean() == pytest.approx(1.5, abs=0.05)
+
+
+def test_the_thumbnail_is_small_even_when_it_is_all_noise(
+    scan: Scan, solution: Solution, tmp_path: Path
+) -> None:
+    figures = write_result(tmp_path / "out", scan, solution, a_run())
+    noise = np.random.default_rng(0).normal(size=(900, 700)) + 0j
+    lit = np.ones(noise.shape, dtype=np.bool_)
+    for data in (base64.b64decode(figures["thumbnail_png"]), thumbnail(noise, lit, np.array([1e-8, 1e-8]))):
+        assert len(data) < THUMBNAIL_BYTES
+        image = Image.open(io.BytesIO(data))
+        assert max(image.size) <= THUMBNAIL_SIDE
+
+
+def test_metadata_is_what_people_read_and_json_can_hold(
+    changed: Callable[[Callable[[h5py.File], Any]], Path], solution: Solution, tmp_path: Path
+) -> None:
+    held: dict[str, Any] = {f"key{n}": n for n in range(200)}
+    held = {
+        "proposal": "ALS-01234",
+        "experimenters": ["Ada", "Emmy"],
+        "sample": "x" * 1000,
+        "pos_x": [1.0] * 5000,
+        "nested": {"a": 1},
+        "large": 10**400,
+        "bad": float("nan"),
+        "empty": "",
+        "nothing": None,
+        "double_exposure": True,
+        **held,
+    }
+
+    def edit(file: h5py.File) -> None:
+        del file["metadata"]
+        file["metadata"] = json.dumps(held)
+
+    figures = write_result(tmp_path / "out", read_scan(changed(edit)), solution, a_run())
+    metadata = json.loads((tmp_path / "out.json").read_text())["metadata"]
+    assert metadata == figures["metadata"]
+    assert metadata["proposal"] == "ALS-01234"
+    assert metadata["experimenters"] == "Ada, Emmy"
+    assert metadata["sample"] == "x" * 300
+    assert metadata["double_exposure"] is True
+    assert not metadata.keys() & {"pos_x", "nested", "large", "bad", "empty", "nothing"}
+    assert len(metadata) == 80

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cosmic.dag_constants import CANCEL_ABANDONED_WORK as CLEAN_UP
@@ -17,6 +21,7 @@ from cosmic.scans import parse_scan_path
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.local_airflow.rest import Rest
 from dev.local_airflow.stack import LocalAirflow, running, wait_until
+from reconstruction.view import make_view
 from standin.testing import SpawnedFacility, spawn
 
 ENGINE = Path(__file__).parents[1] / "live" / "engine.sh"
@@ -29,8 +34,46 @@ def install_engines(facility: Any) -> None:
     software: Path = facility.nersc / "software"
     software.mkdir(parents=True, exist_ok=True)
     Image.new("L", (32, 16), 128).save(software / "preview.png")
+    content, figures = example_figures()
+    for name, picture in content.items():
+        (software / name).write_bytes(picture)
+    (software / "figures.json").write_text(json.dumps(figures))
     for engine in ("ptychocam", "cdtools"):
         shutil.copy(ENGINE, software / f"{engine}_reconstruction.sh")
+
+
+def example_figures() -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The viewer's two files, by the names that `engine.sh` takes, and the figures with them.
+
+    A picture of 48 by 64 pixels of 10 nm, whose first five columns were not scanned: its amplitude grows from
+    left to right, its phase from top to bottom; hostile values are in its warnings and metadata.
+    """
+    rows, columns = np.mgrid[:48, :64]
+    scanned = columns >= 5
+    flat = (0.2 + 0.01 * columns) * np.exp(1j * (-1.0 + 0.04 * rows))
+    view = make_view(flat, scanned, scanned, np.array([1e-8, 1e-8]))
+    image = io.BytesIO()
+    Image.fromarray((columns * 4).astype(np.uint8)).save(image, "PNG")
+    figures = {
+        "engine": "ptychocam",
+        "version": "1.0.0",
+        "frames": 4,
+        "iterations": 10,
+        "final_error": 0.25,
+        "errors_are": "an example's",
+        "errors": [1.0 / (n + 1) for n in range(10)],
+        "pixel_size_m": [1e-8, 1e-8],
+        "object_shape": [48, 64],
+        "energy_ev": 707.5,
+        "resolution_m": 2e-8,
+        "notes": ["positions are <i>the probe's</i>"],
+        "warnings": ["<b>bold</b>"],
+        "parameters": {"iterations": 10, "positions": "probe"},
+        "metadata": {"proposal": "ALS-01234", "sample": "<script>alert(1)</script>", "dwell1": 100.0},
+        "view": view.about,
+        "thumbnail_png": base64.b64encode(image.getvalue()).decode(),
+    }
+    return {name.removeprefix("_"): content for name, content in view.files.items()}, figures
 
 
 class Pipeline:

@@ -31,7 +31,7 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
         "AIRFLOW__CORE__EXECUTOR": "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,beamline:user",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,beamline:user,reader:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
@@ -72,7 +72,7 @@ def passwords(home: Path) -> dict[str, str]:
 
 def _keys(home: Path) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    users = {user: secrets.token_urlsafe(9) for user in ("admin", "beamline")}
+    users = {user: secrets.token_urlsafe(9) for user in ("admin", "beamline", "reader")}
     _write_once(home / "passwords.json", json.dumps(users))
     _write_once(
         home / "keys.json",

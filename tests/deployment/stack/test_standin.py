@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
-from dev.local_airflow.rest import RestError
+from dev.local_airflow.rest import Rest, RestError
 from support.compose import Stack
 
 pytestmark = pytest.mark.needs("docker")
@@ -70,13 +70,13 @@ FORBIDDEN = [
     ("PATCH", f"/api/v2/dags/{DAG_ID}", {"is_paused": True}),
     ("PATCH", "/api/v2/dags?dag_id_pattern=~", {"is_paused": True}),
     ("DELETE", f"/api/v2/dags/{DAG_ID}", None),
-    ("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN", {"state": "failed"}),
+    ("PATCH", "/api/v2/dags/test_cosmicDTN_transfers/dagRuns/RUN", {"state": "failed"}),
     ("DELETE", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN", None),
-    ("POST", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN/clear", {"dry_run": False}),
     ("POST", f"/api/v2/dags/{DAG_ID}/clearTaskInstances", {"dry_run": False, "dag_run_id": "RUN"}),
     ("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/RUN/taskInstances/report", {"new_state": "failed"}),
-    ("POST", "/api/v2/dags/find_missed_scans/dagRuns", {"logical_date": None}),
-    ("GET", "/api/v2/dags/find_missed_scans", None),
+    ("PATCH", "/api/v2/dags/find_missed_scans", {"is_paused": True}),
+    ("POST", "/api/v2/dags/watch_scans/dagRuns", {"logical_date": None}),
+    ("GET", "/api/v2/dags/watch_scans", None),
     ("GET", "/api/v2/connections", None),
     ("GET", "/api/v2/connections/globus_default", None),
     ("POST", "/api/v2/connections/test", {"connection_id": "globus_default", "conn_type": "globus"}),
@@ -92,7 +92,7 @@ FORBIDDEN = [
 ]
 
 
-def test_the_beamline_may_start_and_read_runs_and_nothing_else(stack: Stack) -> None:
+def test_the_beamline_may_start_stop_and_read_runs_and_nothing_else(stack: Stack) -> None:
     admin, beamline = stack.rest("admin"), stack.rest("beamline")
     run_id = admin.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns")["dag_runs"][0]["dag_run_id"]
     for method, path in ALLOWED:
@@ -103,10 +103,26 @@ def test_the_beamline_may_start_and_read_runs_and_nothing_else(stack: Stack) -> 
             beamline.call(method, path.replace("RUN", run_id), filled)
         assert refused.value.status == 403, (method, path, str(refused.value))
     assert admin.call("GET", f"/api/v2/dags/{DAG_ID}")["is_paused"] is False
+    beamline.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"note": "by hand"})
+    stopped = beamline.trigger(DAG_ID, {"file_path": "2023/02/230216/NS_230216997_ccdframes_0_0.cxi"})
+    beamline.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{stopped}", {"state": "failed"})
+    assert admin.run(DAG_ID, stopped)["state"] == "failed"
     started = beamline.trigger("process_newfile_7012_ptycho4", {"file_path": "2023/nothing.cxi"})
     assert admin.wait_for_run("process_newfile_7012_ptycho4", started, 600)["state"] == "failed"
     seen = {run["dag_id"] for run in beamline.call("GET", "/api/v2/dags/~/dagRuns")["dag_runs"]}
-    assert seen <= {DAG_ID, "process_newfile_7012_ptycho4", "test_cosmicDTN_transfers"}
+    may_see = {"process_newfile_7012_ptycho4", "find_missed_scans", "test_cosmicDTN_transfers"}
+    assert seen <= {DAG_ID, *may_see}
+
+
+def test_people_have_users_and_names_of_their_own(stack: Stack) -> None:
+    name = ("--username", "ada", "--firstname", "Ada", "--lastname", "Lovelace", "--email", "ada@localhost")
+    password = "first-of-ada"
+    stack.run_in("api-server", "airflow", "users", "create", "--role", "beamline", *name, "-p", password)
+    ada = Rest(stack.url, "ada", password)
+    run_id = ada.trigger(DAG_ID, {"file_path": "2023/02/230216/NS_230216996_ccdframes_0_0.cxi"})
+    ada.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": "failed"})
+    log = stack.rest("admin").call("GET", f"/api/v2/eventLogs?run_id={run_id}")["event_logs"]
+    assert {entry["owner"] for entry in log if entry["event"].endswith("_dag_run")} == {"ada"}
 
 
 def test_secrets_are_in_no_layer_no_configuration_and_no_log(stack: Stack) -> None:

@@ -27,8 +27,10 @@ function remember() {
 }
 
 function replaceWith(old, fresh) {
+  const scrolled = old.querySelector(".days")?.scrollLeft;
   const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
   old.replaceWith(fresh);
+  if (scrolled) fresh.querySelector(".days").scrollLeft = scrolled;
   if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 }
 
@@ -169,4 +171,8 @@ document.addEventListener("error", (event) => {
 
 remember();
 dress(list);
+{
+  const chosen = document.querySelector(".days .chosen");
+  if (chosen) chosen.parentElement.scrollLeft = chosen.offsetLeft - chosen.parentElement.offsetLeft;
+}
 timer = setTimeout(update, INTERVAL);

@@ -1,0 +1,198 @@
+"""The page of a scan: its pictures at all energies, its figures, how its runs went, and why one failed.
+
+Everything about a scan is at one address, which stays through clearing and reprocessing: the newest run is
+shown, others can be chosen (`?run=`). What the page shows comes from Airflow's database and from what is kept
+(`cosmic.kept_results`), so that it stands when NERSC does not answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dagrun import DagRun
+from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi.responses import HTMLResponse, Response
+
+from cosmic import kept_results
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
+from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
+from cosmic.pages.security import MayReadScans
+from cosmic.parameters import ENGINES
+from cosmic.progress import Words, doing, state_of
+from cosmic.run_summary import summarize
+from cosmic.scan_details import chain, duration, figures_of, parameters
+from cosmic.scan_index import index
+from cosmic.scan_records import File, Run, Scan
+
+router = APIRouter()
+ScanName = Annotated[str, Path(max_length=250)]
+AskedRun = Annotated[str, Query(alias="run", max_length=250)]
+
+
+@router.get("/scans/{scan}", response_class=HTMLResponse, dependencies=[MayReadScans])
+def scan_page(
+    scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
+) -> HTMLResponse:
+    """The page."""
+    found = _scan(session, scan)
+    chosen = _chosen(found, run)
+    airflow = address(request)
+    state, words = state_of(found)
+    parts = _details(session, user, airflow, chosen)
+    return render(
+        "scan.html",
+        airflow=airflow,
+        request=request,
+        user=user,
+        scan=found,
+        state=state,
+        words=words,
+        run=chosen,
+        gone=run if run and chosen.run_id != run else "",
+        news=parts["news"],
+        details=parts["details"],
+        data=_data(found, airflow) | {"chosen": chosen.run_id},
+    )
+
+
+@router.get("/scans/{scan}/run", response_class=HTMLResponse, dependencies=[MayReadScans])
+def run_details(
+    scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
+) -> HTMLResponse:
+    """The two parts of the page that are about one run."""
+    chosen = _chosen(_scan(session, scan), run)
+    parts = _details(session, user, address(request), chosen)
+    html = f'<div id="news">{parts["news"]}</div><div id="run">{parts["details"]}</div>'
+    return HTMLResponse(html, headers=HEADERS)
+
+
+@router.get("/scans/{scan}/data", dependencies=[MayReadScans])
+def scan_data(scan: ScanName, session: SessionDep, request: Request) -> Response:
+    """State, files, runs and results; 304 when the reader has them already.
+
+    Made from the index in memory, so that it costs the same however many look.
+    """
+    content = json.dumps(_data(_scan(session, scan), address(request)), allow_nan=False).encode()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _scan(session: SessionDep, name: str) -> Scan:
+    index.refresh(session)
+    found = index.scan(name)
+    if found is None:
+        raise HTTPException(
+            404, f"No scan {name} has a run here: it was not posted yet, or its runs are deleted."
+        )
+    return found
+
+
+def _chosen(scan: Scan, run_id: str) -> Run:
+    """The run that is asked for, when it is one of the scan's; else the newest."""
+    runs = [run for file in scan.files for run in file.runs]
+    return next((run for run in runs if run.run_id == run_id), max(runs, key=lambda run: run.id))
+
+
+def _details(session: SessionDep, user: GetUserDep, airflow: str, chosen: Run) -> dict[str, str]:
+    """`news`: what became of a run, warnings, errors and advice; `details`: the rest."""
+    run = find_run(session, TRANSFER_AUTO_RECON, chosen.run_id)
+    summary = summarize(session, run, airflow)
+    conf = run.conf or {}
+    engines = [engine for engine in ENGINES if conf.get(f"do_{engine}")]
+    may_clear = get_auth_manager().is_authorized_dag(
+        method="PUT",
+        access_entity=DagAccessEntity.TASK_INSTANCE,
+        details=DagDetails(id=TRANSFER_AUTO_RECON),
+        user=user,
+    )
+    figures = [figures_of(result, _held(run, str(result["engine"]))) for result in summary.reconstructions]
+    active = doing(chosen) if chosen.outcome == "active" else ()
+    news = fragment(
+        "scan_news.html",
+        run=run,
+        summary=summary,
+        doing=active,
+        may_clear=may_clear,
+        figures=figures,
+        tab=f"{airflow}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(chosen.run_id, safe='')}",
+    )
+    details = fragment(
+        "scan_run.html",
+        active=bool(active),
+        chain=chain(session, run, chosen.progress),
+        duration=duration,
+        sections=parameters(conf, engines),
+        figures=figures,
+        jobs=[engine for engine in ENGINES if engine in summary.jobs or _has(summary, engine)],
+        addresses=_address(airflow, chosen.run_id),
+    )
+    return {"news": news, "details": details}
+
+
+def _has(summary: Any, engine: str) -> bool:
+    return any(result["engine"] == engine for result in summary.reconstructions)
+
+
+def _held(run: DagRun, engine: str) -> Mapping[str, Any] | None:
+    content = kept_results.read(run, engine, kept_results.FIGURES)
+    try:
+        return None if content is None else parse_figures(content)
+    except ValueError:
+        return None
+
+
+def _address(airflow: str, run_id: str) -> str:
+    return f"{airflow}{URL_PREFIX}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
+
+
+def _data(scan: Scan, airflow: str) -> dict[str, Any]:
+    """What the page's script works with."""
+    state, words = state_of(scan)
+    return {
+        "scan": scan.name,
+        "base": f"{airflow}{URL_PREFIX}/scans/{quote(scan.name, safe='')}",
+        "try_again": TRY_AGAIN,
+        "state": {"name": state, "words": _plain(words)},
+        "files": [_file(file, airflow) for file in scan.files],
+    }
+
+
+def _file(file: File, airflow: str) -> dict[str, Any]:
+    energies = [result.energy_ev for result in file.results.values() if result.energy_ev is not None]
+    return {
+        "path": file.path,
+        "energy": file.energy,
+        "region": file.region,
+        "ev": energies[0] if energies else None,
+        "runs": [_run(run, airflow) for run in file.runs],
+    }
+
+
+def _run(run: Run, airflow: str) -> dict[str, Any]:
+    return {
+        "id": run.run_id,
+        "address": _address(airflow, run.run_id),
+        "posted": run.posted.isoformat(),
+        "outcome": run.outcome,
+        "words": _plain(doing(run)) if run.outcome == "active" else [],
+        "tasks": dict(run.tasks),
+        "results": {engine: result.when.isoformat() for engine, result in run.results.items()},
+    }
+
+
+def _plain(words: Words) -> list[Any]:
+    """Words of a sentence as JSON: a moment is an object."""
+    return [{"time": word.isoformat()} if isinstance(word, datetime) else word for word in words]
