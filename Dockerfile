@@ -6,9 +6,9 @@ FROM ${AIRFLOW_IMAGE} AS airflow
 USER root
 # Where volumes are mounted. A new volume takes its owner and mode from here, so that no service needs to be
 # root to write to it, whatever the user id it runs with: the group is always 0.
-RUN mkdir -p /keys /config /standin /queue /opt/airflow/logs /opt/airflow/dag_bundles \
-    && chown airflow:0 /keys /config /standin /queue /opt/airflow /opt/airflow/logs /opt/airflow/dag_bundles \
-    && chmod 2770 /keys /config /standin /queue /opt/airflow/logs /opt/airflow/dag_bundles \
+RUN mkdir -p /keys /config /standin /queue /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chown airflow:0 /keys /config /standin /queue /metrics /opt/airflow /opt/airflow/logs /opt/airflow/dag_bundles \
+    && chmod 2770 /keys /config /standin /queue /metrics /opt/airflow/logs /opt/airflow/dag_bundles \
     && chmod g+rwx /opt/airflow
 USER airflow
 WORKDIR /opt/airflow
@@ -29,5 +29,5 @@ ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \
 
 FROM airflow AS standin
 COPY requirements-dev.txt /requirements/
-RUN grep -E '^(h5py|numpy|pillow)==' /requirements/requirements-dev.txt >/tmp/standin.txt \
+RUN grep -E '^(array-api-compat|h5py|numpy|pillow)==' /requirements/requirements-dev.txt >/tmp/standin.txt \
     && bash /requirements/install-requirements /requirements/constraints.txt /tmp/standin.txt

@@ -62,7 +62,7 @@ cdtools: $(CDTOOLS) ## Install CDTools and torch (CPU) for the reconstruction of
 
 readers: $(READERS) ## Install ptychodus and MANTiS, which read results and stacks in the tests
 
-up: ## The production stack with Docker Compose, as .env says (PROFILES=standin,celery ARGS='--scale worker=2')
+up: ## The production stack with Docker Compose, as .env says (PROFILES=standin,celery,metrics ARGS='--scale worker=2')
 	@$(if $(filter undefined,$(origin PROFILES)),,PROFILES='$(PROFILES)') bash include/deployment/up $(ARGS)
 
 down: ## Take the production stack down; its data stay
@@ -75,7 +75,7 @@ restore: ## Make the production stack's data anew from a backup, where there are
 	@bash include/deployment/restore '$(FROM)'
 
 compose-config: ## Check docker-compose.yaml, without a Docker engine
-	@for profiles in '' standin celery standin,celery; do COMPOSE_PROFILES=$$profiles $(COMPOSE) --env-file .env.example config -q || exit 1; done
+	@for profiles in '' standin celery standin,celery metrics standin,celery,metrics; do COMPOSE_PROFILES=$$profiles $(COMPOSE) --env-file .env.example config -q || exit 1; done
 
 compose-test: $(VENV) $(CLI) ## The production stack for real: needs a Docker engine and about 25 minutes
 	@docker info >/dev/null 2>&1 || { echo "NOT TESTED: no Docker engine answers on this machine (docker info)."; exit 0; }; \

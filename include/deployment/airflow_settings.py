@@ -81,8 +81,8 @@ def write_airflow_cfg(settings: Settings, folder: Path = CONFIG) -> Path:
     """Write what depends on the profiles; all other settings are in docker-compose.yaml's environment."""
     config = configparser.ConfigParser(interpolation=None)
     config["core"] = {"executor": settings.executor}
-    if settings.statsd is not None:
-        host, port = settings.statsd
+    if settings.metrics_to is not None:
+        host, port = settings.metrics_to
         config["metrics"] = {"statsd_on": "True", "statsd_host": host, "statsd_port": str(port)}
     if settings.dags_git_url is not None:
         bundle = git_bundle(settings.dags_git_url, settings.dags_git_ref)

@@ -124,7 +124,8 @@ def _make_users() -> None:
 def _summary(settings: Settings) -> str:
     parts = [f"executor {settings.executor}"]
     parts.append("the stand-in" if settings.standin else "the real Globus and NERSC")
-    parts.append(f"metrics to {settings.statsd[0]}:{settings.statsd[1]}" if settings.statsd else "no metrics")
+    statsd = settings.metrics_to
+    parts.append(f"metrics to {statsd[0]}:{statsd[1]}" if statsd else "no metrics")
     parts.append(f"DAGs from {settings.dags_git_url or './dags'}")
     return f"prepared: {', '.join(parts)}"
 

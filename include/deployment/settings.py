@@ -16,7 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from deployment.env_file import EnvFileError, read_env_file
 
 SETTINGS_FILE = Path("/run/secrets/settings")  # `.env`, as a Compose secret
-PROFILES = ("standin", "celery")
+PROFILES = ("standin", "celery", "metrics")
+OWN_STATSD = ("statsd", 9125)  # of the profile metrics
 JOB_SCRIPTS = Path("/tmp_job_scripts")  # noqa: S108 - the previous agent's name for the mounted folder
 
 
@@ -51,7 +52,7 @@ def _profiles(value: object) -> object:
         return value
     names = frozenset(name.strip() for name in value.split(",") if name.strip())
     if not names <= set(PROFILES):
-        raise ValueError(f"it must be {' or '.join(PROFILES)}, or both with a comma between")
+        raise ValueError(f"it must be {', '.join(PROFILES)}, or several with commas between")
     return names
 
 
@@ -111,6 +112,7 @@ class Settings(BaseSettings):
     ui_port: _WholeNumber = 8080
     ui_url: str = "http://localhost:8080"
     statsd: Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_host_and_port)] = None
+    grafana_port: _WholeNumber = 3000
     dags_git_url: Annotated[str, AfterValidator(_without_password)] | None = None
     dags_git_ref: str = "main"
     parallelism: _WholeNumber = 16
@@ -150,6 +152,11 @@ class Settings(BaseSettings):
     def celery(self) -> bool:
         """Whether tasks run in Celery's workers."""
         return "celery" in self.compose_profiles
+
+    @property
+    def metrics_to(self) -> tuple[str, int] | None:
+        """Host and port of the StatsD server, if any."""
+        return self.statsd or (OWN_STATSD if "metrics" in self.compose_profiles else None)
 
     @property
     def executor(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,3 +11,4 @@ Real = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
 Bool = NDArray[np.bool_]
 Int = NDArray[np.integer[Any]]
+Array: TypeAlias = Any  # of the library that computes (`reconstruction.backend`), on its device

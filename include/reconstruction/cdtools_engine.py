@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconstruction.arrays import Real
 from reconstruction.conventions import (
@@ -37,7 +39,11 @@ from reconstruction.illumination import from_file, from_mean_frame, try_out
 from reconstruction.program import UsageError, output_prefix, run, say, whole_number
 from reconstruction.quality import judge, relative
 from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.scale import wrong_scale
 from reconstruction.scan import Scan, read_scan
+
+if TYPE_CHECKING:
+    from reconstruction.workers import Team
 
 ENGINE = "cdtools"
 ERRORS_ARE = (
@@ -254,8 +260,11 @@ def begin(
     return Start(geometry=geometry, earlier=None, record=trial.record())
 
 
-def reconstruct(parameters: Parameters, path: Path) -> None:
-    """Read, solve, write."""
+def reconstruct(parameters: Parameters, path: Path, team: Team | None = None) -> None:
+    """Read, solve, write.
+
+    :param team: the processes that compute, of which this is the first; by default this one alone.
+    """
     started = time.monotonic()
     prefix = output_prefix(path, ENGINE)
     positions, defocus = positions_in_file(), expected_defocus()
@@ -273,15 +282,20 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
         f"positions are the {positions}'s",
         flush=True,
     )
+    find_cause = partial(wrong_scale, scan, measured, expected=expected)
+    if geometry.near_field and scan.near_field is None and (cause := find_cause()):
+        warnings = (f"By its distance and energy this is a near-field scan. {cause}", *geometry.warnings)
+        geometry = replace(geometry, warnings=warnings)
     start = begin(scan, parameters, geometry, measured, expected=expected)
     say(scan.notes, (*scan.warnings, *start.geometry.warnings))
     from reconstruction import fancy  # noqa: PLC0415 - torch takes seconds to import, and wrong arguments need none of it
 
-    outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier)
+    outcome = fancy.reconstruct(scan, parameters, start.geometry, start.earlier, team=team)
     found = outcome.solution.probe[0]
     sign = () if geometry.near_field else sign_warning(scan, found, geometry.distance, measured, positions)
     error = relative(scan, outcome.solution.errors[-1])
-    doubts = (*judge(scan, error, refined=True), *sign)
+    unknown = str if geometry.near_field else find_cause
+    doubts = (*judge(scan, error, refined=True, find_cause=unknown), *sign)
     say((), (*outcome.warnings, *doubts))
     finished = Run(
         engine=ENGINE,
@@ -289,6 +303,7 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
             **asdict(parameters),
             "positions": positions,
             "distance_used": start.geometry.distance,
+            "device": outcome.device,
             **start.record,
         },
         seconds=time.monotonic() - started,
@@ -304,9 +319,26 @@ def reconstruct(parameters: Parameters, path: Path) -> None:
     print(f"done in {figures['seconds']:.1f} s, error {figures['final_error']:.5g}: {prefix}.cxi", flush=True)
 
 
+def start(arguments: list[str]) -> None:
+    """Reconstruct in this process, in as many as this one sees GPUs, or as one of those."""
+    parameters, path = parse(arguments)
+    from reconstruction import workers  # noqa: PLC0415 - as above
+
+    if not workers.launched() and (count := workers.gpus()) > 1:
+        workers.launch(count, "reconstruction.cdtools_engine", arguments)
+        return
+    with workers.joined() as team:
+        if team.rank == 0:
+            reconstruct(parameters, path, team)
+        else:
+            from reconstruction.epochs import assist  # noqa: PLC0415 - as above
+
+            assist(team)
+
+
 def main() -> int:
     """The command."""
-    return run(ENGINE, USAGE, lambda: reconstruct(*parse(sys.argv[1:])))
+    return run(ENGINE, USAGE, lambda: start(sys.argv[1:]))
 
 
 if __name__ == "__main__":

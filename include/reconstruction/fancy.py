@@ -1,4 +1,4 @@
-"""CDTools' FancyPtycho model, driven as the beamline's own flow drives it (cdtools-py 0.3.2, torch on a CPU).
+"""CDTools' FancyPtycho model, driven as the beamline's own flow drives it (cdtools-py 0.3.2).
 
 The schedule: `n_init_rounds` rounds (one at least) of `n_init_iter` epochs of Adam find the probe (step 0.05,
 batches of 10 frames and in the last round 25, the frames' intensities fixed). Between two rounds the probe is
@@ -11,14 +11,14 @@ round, in the only round, too (the flow moves all to one side, once, and a singl
 background can begin without an earlier result; an earlier result with fewer modes than asked for gives the
 first ones, and sets the units in which the probe is learned; the object has a margin of 10 pixels around what
 the beam reaches instead of 200, which gives the same object in a smaller file; the halves of a split are the
-same in every run.
+same in every run; one or several GPUs (`reconstruction.workers`) compute without a copy of the frames in host
+memory.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,16 +27,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # CDTools imports matplotlib; there 
 import numpy as np
 import torch
 from cdtools.datasets import Ptycho2DDataset
+from cdtools.datasets.random_selection import random_selection
 from cdtools.models import FancyPtycho
 
-from reconstruction.arrays import Complex, Real
+from reconstruction.arrays import Complex, Int, Real
 from reconstruction.cdtools_engine import Geometry, Parameters
 from reconstruction.earlier import Earlier
+from reconstruction.epochs import Epochs, Stage
 from reconstruction.frc import align, ring_correlation
 from reconstruction.program import Progress, cpus
 from reconstruction.result import SCANNED, lit
 from reconstruction.scan import Scan
 from reconstruction.solver import Solution, count_scale
+from reconstruction.workers import Team, gpu_memory
 
 INIT_STEP, OBJECT_STEP, FINAL_STEP = 0.05, 0.02, 0.005
 OBJECT_EPOCHS = 3
@@ -45,55 +48,99 @@ PADDING = 10  # pixels around the scanned object, so that shifted positions stay
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The solution from all frames, those of the two halves, and what they said of its resolution."""
+    """The solution from all frames, those of the two halves, and what they said of its resolution.
+
+    :param device: what computed it, for a person.
+    """
 
     solution: Solution
+    device: str
     halves: tuple[tuple[Scan, Solution], ...] = ()
     resolution_m: float | None = None
     warnings: tuple[str, ...] = ()
 
 
 def reconstruct(
-    scan: Scan, parameters: Parameters, geometry: Geometry, earlier: Earlier | None = None
+    scan: Scan,
+    parameters: Parameters,
+    geometry: Geometry,
+    earlier: Earlier | None = None,
+    *,
+    team: Team | None = None,
 ) -> Outcome:
     """Reconstruct all frames and, when asked to, two halves of them.
 
+    With halves, `scan.frames` has another order afterwards: those of the first half come first, and the
+    halves' frames are parts of it.
+
     :param earlier: what `probe_initialization` names, when it fits.
+    :param team: the processes that compute, of which this is the first; the others are in `epochs.assist`.
     """
     torch.manual_seed(0)
     torch.set_num_threads(cpus())
-    with warnings.catch_warnings():
+    team = team or Team()
+    print(f"computing on {team}", flush=True)
+    with gpu_memory(), warnings.catch_warnings():
         # CDTools calls torch.meshgrid in a way that torch will one day read differently.
         warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-        dataset = _dataset(scan)
-        solution = _Run(scan, dataset, parameters, geometry, earlier=earlier).solve()
-        if not parameters.run_split_reconstructions:
-            return Outcome(solution=solution)
+        solution = _Run(scan, parameters, geometry, team, earlier=earlier).solve()
         halves = []
-        for number, half in enumerate(dataset.split(), start=1):
-            part = _part(scan, half)
+        for number, half in enumerate(_halves(scan) if parameters.run_split_reconstructions else (), start=1):
             label = f"half {number} of 2, "
-            run = _Run(part, half, parameters, geometry, earlier=earlier, label=label)
-            halves.append((part, run.solve()))
+            halves.append(
+                (half, _Run(half, parameters, geometry, team, earlier=earlier, label=label).solve())
+            )
+    team.share(None)
+    if not halves:
+        return Outcome(solution=solution, device=str(team))
     resolution = _resolution(*(half for _, half in halves))
     notes = () if resolution else ("The two halves do not agree at any resolution.",)
-    return Outcome(solution=solution, halves=tuple(halves), resolution_m=resolution, warnings=notes)
-
-
-def _part(scan: Scan, dataset: Any) -> Scan:
-    """The scan with the frames of a part of its data set."""
-    return replace(
-        scan,
-        frames=dataset.patterns.numpy(),
-        translations=-dataset.translations.numpy().astype(np.float64),
-        intensities=None if scan.intensities is None else dataset.intensities.numpy(),
+    return Outcome(
+        solution=solution,
+        device=str(team),
+        halves=tuple(halves),
+        resolution_m=resolution,
+        warnings=notes,
     )
 
 
+def _halves(scan: Scan) -> tuple[Scan, Scan]:
+    """CDTools' two pseudorandom halves of a scan, without a copy: the frames change places."""
+    first = np.resize(np.array(random_selection, dtype=np.bool_), len(scan.frames))
+    order = np.argsort(~first, kind="stable")
+    _reorder(scan.frames, order)
+    middle = int(first.sum())
+
+    def part(some: slice) -> Scan:
+        return replace(
+            scan,
+            frames=scan.frames[some],
+            translations=scan.translations[order[some]],
+            intensities=None if scan.intensities is None else scan.intensities[order[some]],
+        )
+
+    return part(slice(middle)), part(slice(middle, None))
+
+
+def _reorder(frames: Real, order: Int) -> None:
+    """`frames[:] = frames[order]` with one frame's memory: each cycle of the permutation by itself."""
+    left = set(range(len(order)))
+    while left:
+        first = at = left.pop()
+        held = frames[first].copy()
+        while (source := int(order[at])) != first:
+            frames[at] = frames[source]
+            left.remove(source)
+            at = source
+        frames[at] = held
+
+
 def _dataset(scan: Scan) -> Any:
-    return Ptycho2DDataset(
+    """The scan as CDTools makes a model from it, which takes no more from the frames than their mean."""
+    mean = torch.as_tensor(scan.frames.mean(axis=0, dtype=np.float64), dtype=torch.float32)[None]
+    dataset = Ptycho2DDataset(
         (-scan.translations).astype(np.float32),  # CXI moves the sample, CDTools the probe
-        scan.frames,
+        mean,
         intensities=scan.intensities,
         wavelength=np.float32(scan.wavelength),
         detector_geometry={
@@ -104,23 +151,26 @@ def _dataset(scan: Scan) -> Any:
         mask=scan.good,
         background=scan.dark,
     )
+    dataset.patterns = mean.expand(len(scan.frames), -1, -1)
+    return dataset
 
 
 class _Run:
-    """One reconstruction of one data set."""
+    """One reconstruction of one scan, or of half of it."""
 
     def __init__(
         self,
         scan: Scan,
-        dataset: Any,
         parameters: Parameters,
         geometry: Geometry,
+        team: Team,
         *,
         earlier: Earlier | None = None,
         label: str = "",
     ) -> None:
         self.scan = scan
-        self.dataset = dataset
+        self.dataset = dataset = _dataset(scan)
+        self.team = team
         self.parameters = parameters
         self.label = label
         self.errors: list[float] = []
@@ -149,18 +199,24 @@ class _Run:
             self._set_background(earlier)
 
     def solve(self) -> Solution:
-        parameters, model = self.parameters, self.model
+        parameters, model, team = self.parameters, self.model, self.team
         model.weights.requires_grad = False
         model.translation_offsets.requires_grad = False
+        frames, translations = torch.as_tensor(self.scan.frames), self.dataset.translations
+        team.share((model, translations, frames.shape))
+        self.epochs = Epochs(model, team.deal(frames, tuple(frames.shape)), translations, team)
         for index in range(self.rounds):
             last = index == self.rounds - 1
             self._randomise(last=last)
-            self._epochs(parameters.n_init_iter, step=INIT_STEP, batch=10 if not last else 25)
+            self._stage(parameters.n_init_iter, step=INIT_STEP, batch=10 if not last else 25)
             if not last:
                 self._begin_again()
         model.translation_offsets.data.zero_()
         model.weights.requires_grad = True
-        self._epochs(parameters.n_final_iter, step=FINAL_STEP, batch=200, schedule=True)
+        self._stage(parameters.n_final_iter, step=FINAL_STEP, batch=200, schedule=True)
+        team.share(None)
+        del self.epochs  # which may hold the frames on a GPU
+        model.to("cpu")
         model.tidy_probes()
         return self._solution()
 
@@ -168,7 +224,8 @@ class _Run:
         offsets = self.model.translation_offsets.data
         offsets.zero_()
         if not last or self.rounds == 1:
-            offsets += (torch.rand_like(offsets) - 0.5) * self.parameters.translation_randomization
+            shifts = (torch.rand(offsets.shape) - 0.5) * self.parameters.translation_randomization
+            offsets += shifts.to(offsets.device)
 
     def _begin_again(self) -> None:
         """Centre the probe and find the object anew with it."""
@@ -177,22 +234,25 @@ class _Run:
         model.probe.data *= model.probe_support
         model.obj.data[:] = 1
         model.probe.requires_grad = False
-        self._epochs(OBJECT_EPOCHS, step=OBJECT_STEP, batch=25)
+        self._stage(OBJECT_EPOCHS, step=OBJECT_STEP, batch=25)
         model.probe.requires_grad = True
 
-    def _epochs(self, count: int, *, step: float, batch: int, schedule: bool = False) -> None:
-        for loss in self._losses(count, step, batch, schedule):
+    def _stage(self, count: int, *, step: float, batch: int, schedule: bool = False) -> None:
+        if not count:
+            return
+        stage = Stage(
+            epochs=count,
+            step=step,
+            batch=batch,
+            schedule=schedule,
+            free=tuple(parameter.requires_grad for parameter in self.model.parameters()),
+            seed=int(torch.randint(2**31, ())),
+        )
+        for loss in self.epochs.run(self.team.share(stage)):
             if not np.isfinite(loss):
                 raise FloatingPointError(f"{self.label}the loss of epoch {len(self.errors) + 1} is {loss}")
             self.errors.append(loss)
             self.progress(len(self.errors), loss)
-
-    def _losses(self, count: int, step: float, batch: int, schedule: bool) -> Iterator[float]:
-        if count:
-            for loss in self.model.Adam_optimize(
-                count, self.dataset, lr=step, batch_size=batch, schedule=schedule, thread=False
-            ):
-                yield float(loss)
 
     def _set_background(self, earlier: Earlier | None) -> None:
         background = None if earlier is None else earlier.background

@@ -15,12 +15,14 @@ import numpy as np
 from reconstruction.arrays import Bool, Int, Real
 from reconstruction.errors import ScanError
 
-BLOCK_BYTES = 8 * 1024**2
+BLOCK_BYTES = 2 * 1024**2
 MIN_FRAMES = 9  # three by three: fewer do not determine an object and a probe
 HUGE = 1e12  # counts: no detector has them
 FEW = 0.01  # of the pixels: a frame in which more are not numbers is left out
 LIT = 0.1  # of the mean frame's 99th percentile: the beam
 EMPTY = 0.02  # of a well lit frame's signal: the shutter was shut
+BURST = 8.0  # times the brightest of the others: neighboring frames of a scan overlap and are alike
+FEW_BRIGHT = 0.05  # of the frames that can be so
 NOISE = 0.2  # correlation of a pixel of the mean frame with the next; optics make it smooth
 SPIKE = 8.0  # times the median of its neighbors: a speckle is at least two pixels wide
 SPIKE_COUNTS = 20.0  # in all frames: fewer can be chance
@@ -78,6 +80,7 @@ def read_stack(dataset: h5py.Dataset, count: int, bad: Bool) -> Stack:
         part = stack.frames[block]
         part[_not_counts(part)] = 0.0  # in pixels that are masked
         np.maximum(part, 0.0, out=part)
+    _leave_out_bright_frames(stack)
     _check_mask(stack)
     _mask_spikes(stack)
     _leave_out_empty_frames(stack)
@@ -155,6 +158,30 @@ def _check_mask(stack: Stack) -> None:
             f"The detector's mask hides {light:.0%} of the light ({hidden:.0%} of the pixels); "
             "look whether the frames are saturated, or the mask is that of another detector."
         )
+
+
+def _leave_out_bright_frames(stack: Stack) -> None:
+    """Frames that alone are far brighter than all others; the sample cannot do that, as neighbors overlap."""
+    n = len(stack.frames)
+    signal = np.empty(n)
+    for block in stack.blocks():
+        signal[block] = stack.frames[block].sum(axis=(1, 2), where=stack.good, dtype=np.float64)
+    ordered = np.sort(signal)
+    few = max(1, int(FEW_BRIGHT * n))
+    ratios = ordered[n - few :] / np.maximum(ordered[n - few - 1 : n - 1], 1e-30)
+    steps = np.flatnonzero(ratios > BURST)
+    if not steps.size or not ordered[n - few - 1] > 0:
+        return
+    bright = signal >= ordered[n - few + int(steps[0])]
+    count = int(bright.sum())
+    if n - count < MIN_FRAMES:
+        return
+    stack.drop(bright)
+    are, times = "is" if count == 1 else "are", float(ratios[steps[0]])
+    stack.warnings.append(
+        f"{count} of {n} frames {are} {times:.3g} times as bright as the brightest of the others "
+        "(another exposure, or a fault of the detector); they were left out."
+    )
 
 
 def _beam(mean: Real, good: Bool) -> Bool:

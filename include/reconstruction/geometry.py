@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reconstruction.arrays import Complex, Real
+from reconstruction.arrays import Complex, Int, Real
 from reconstruction.scan import Scan
 
 MAX_PIXELS = 4e8  # of an object: a COSMIC scan of 0.1 mm at 5 nm
@@ -73,27 +73,49 @@ def measure_magnification(scan: Scan, *, neighbors: int = 5, max_frames: int = 1
     frames are cross-correlated, and the shifts are compared with the translations between them.
     """
     count = max(16, min(max_frames, MAX_SAMPLES // scan.frames[0].size))
-    frames, moved = _normalised(scan, count), _detector_steps(scan)[:count]
-    spectra = np.fft.fft2(frames)
-    low = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in frames.shape[1:]), indexing="ij")) < 0.25
-    spectra *= low
+    moved = _detector_steps(scan)[:count]
+    spectra = _slow_spectra(scan, count)
     shifts, steps = [], []
-    for first in range(len(frames)):
+    for first in range(len(moved)):
         away = np.linalg.norm(moved - moved[first], axis=1)
         for second in np.argsort(away)[1 : neighbors + 1]:
-            shifts.append(_peak(np.fft.ifft2(spectra[first] * spectra[second].conj()).real))
+            product = spectra[first] * spectra[second].conj()
+            shifts.append(_peak(_from_slow_spectrum(product, scan.detector_shape)))
             steps.append(moved[first] - moved[second])
     return _regression(np.array(steps), np.array(shifts))
 
 
-def _normalised(scan: Scan, count: int) -> Real:
+def _slow_spectra(scan: Scan, count: int) -> Complex:
+    """Spectra of the first frames' shadows below a quarter of a cycle per pixel.
+
+    A frame at a time, and nothing that is known to be zero or a conjugate, which leaves an eighth:
+    (count, about rows / 2, about columns / 4).
+    """
     mean = scan.frames.mean(axis=0)
     bright = mean > 0.1 * np.percentile(mean[scan.good], 99)
-    frames = np.where(bright, scan.frames[:count] / np.where(bright, mean, 1.0), 0.0).astype(np.float32)
-    frames /= np.maximum(frames.sum(axis=(1, 2), keepdims=True) / bright.sum(), 1e-9)
-    window = np.hanning(frames.shape[1] + 2)[1:-1, None] * np.hanning(frames.shape[2] + 2)[None, 1:-1]
-    shadows: Real = (frames - bright) * window
-    return shadows.astype(np.float32)
+    divisor, lit = np.where(bright, mean, 1.0), float(bright.sum())
+    window = np.outer(*(np.hanning(n + 2)[1:-1] for n in scan.detector_shape)).astype(np.float32)
+    rows, columns = _slow_rows(len(mean)), scan.detector_shape[1] // 4 + 1
+    slow = np.hypot(np.fft.fftfreq(len(mean))[rows, None], np.fft.rfftfreq(mean.shape[1])[:columns]) < 0.25
+    spectra = np.empty((min(count, len(scan.frames)), *slow.shape), dtype=np.complex64)
+    for index in range(len(spectra)):
+        frame = np.where(bright, scan.frames[index] / divisor, 0.0)
+        frame /= max(float(frame.sum()) / lit, 1e-9)
+        spectra[index] = np.fft.rfft2((frame - bright) * window)[rows, :columns] * slow
+    return spectra
+
+
+def _slow_rows(n: int) -> Int:
+    """Indices of the rows of a Fourier transform that are at or below a quarter of a cycle per pixel."""
+    rows: Int = np.r_[: n // 4 + 1, n - n // 4 : n]
+    return rows
+
+
+def _from_slow_spectrum(spectrum: Complex, shape: tuple[int, int]) -> Real:
+    whole = np.zeros((shape[0], shape[1] // 2 + 1), dtype=np.complex64)
+    whole[_slow_rows(shape[0]), : spectrum.shape[1]] = spectrum
+    image: Real = np.fft.irfft2(whole, s=shape)
+    return image
 
 
 def _detector_steps(scan: Scan) -> Real:

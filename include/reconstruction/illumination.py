@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reconstruction.arrays import Bool, Complex, Real
+from reconstruction.backend import Backend
 from reconstruction.conventions import mirrored
 from reconstruction.geometry import (
     Magnification,
@@ -107,13 +108,14 @@ def from_mean_frame(scan: Scan, distances: Sequence[tuple[float, str]]) -> list[
     return guesses
 
 
-def try_out(scan: Scan, guesses: Sequence[Guess]) -> Trial:
+def try_out(scan: Scan, guesses: Sequence[Guess], backend: Backend | None = None) -> Trial:
     """A few iterations with each guess; the first goes, unless a later one is clearly better.
 
     Neighboring frames are enough for that, and of large frames the middle, where the beam is: the same scan
     with larger pixels.
 
     :param guesses: one or more.
+    :param backend: as `reconstruction.solver.Solver`'s.
     """
     if len(guesses) == 1:
         return Trial(guess=guesses[0], errors={})
@@ -122,7 +124,7 @@ def try_out(scan: Scan, guesses: Sequence[Guess]) -> Trial:
     middle = _middle(scan)
     some = replace(
         scan,
-        frames=scan.frames[near][:, *middle],
+        frames=np.stack([scan.frames[index][middle] for index in near]),
         good=scan.good[middle],
         translations=scan.translations[near],
         dark=None if scan.dark is None else scan.dark[middle],
@@ -133,7 +135,7 @@ def try_out(scan: Scan, guesses: Sequence[Guess]) -> Trial:
     options, errors = Options(iterations=TRIAL_ITERATIONS, period_illu_refine=1), []
     for guess in guesses:
         probe = inverse_far_field(far_field(guess.probe)[middle])
-        errors.append(Solver(some, options, probe=probe).run(lambda *_: None).errors[-1])
+        errors.append(Solver(some, options, probe=probe, backend=backend).run(lambda *_: None).errors[-1])
     chosen = 0
     for index, error in enumerate(errors):
         chosen = index if error < CLEARLY * errors[chosen] else chosen

@@ -3,7 +3,7 @@
 -i iterations (500); -r refine the illumination every so many iterations (0, the default: never); -T the
 same for the background; -M confine the illumination to the file's illumination mask (without one in the
 file, to the bright field). Far-field scans only. COSMIC_OUTPUT says where the results go; COSMIC_POSITIONS
-and COSMIC_DEFOCUS are explained in `reconstruction.conventions`.
+and COSMIC_DEFOCUS are explained in `reconstruction.conventions`, COSMIC_ARRAYS in `reconstruction.backend`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import getopt
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from reconstruction.backend import choose
 from reconstruction.conventions import expected_defocus, positions_in_file, sample_moves, sign_warning
 from reconstruction.geometry import is_near_field, measure_magnification
 from reconstruction.illumination import IN_FILE, Trial, first_guesses, illumination_mask, try_out
 from reconstruction.program import Progress, UsageError, output_prefix, run, say, whole_number
 from reconstruction.quality import judge
 from reconstruction.result import Run, make_folder, remove_old, write_result
+from reconstruction.scale import wrong_scale
 from reconstruction.scan import Scan, ScanError, read_scan
 from reconstruction.solver import Options, Solver
 
@@ -63,28 +64,34 @@ def reconstruct(options: Options, path: Path) -> None:
     """
     started = time.monotonic()
     prefix = output_prefix(path, ENGINE)
-    positions, defocus = positions_in_file(), expected_defocus()
+    positions, defocus, backend = positions_in_file(), expected_defocus(), choose()
     remove_old(prefix)
     scan = sample_moves(read_scan(path), positions)
     measured = measure_magnification(scan)
+    expected = defocus.at(scan.energy_ev)
+    find_cause = partial(wrong_scale, scan, measured, expected=expected)
     if is_near_field(scan, measured):
-        raise ScanError(f"{path}: a near-field scan; this program is for far-field scans, use CDTools.")
+        cause = find_cause() if scan.near_field is None else ""
+        raise ScanError(
+            f"{path}: by its distance and energy a near-field scan. {cause}"
+            if cause
+            else f"{path}: a near-field scan; this program is for far-field scans, use CDTools."
+        )
     make_folder(prefix)
     print(f"{path}: {len(scan.frames)} frames of {scan.detector_shape}, {scan.energy_ev:.1f} eV", flush=True)
-    expected = defocus.at(scan.energy_ev)
-    trial = try_out(scan, first_guesses(scan, measured, expected=expected))
+    trial = try_out(scan, first_guesses(scan, measured, expected=expected), backend)
     print(f"positions are the {positions}'s; first illumination: {trial.guess.origin}", flush=True)
     found = _warnings(scan, options, trial)
     say(scan.notes, (*scan.warnings, *found))
     mask = illumination_mask(scan) if options.use_illu_mask else None
+    solver = Solver(scan, options, probe=trial.guess.probe, mask=mask, backend=backend)
+    print(f"computing with {solver.computed_with}", flush=True)
     try:
-        with np.errstate(over="raise", invalid="raise"):
-            solver = Solver(scan, options, probe=trial.guess.probe, mask=mask)
-            solution = solver.run(Progress(options.iterations))
+        solution = solver.run(Progress(options.iterations))
     except FloatingPointError as error:
         raise FloatingPointError(f"{path}: the iterations diverged ({error}); refine less often.") from error
     doubts = (
-        *judge(scan, solution.errors[-1], refined=options.period_illu_refine > 0),
+        *judge(scan, solution.errors[-1], refined=options.period_illu_refine > 0, find_cause=find_cause),
         *sign_warning(scan, solution.probe[0], expected, measured, positions),
     )
     say((), doubts)
@@ -94,6 +101,7 @@ def reconstruct(options: Options, path: Path) -> None:
             **asdict(options),
             "positions": positions,
             "expected_defocus_m": expected,
+            "computed_with": solver.computed_with,
             **trial.record(),
         },
         seconds=time.monotonic() - started,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from reconstruction.errors import ScanError
@@ -13,24 +15,26 @@ OF_NOISE = 3.0  # times the error that counting alone leaves: a dim scan may end
 DIM = 0.4  # of that error: more is noise than picture
 
 
-def judge(scan: Scan, error: float, *, refined: bool) -> tuple[str, ...]:
+def judge(scan: Scan, error: float, *, refined: bool, find_cause: Callable[[], str] = str) -> tuple[str, ...]:
     """Warnings about the last error, sqrt(sum (sqrt(measured) - sqrt(model))^2 / sum measured).
 
     :param refined: whether the run refined its illumination.
+    :param find_cause: is asked why a picture is wrong; empty when it does not know.
     :raises ScanError: the iterations have diverged, so that there is no picture.
     """
     if not error <= FAILED:
         raise ScanError(
             f"{scan.path}: the reconstruction failed: it ended with an error of {error:.3g}, and above "
             f"{FAILED:g} the picture says less than an empty one. No result was written. "
-            f"{_causes(scan, refined)}"
+            f"{_causes(scan, refined, find_cause)}"
         )
     if noise(scan) > DIM:
         return (f"{_dim(scan)}The picture is noisy, or wrong; scan again with a longer exposure.",)
     if error > SUSPECT and error > OF_NOISE * noise(scan):
         return (
             f"The error at the end is {error:.3g}; a good reconstruction of this scan ends near "
-            f"{max(noise(scan), 0.05):.2g}. The picture is probably wrong. {_causes(scan, refined)}",
+            f"{max(noise(scan), 0.05):.2g}. The picture is probably wrong. "
+            f"{_causes(scan, refined, find_cause)}",
         )
     return ()
 
@@ -52,10 +56,12 @@ def _dim(scan: Scan) -> str:
     return f"The frames are dim, {counts:.3g} counts each: noise alone leaves an error of {noise(scan):.2g}. "
 
 
-def _causes(scan: Scan, refined: bool) -> str:
+def _causes(scan: Scan, refined: bool, find_cause: Callable[[], str]) -> str:
     known = " The warnings about the file come first." if scan.warnings else ""
     if noise(scan) > DIM:
         return f"{_dim(scan)}Scan again with a longer exposure.{known}"
+    if cause := find_cause():
+        return cause + known
     if refined:
         before, after = "Look at", "; or refine less often, after more iterations"
     else:

@@ -242,12 +242,18 @@ class _Reader:
 
     def _dark(self, stack: Stack) -> Real | None:
         shape = stack.good.shape
-        found = self.stored.optional((f"{DETECTOR}/data_dark", f"{DATA}/data_dark"))
+        found = self.stored.find((f"{DETECTOR}/data_dark", f"{DATA}/data_dark"))
         if found is None:
             return None
-        place, dark = found
-        dark = np.nanmean(dark.reshape(-1, *dark.shape[-2:]), axis=0).astype(np.float32)
-        dark = np.maximum(np.nan_to_num(self._fitting(place, dark, shape)), 0.0)
+        place, layers = found
+        if layers.shape[-2:] != shape:
+            self.stored.fail(place, f"has shape {layers.shape}, the frames {shape}")
+        total, numbers = np.zeros(shape), np.zeros(shape)
+        for index in np.ndindex(layers.shape[:-2]):  # one at a time: there can be as many as frames
+            layer = layers[index]
+            total += np.nan_to_num(layer)
+            numbers += ~np.isnan(layer)
+        dark = np.maximum(total / np.maximum(numbers, 1), 0.0).astype(np.float32)
         level = stack.good & (dark > 0)
         if not level.any():
             return None

@@ -98,7 +98,9 @@ def parse(arguments: list[str]) -> Chosen:
     except getopt.GetoptError as error:
         raise UsageError(str(error)) from error
     given = dict(options)
-    if len(operands) != 1 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*_[0-9]{9,}", Path(operands[0]).name):
+    if len(operands) != 1 or not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*_[0-9]{9,}", Path(operands[0]).name
+    ):
         raise UsageError(f"exactly one FOLDER/SCAN is wanted, such as 230216/NS_230216033; got {operands}")
     engine = given.get("-e")
     if engine is not None and not re.fullmatch("[a-z]+", engine):

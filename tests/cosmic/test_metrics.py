@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +16,26 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.listeners.listener import get_listener_manager as scheduler_listeners
+from airflow.models.dagrun import DagRun
 from airflow.observability import stats as scheduler_stats
 from airflow.observability.metrics import stats_utils as scheduler_stats_utils
 from airflow.sdk.listener import get_listener_manager as task_listeners
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
+from airflow.sdk.timezone import utcnow
+from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
 
 from cosmic import metrics
-from cosmic.dag_constants import GLOBUS_CONN_ID, PROCESS_NEWFILE
+from cosmic.dag_constants import (
+    CANCEL_ABANDONED_WORK,
+    FIND_MISSED_SCANS,
+    FLIGHT_CHECK,
+    GLOBUS_CONN_ID,
+    PROCESS_NEWFILE,
+    REPORT_TASK,
+    TRANSFER_AUTO_RECON,
+)
 from deployment.standin_settings import standin_beamline, standin_seed
 from facilities.errors import BY_CLASS, TimeLimitError
 from standin.testing import Facility
@@ -137,11 +151,12 @@ def test_what_is_not_known_is_not_sent(heard: Heard) -> None:
     assert heard() == ["airflow.cosmic.transfer.bytes:0|c", "airflow.cosmic.transfer.files:0|c"]
 
 
-def end_of(task_type: str, result: Any) -> None:
+def end_of(task_type: str, result: Any, *, dag_id: str = "d", task_id: str = "t") -> None:
     """Tell the listener that a task has ended well."""
     ti = SimpleNamespace(
         task=SimpleNamespace(task_type=task_type),
-        task_id="t",
+        dag_id=dag_id,
+        task_id=task_id,
         map_index=-1,
         xcom_pull=lambda **_arguments: result,
     )
@@ -155,6 +170,73 @@ def test_failures_by_class(heard: Heard) -> None:
         metrics.on_task_instance_failed("running", SimpleNamespace(), error)
     classes = [line.split(".")[3].partition(":")[0] for line in heard()]
     assert classes == [*BY_CLASS, "resources", "other", "other", "other"]
+
+
+def test_what_the_checks_have_found(heard: Heard) -> None:
+    unreachable = ["Slurm jobs: no answer"]
+    end_of("", {"unreachable": []}, dag_id=CANCEL_ABANDONED_WORK, task_id="cancel_abandoned")
+    end_of("", {"unreachable": unreachable}, dag_id=CANCEL_ABANDONED_WORK, task_id="cancel_abandoned")
+    assert heard() == [
+        "airflow.cosmic.up.globus:1|g",
+        "airflow.cosmic.up.nersc:1|g",
+        "airflow.cosmic.up.globus:1|g",
+        "airflow.cosmic.up.nersc:0|g",
+    ]
+    end_of("", [{"missing": 2}, {"missing": 3}], dag_id=FIND_MISSED_SCANS, task_id=REPORT_TASK)
+    end_of("", None, dag_id=FLIGHT_CHECK, task_id="check_nersc")  # the date is not known
+    assert heard() == ["airflow.cosmic.scan.missed:5|c"]
+    end_of("", 2.0, dag_id=FLIGHT_CHECK, task_id="check_nersc")
+    (line,) = heard()
+    name, _, value = line.partition(":")
+    assert name == "airflow.cosmic.nersc.client_expires"
+    assert int(value.removesuffix("|g")) == pytest.approx(time.time() + 2 * 86400, abs=120)
+
+
+def end_of_run(dag_id: str, state: str) -> None:
+    """Tell the listener that a run has ended."""
+    run: Any = SimpleNamespace(dag_id=dag_id, queued_at=None, start_date=None, end_date=None)
+    {"success": metrics.on_dag_run_success, "failed": metrics.on_dag_run_failed}[state](run, "")
+
+
+def test_the_flight_check_is_green_or_red(heard: Heard) -> None:
+    end_of_run(FLIGHT_CHECK, "success")
+    end_of_run(FLIGHT_CHECK, "failed")
+    assert heard() == ["airflow.cosmic.flight_check:1|g", "airflow.cosmic.flight_check:0|g"]
+
+
+def test_runs_that_are_not_over(airflow_database: None, heard: Heard) -> None:
+    now = utcnow()
+    ages = {"queued": 300, "running": 900, "success": 5000, "failed": 5000}
+    runs = [
+        DagRun(
+            TRANSFER_AUTO_RECON,
+            run_id=state,
+            run_type="manual",
+            state=DagRunState(state),
+            run_after=now,
+            queued_at=now - timedelta(seconds=age),
+        )
+        for state, age in ages.items()
+    ]
+    later = DagRun(PROCESS_NEWFILE, run_id="later", run_type="manual", run_after=now + timedelta(days=1))
+    later.state, later.queued_at = DagRunState.QUEUED, now - timedelta(days=1)
+    end_of_run(CANCEL_ABANDONED_WORK, "success")
+    before = heard()
+    assert "airflow.cosmic.scan.active:0|g" in before
+    assert "airflow.cosmic.scan.waiting_age:0|g" in before
+    assert "airflow.cosmic.failures.credentials:0|c" in before  # so that its first increase can be seen
+    with create_session(scoped=False) as session:
+        session.add_all([*runs, later])
+        session.commit()
+        try:
+            end_of_run(CANCEL_ABANDONED_WORK, "failed")
+        finally:
+            for run in [*runs, later]:
+                session.delete(run)
+    lines = heard()
+    assert "airflow.cosmic.scan.active:2|g" in lines
+    (age,) = [line for line in lines if "waiting_age" in line]
+    assert 900 <= int(age.partition(":")[2].removesuffix("|g")) < 960
 
 
 def test_off_by_default() -> None:

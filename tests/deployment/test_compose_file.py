@@ -16,6 +16,7 @@ from deployment.settings import Settings
 from dev.local_airflow.settings import REPOSITORY
 
 DEPLOYMENT = REPOSITORY / "include" / "deployment"
+MONITORING = ("statsd", "prometheus", "grafana")
 LIMITS = {"driver": "json-file", "options": {"max-size": "1m", "max-file": "3"}}
 
 
@@ -32,10 +33,12 @@ def test_images_are_those_that_are_asked_for(services: dict[str, dict[str, Any]]
     assert "apache/airflow:3.3.2-python3.11" in dockerfile
     assert services["postgres"]["image"] == "postgres:16"
     assert services["redis"]["image"] == "redis:7.2-bookworm"
+    assert all(re.search(r":v?[0-9.]+", services[name]["image"]) for name in MONITORING)
 
 
-def test_only_the_ui_has_a_port(services: dict[str, dict[str, Any]]) -> None:
-    assert {name for name, service in services.items() if "ports" in service} == {"api-server"}
+def test_only_the_ui_and_grafana_have_a_port(services: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, service in services.items() if "ports" in service} == {"api-server", "grafana"}
+    assert services["grafana"]["ports"] == ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"]  # it has no logins
     assert services["api-server"]["ports"] == ["${UI_ADDRESS:-127.0.0.1}:${UI_PORT:-8080}:8080"]
 
 
@@ -56,6 +59,18 @@ def test_code_is_mounted_read_only_and_nobody_is_root(services: dict[str, dict[s
         if name != "postgres":
             assert service["user"] == "${AIRFLOW_UID:-50000}:0", name
             assert service["cap_drop"] == ["ALL"], name
+
+
+def test_nobody_can_change_what_monitoring_is_made_from(services: dict[str, dict[str, Any]]) -> None:
+    mounted = set()
+    for name in MONITORING:
+        assert services[name]["profiles"] == ["metrics"]
+        mounted |= {v.split(":")[0] for v in services[name]["volumes"] if v.startswith("./")}
+    files = (REPOSITORY / "include" / "monitoring").iterdir()
+    assert mounted == {f"./{path.relative_to(REPOSITORY)}" for path in files}
+    grafana = services["grafana"]["environment"]
+    assert (grafana["GF_AUTH_ANONYMOUS_ENABLED"], grafana["GF_AUTH_DISABLE_LOGIN_FORM"]) == ("true", "true")
+    assert "GF_AUTH_ANONYMOUS_ORG_ROLE" not in grafana  # which is Viewer
 
 
 def test_the_old_agents_mounts(services: dict[str, dict[str, Any]]) -> None:

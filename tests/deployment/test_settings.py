@@ -142,7 +142,7 @@ def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("COMPOSE_PROFILES", "standin,cellery", "it must be standin or celery, or both with a comma between"),
+        ("COMPOSE_PROFILES", "standin,cellery", "it must be standin, celery, metrics, or several"),
         ("STATSD", "statsd.example.org", "it must be HOST:PORT"),
         ("STATSD", "statsd:port", "it must be HOST:PORT"),
         ("STATSD", "statsd:8125/x", "it must be HOST:PORT"),
@@ -168,7 +168,9 @@ def test_profiles_metrics_and_git(tmp_path: Path) -> None:
         DAGS_GIT_REF="",
     )
     assert (settings.standin, settings.celery) == (True, True)
-    assert settings.statsd == ("::1", 8125)
+    assert settings.statsd == settings.metrics_to == ("::1", 8125)
+    assert read(write(tmp_path)).metrics_to is None
+    assert read(write(tmp_path, "COMPOSE_PROFILES=metrics")).metrics_to == ("statsd", 9125)
     assert (settings.dags_git_url, settings.dags_git_ref) == ("https://example.org/x.git", "main")
 
 

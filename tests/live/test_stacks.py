@@ -93,5 +93,6 @@ def test_a_scan_of_two_energies_is_stacked_by_itself_when_both_are_done(
     states = {task: ti["state"] for task, ti in pipeline.rest.task_instances(STACK_SCAN, run_id).items()}
     assert set(states.values()) == {"skipped"}
     assert "2 are done, 1 missing (2_0)" in pipeline.rest.log(STACK_SCAN, run_id, "check")
+    assert "2 are done, 1 missing (2_0)" in pipeline.rest.xcom(STACK_SCAN, run_id, "check", "no_stack")
     jobs = [job["name"] for job in pipeline.facility.jobs()]
     assert len([job for job in jobs if job.startswith("stack-") and name in job]) == 1

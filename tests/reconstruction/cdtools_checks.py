@@ -22,9 +22,11 @@ from reconstruction import fancy
 from reconstruction.cdtools_engine import Geometry, Parameters
 from reconstruction.conventions import sample_moves
 from reconstruction.earlier import read_earlier
+from reconstruction.epochs import Epochs, Stage
 from reconstruction.result import Run, write_result
 from reconstruction.scan import Scan, read_scan
 from reconstruction.solver import Solution
+from reconstruction.workers import Team
 
 FAR = Geometry(near_field=False, distance=50e-6)
 QUICK = Parameters(n_init_iter=1, n_final_iter=1)
@@ -38,7 +40,7 @@ def model_of(scan: Scan, parameters: Parameters, *, near_field: bool = False) ->
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fancy._Run(scan, fancy._dataset(scan), parameters, geometry, earlier=earlier).model
+        return fancy._Run(scan, parameters, geometry, Team(), earlier=earlier).model
 
 
 def probe_of(scan: Scan, parameters: Parameters) -> Any:
@@ -90,18 +92,20 @@ def _schedule(scan: Scan, *, rounds: int, randomization: float) -> list[Any]:
     parameters = Parameters(
         n_init_rounds=rounds, n_init_iter=4, n_final_iter=5, translation_randomization=randomization
     )
-    run = fancy._Run(scan, fancy._dataset(scan), parameters, FAR)
-    original = run.model.Adam_optimize
+    run = fancy._Run(scan, parameters, FAR, Team())
+    original = Epochs.run
 
-    def watched(count: int, dataset: Any, **options: Any) -> Any:
-        offsets = run.model.translation_offsets.detach()
-        free = [run.model.probe.requires_grad, run.model.weights.requires_grad]
-        seen.append([count, options["lr"], options["batch_size"], free, float(offsets.abs().max())])
-        return original(1, dataset, **options)
+    def watched(epochs: Epochs, stage: Stage) -> Any:
+        offsets = epochs.model.translation_offsets.detach()
+        names = [name for name, _ in epochs.model.named_parameters()]
+        free = [stage.free[names.index(name)] for name in ("probe", "weights")]
+        seen.append([stage.epochs, stage.step, stage.batch, free, float(offsets.abs().max())])
+        return original(epochs, replace(stage, epochs=1))
 
-    run.model.Adam_optimize = watched
+    Epochs.run = watched  # type: ignore[assignment,method-assign]
     with contextlib.redirect_stdout(sys.stderr):
         run.solve()
+    Epochs.run = original  # type: ignore[method-assign]
     return seen
 
 
@@ -110,7 +114,7 @@ def initialised(scan: Scan, folder: Path) -> dict[str, Any]:
     parameters = Parameters(n_init_iter=8, n_final_iter=4, oversampling_factor=2)
     with contextlib.redirect_stdout(sys.stderr):
         outcome = fancy.reconstruct(scan, parameters, FAR)
-        run = fancy._Run(scan, fancy._dataset(scan), parameters, FAR)
+        run = fancy._Run(scan, parameters, FAR, Team())
         run.solve()
     figures = write_result(
         folder / "earlier",

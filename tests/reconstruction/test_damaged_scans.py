@@ -69,6 +69,16 @@ REFUSED = [
     Row("random bytes", damage.random_bytes("u1"), "the frames are noise"),
     Row("no frames", damage.without_frames, "holds no frames, only what is written before the first one"),
     Row("frames without counts", damage.dimmed(1e-4), "the reconstruction failed: it ended with an error of"),
+    Row(
+        "a third of the distance",
+        damage.scaled(1 / 3, f"{DETECTOR}/distance"),
+        "A distance of 0.121 m, 3 times that in the file, explains the frames",
+    ),
+    Row(
+        "three times the energy",
+        damage.scaled(3.0, f"{SOURCE}/energy"),
+        "the energy of 3000 eV, the detector's pixel size, or the positions' unit is wrong by about this",
+    ),
     Row("empty frames' data set", damage.only(frames=0, positions=0), "aborted before the first one"),
 ]
 
@@ -121,9 +131,18 @@ RECONSTRUCTED = [
         correlation=0.8,
     ),
     Row("negated positions", damage.scaled(-1.0, damage.TRANSLATIONS), "sample is", correlation=0.0),
-    Row("half the step", damage.scaled(0.5, damage.TRANSLATIONS), "probably wrong", correlation=0.0),
+    Row("half the step", damage.scaled(0.5, damage.TRANSLATIONS), "0.5 times that in", correlation=0.0),
+    Row(
+        "three times the distance",
+        damage.scaled(3.0, f"{DETECTOR}/distance"),
+        "A distance of 0.121 m, 0.333 times that in the file, explains the frames",
+        correlation=0.0,
+    ),
+    Row("half as far again", damage.scaled(1.5, f"{DETECTOR}/distance"), "0.667 times that", correlation=0.0),
+    Row("a bright frame", damage.brighter(100.0, 17), "1 of 64 frames is 8"),
+    Row("three bright frames", damage.brighter(20.0, slice(20, 23)), "3 of 64 frames are 1"),
     Row("dim frames", damage.dimmed(1e-3), "The frames are dim", correlation=0.0),
-    Row("shuffled positions", damage.shuffled_positions, "The picture is probably wrong", correlation=0.0),
+    Row("shuffled positions", damage.shuffled_positions, "wrong. Look at the positions", correlation=0.0),
 ]
 
 

@@ -99,7 +99,7 @@ def test_missing_modules_are_named(install: Install, tmp_path: Path) -> None:
     bare.chmod(0o755)
     done = install(tmp_path / "software", bare)
     assert done.returncode == 1
-    assert "missing modules: numpy, h5py, PIL" in done.stderr
+    assert "missing modules: numpy, array_api_compat, h5py, PIL" in done.stderr
     assert not (tmp_path / "software").exists()
 
 

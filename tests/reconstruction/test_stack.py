@@ -270,6 +270,7 @@ def test_wrong_arguments(arguments: list[str], message: str) -> None:
 
 def test_arguments() -> None:
     assert parse(["NS_230216033"]) == Chosen(folder=Path(), scan="NS_230216033")
+    assert parse(["a/x_y-z.1_230216033"]) == Chosen(folder=Path("a"), scan="x_y-z.1_230216033")
     everything = ["-e", "cdtools", "-n", "80", "/x y/XS_230216033"]
     assert parse(everything) == Chosen(
         folder=Path("/x y"), scan="XS_230216033", engine="cdtools", energies=80

@@ -74,6 +74,15 @@ def not_numbers(where: Any) -> Edit:
     return frames_where(change)
 
 
+def brighter(factor: float, where: Any) -> Edit:
+    """Some frames had another exposure."""
+
+    def change(_: np.random.Generator, frames: Any) -> None:
+        frames[where] *= factor
+
+    return frames_where(change)
+
+
 def saturated(share: float) -> Edit:
     """Clipped at a share of the highest value."""
     return frames_where(lambda _, frames: np.minimum(frames, share * frames.max()))

@@ -87,6 +87,7 @@ NEEDS = {
     "postgresql": Need("Airflow on PostgreSQL, and its upgrade", postgresql, ("postgresql",)),
     "docker-compose": Need("make compose-config", commands("docker-compose"), ("docker-compose",)),
     "chromium": Need("a browser", commands("chromium"), ("chromium", "fonts-dejavu-core", "libatomic1")),
+    "prometheus": Need("alert rules and the dashboard", commands("prometheus", "promtool"), ("prometheus",)),
     "slurm": Need("make slurm-test", commands(*SLURM), SLURM_PACKAGES),
     "cdtools": Need("reconstruction with CDTools", CDTOOLS_PYTHON.exists, otherwise="make cdtools"),
     "readers": Need(

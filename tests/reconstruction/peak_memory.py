@@ -1,0 +1,25 @@
+"""Run by test_memory.py in a process of its own: the peak of a reconstruction's memory; prints bytes.
+
+usage: python peak_memory.py SCAN.cxi, with the environment of the program
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reconstruction.backend import choose
+from reconstruction.ptychocam import parse, reconstruct
+
+
+def status(name: str) -> int:
+    """A number of bytes from /proc/self/status: VmRSS, or its peak VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+xp = choose().xp
+xp.fft.fftn(xp.ones((8, 8)))  # torch loads its parts when they are first needed
+before = status("VmRSS")
+reconstruct(*parse(["-i", "2", "-r", "1", "-T", "1", "-M", sys.argv[1]]))
+print(status("VmHWM") - before)
