@@ -136,7 +136,7 @@ def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Sessio
 
     other = ScanIndex()
     other.refresh(session)
-    assert scans.Lists(other).make(scans.asked(), "", may_start=False)[0] == tag, (
+    assert scans.Lists(other).make(scans.asked(), "", scans.Rights(True, False))[0] == tag, (
         "another server's is the same"
     )
 

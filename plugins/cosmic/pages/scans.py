@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
@@ -66,6 +67,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Rights:
+    """Whether a reader may see what `find_missed_scans` has found, and start it."""
+
+    may_see_missing: bool
+    may_start_missing: bool
+
+
+@dataclass(frozen=True)
 class Asked:
     """What an address asks for."""
 
@@ -110,7 +119,7 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
     """The page."""
     index.refresh(session)
     airflow = address(request)
-    etag, content = lists.make(asked, airflow, may_start=_may_start(user))
+    etag, content = lists.make(asked, airflow, rights_of(user))
     return render(
         "scans.html",
         airflow=airflow,
@@ -126,7 +135,7 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
 def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> Response:
     """What changes of the page; 304 when the reader has it already."""
     index.refresh(session)
-    etag, content = lists.make(asked, address(request), may_start=_may_start(user))
+    etag, content = lists.make(asked, address(request), rights_of(user))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
@@ -141,16 +150,16 @@ class Lists:
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], tuple[str, str]] = {}
 
-    def make(self, asked: Asked, airflow: str, *, may_start: bool) -> tuple[str, str]:
+    def make(self, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
         """ETag and HTML of a list, made anew when the index has changed."""
         today = _today()
-        key = (self._index.version, today, asked, airflow, may_start)
+        key = (self._index.version, today, asked, airflow, rights)
+        if made := self._made.get(key):
+            return made
         with self._lock:
-            if key in self._made:
-                return self._made[key]
-            self._made = {key: made for key, made in self._made.items() if key[0] == self._index.version}
-            if len(self._made) >= _KEPT_LISTS:
-                self._made.clear()
+            if made := self._made.get(key):
+                return made
+            kept = {other: made for other, made in self._made.items() if other[0] == key[0]}
             page = self._index.page(asked.filters, asked.number)
             content = fragment(
                 "scan_list.html",
@@ -160,11 +169,11 @@ class Lists:
                 rows=[_row(scan, airflow) for scan in page.scans],
                 days=self._index.day_counts(_days_around(asked.filters.day or today, today)),
                 today=today,
-                may_start=may_start,
+                rights=rights,
             )
             # Not of the version: another API server's list is the same when its content is.
             etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
-            self._made[key] = (etag, content)
+            self._made = {**(kept if len(kept) < _KEPT_LISTS else {}), key: (etag, content)}
             return etag, content
 
 
@@ -192,10 +201,16 @@ def _load() -> None:
         log.warning("The list of scans could not be read yet: %s", error)
 
 
-def _may_start(user: Any) -> bool:
-    return get_auth_manager().is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=FIND_MISSED_SCANS), user=user
+def rights_of(user: BaseUser) -> Rights:
+    """What a user may do with `find_missed_scans`."""
+    manager, dag = get_auth_manager(), DagDetails(id=FIND_MISSED_SCANS)
+    may_read = manager.is_authorized_dag(
+        method="GET", access_entity=DagAccessEntity.XCOM, details=dag, user=user
     )
+    may_start = manager.is_authorized_dag(
+        method="POST", access_entity=DagAccessEntity.RUN, details=dag, user=user
+    )
+    return Rights(may_read, may_start)
 
 
 def _today() -> date:
