@@ -28,8 +28,8 @@ from cosmic.beamline import beamline
 from cosmic.dag_constants import FIND_MISSED_SCANS, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import ENGINES
 from cosmic.run_summary import ENDED_BY_HAND, sets_failed
+from cosmic.runs import ACTIVE
 from cosmic.scan_records import (
-    ACTIVE,
     LONGEST,
     NOTHING,
     DayCount,
@@ -210,7 +210,7 @@ class ScanIndex:
             run.state, run.started, run.ended = state, row.start_date, row.end_date
             run.error = run.stopped_by = ""
             run.tasks = run.progress = NOTHING
-        for group, states in ((self._active, ACTIVE), (self._unexplained, ("failed",))):
+        for group, states in ((self._active, ACTIVE), (self._unexplained, {"failed"})):
             (group.add if state in states else group.discard)(run.id)
         self._changed.add(run.place.scan)
 

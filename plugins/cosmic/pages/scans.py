@@ -21,7 +21,7 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.utils.session import create_session
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cosmic.beamline import beamline
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
+from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
 from cosmic.scan_index import ScanIndex, index
@@ -49,7 +50,6 @@ _DAYS = 7  # of the strip
 _KEPT_LISTS = 200
 
 router = APIRouter()
-MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM, TRANSFER_AUTO_RECON))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def asked(
 AskedDep = Annotated[Asked, Depends(asked)]
 
 
-@router.get("/scans", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scans", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> HTMLResponse:
     """The page."""
     index.refresh(session)
@@ -131,7 +131,7 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
     )
 
 
-@router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> Response:
     """What changes of the page; 304 when the reader has it already."""
     index.refresh(session)
@@ -203,14 +203,13 @@ def _load() -> None:
 
 def rights_of(user: BaseUser) -> Rights:
     """What a user may do with `find_missed_scans`."""
-    manager, dag = get_auth_manager(), DagDetails(id=FIND_MISSED_SCANS)
-    may_read = manager.is_authorized_dag(
-        method="GET", access_entity=DagAccessEntity.XCOM, details=dag, user=user
+    may_read = get_auth_manager().is_authorized_dag(
+        method="GET",
+        access_entity=DagAccessEntity.XCOM,
+        details=DagDetails(id=FIND_MISSED_SCANS),
+        user=user,
     )
-    may_start = manager.is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=dag, user=user
-    )
-    return Rights(may_read, may_start)
+    return Rights(may_read, may(user, "POST", FIND_MISSED_SCANS))
 
 
 def _today() -> date:
