@@ -36,7 +36,7 @@ from cosmic.pages.rendering import URL_PREFIX
 from cosmic.parameters import ENGINES
 from cosmic.plan import result_prefix
 from cosmic.run_requests import PARAMETERS
-from cosmic.run_summary import RunSummary, Step, XComs, summarize
+from cosmic.run_summary import RunSummary, Step, XComs, summarize, summarize_end
 from cosmic.scans import parse_scan_path
 from facilities.errors import UserError
 
@@ -108,7 +108,7 @@ def _failures(session: Session, since: datetime) -> Iterator[Event]:
     )
     for place, run in enumerate(session.scalars(failed)):
         described = place < MAX_DESCRIBED
-        summary = summarize(session, run, "") if described else None
+        summary = summarize_end(session, run, "") if described else None
         if summary is None or summary.outcome != "cancelled":
             yield _failure(run, summary)
 
