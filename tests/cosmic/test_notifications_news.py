@@ -16,7 +16,10 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE
-from cosmic.notifications.book import Event
+from cosmic.notifications.book import Event, due, read_book
+from cosmic.notifications.message import compose
+from cosmic.notifications.receivers import Receiver, send
+from support.receivers import mail_server
 
 NOW = datetime(2026, 7, 1, 19, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -156,6 +159,22 @@ def test_more_failures_than_are_read_are_events_too(
     found = events()
     assert [event["subject"] for event in found] == [f"scan run{number}" for number in range(5)]
     assert [bool(event["what"]) for event in found] == [True, True, False, False, False]
+
+
+def test_two_hundred_failures_are_one_mail(
+    add: Callable[..., DagRun], events: Callable[..., list[Event]]
+) -> None:
+    for number in range(200):
+        add(f"run{number}", end_date=NOW - number * timedelta(seconds=1))
+    receiver = read_book(None, ["mail"], (NOW - HOUR).timestamp())["receivers"]["mail"]
+    message = compose(due(receiver, events(), NOW.timestamp(), 1800))
+    with mail_server() as mailbox:
+        send(Receiver("r", "k", mailbox.url), message.subject, message.text, good=message.good)
+    (mail,) = mailbox.mails
+    assert str(mail["Subject"]).startswith("COSMIC: 200 scans failed: It ended without a message")
+    body = mail.get_body(("plain",))
+    assert body is not None
+    assert "- and 190 more" in body.get_content()
 
 
 def test_a_late_scan(add: Callable[..., DagRun], events: Callable[..., list[Event]]) -> None:
