@@ -230,6 +230,14 @@ def beamline() -> Beamline:
     return _load(path, changed)
 
 
+def notify_limits() -> Notify:
+    """When people are notified; the defaults while the file is wrong, since all scans fail then."""
+    try:
+        return beamline().notify
+    except UserError:
+        return Notify()
+
+
 @cache
 def _load(path: Path, _changed: int) -> Beamline:
     try:

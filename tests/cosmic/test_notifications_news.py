@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -175,6 +176,20 @@ def test_two_hundred_failures_are_one_mail(
     body = mail.get_body(("plain",))
     assert body is not None
     assert "- and 190 more" in body.get_content()
+
+
+def test_a_broken_beamline_yaml_keeps_nothing_back(
+    add: Callable[..., DagRun],
+    events: Callable[..., list[Event]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "beamline.yaml").write_text("notify: {late_after_hours: soon}")
+    monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(tmp_path / "beamline.yaml"))
+    old = NOW - 25 * HOUR
+    add("failed")
+    add("late", state="running", end_date=None, queued_at=old, run_after=old)
+    assert [event["kind"] for event in events()] == ["scan", "late"]
 
 
 def test_a_late_scan(add: Callable[..., DagRun], events: Callable[..., list[Event]]) -> None:

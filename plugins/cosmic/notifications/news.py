@@ -21,7 +21,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from cosmic.beamline import beamline
+from cosmic.beamline import beamline, notify_limits
 from cosmic.dag_constants import (
     FIND_MISSED_SCANS,
     FLIGHT_CHECK,
@@ -49,7 +49,7 @@ _KINDS: Mapping[str, Kind] = {
     STACK_SCAN: "scan",
     FLIGHT_CHECK: "check",
 }
-_DAYS_LEFT = (7, 3, 2, 1)
+_DAYS_LEFT = (1, 2, 3, 7)
 """When to notify again that the client expires, besides `notify.client_days`."""
 
 app = FastAPI(title="COSMIC notifications", docs_url=None, redoc_url=None, openapi_url=None)
@@ -167,7 +167,7 @@ def _previews(run: DagRun, summary: RunSummary | None) -> list[str]:
 
 
 def _late(session: Session, now: datetime) -> Iterator[Event]:
-    limit = timedelta(hours=beamline().notify.late_after_hours)
+    limit = timedelta(hours=notify_limits().late_after_hours)
     began = func.coalesce(DagRun.queued_at, DagRun.start_date)
     late = select(DagRun).where(
         DagRun.dag_id.in_((TRANSFER_AUTO_RECON, PROCESS_NEWFILE)),
@@ -224,7 +224,8 @@ def _missed(session: Session, since: datetime, now: datetime) -> Iterator[Event]
 
 def _client(session: Session, now: datetime) -> Iterator[Event]:
     """That NERSC's client expires, by the newest flight check that could see it."""
-    limits = sorted({beamline().notify.client_days, *_DAYS_LEFT})
+    first = notify_limits().client_days
+    limits = [*(days for days in _DAYS_LEFT if days < first), first]
     checks = select(DagRun).where(
         DagRun.dag_id == FLIGHT_CHECK, DagRun.state.in_(("success", "failed")), DagRun.end_date.is_not(None)
     )

@@ -15,7 +15,7 @@ import httpx
 from airflow.configuration import conf
 from airflow.sdk import Variable, task
 
-from cosmic.beamline import beamline
+from cosmic.beamline import beamline, notify_limits
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID
 from cosmic.notifications import book as books
 from cosmic.notifications import outages
@@ -56,7 +56,7 @@ def send_notifications() -> list[str]:
     book = books.read_book(kept, {receiver.key for receiver in listed}, now)
     books.observe(book, outages.look(), now)
     events = [*_ask_for_news(books.since(book, now)), *books.outage_events(book, now, outages.STATUS_PAGES)]
-    interval = beamline().notify.interval_minutes * 60
+    interval = notify_limits().interval_minutes * 60
     subjects: list[str] = []
     errors: list[FacilityError] = []
     for receiver in listed:
