@@ -20,7 +20,7 @@ COPY constraints.txt requirements.txt pyproject.toml include/deployment/install-
 RUN cd /requirements && bash install-requirements constraints.txt requirements.txt image-requirements.txt \
     && AIRFLOW_CONFIG=/tmp/airflow.cfg AIRFLOW__CORE__EXECUTOR=CeleryExecutor python -W ignore -c "import \
         airflow.providers.celery.executors.celery_executor, airflow.providers.fab.auth_manager.fab_auth_manager, \
-        airflow.providers.git.bundles.git, globus_sdk, psycopg2, redis, sfapi_client, statsd" >/dev/null \
+        airflow.providers.git.bundles.git, apprise, globus_sdk, psycopg2, redis, sfapi_client, statsd" >/dev/null \
     && rm -f /tmp/airflow.cfg \
     && pip install --no-cache-dir --disable-pip-version-check -q --no-deps .
 ENV PYTHONPATH=/opt/airflow/plugins:/opt/airflow/include \

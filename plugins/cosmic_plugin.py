@@ -6,6 +6,8 @@ from airflow.plugins_manager import AirflowPlugin
 
 from cosmic import metrics
 from cosmic.airflow_overrides.preloading import preload
+from cosmic.notifications import news
+from cosmic.notifications.tasks import NEWS_PREFIX
 from cosmic.pages.app import app
 from cosmic.pages.rendering import URL_PREFIX
 from cosmic.pages.scans import LoadAtStart
@@ -21,7 +23,10 @@ class CosmicPlugin(AirflowPlugin):
     name = "cosmic"
     timetables = [BeamlineDays]
     listeners = [metrics] if metrics.enabled() else []
-    fastapi_apps = [{"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"}]
+    fastapi_apps = [
+        {"app": app, "url_prefix": URL_PREFIX, "name": "COSMIC"},
+        {"app": news.app, "url_prefix": NEWS_PREFIX, "name": "COSMIC notifications"},
+    ]
     fastapi_root_middlewares = [
         {"middleware": RunRequests, "name": "checks and names of new runs"},
         {"middleware": LoadAtStart, "name": "reads the list of scans"},

@@ -34,7 +34,7 @@ HOME = SESSION / "airflow"
 BEAMLINE_FILE = SESSION / "beamline.yaml"
 atexit.register(shutil.rmtree, SESSION, ignore_errors=True)
 
-for _key in [key for key in os.environ if key.startswith(("AIRFLOW", "GLOBUS_", "COSMIC_"))]:
+for _key in [key for key in os.environ if key.startswith(("AIRFLOW", "GLOBUS_", "COSMIC_", "NOTIFY"))]:
     del os.environ[_key]
 # Port 9 (discard): in-process tests must not reach any API server.
 os.environ |= local_environment(HOME, 9, {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(BEAMLINE_FILE)})

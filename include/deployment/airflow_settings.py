@@ -47,6 +47,18 @@ def connections(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
+def notify_connection(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The connection that names who is notified; its URLs hold secrets, so they are its password."""
+    urls = settings.notify
+    return {
+        "notify_default": {
+            "conn_type": "generic",
+            "password": urls.get_secret_value() if urls is not None else None,
+            "description": MANAGED,
+        }
+    }
+
+
 def standin_connections(facility: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Connections to the stand-in; its key goes into the connection, so that no service needs its files."""
     found: dict[str, dict[str, Any]] = standin_seed(facility)["connections"]

@@ -18,6 +18,7 @@ from typing import Any
 from deployment.airflow_settings import (
     MANAGED,
     connections,
+    notify_connection,
     standin_connections,
     write_airflow_cfg,
     write_beamline,
@@ -44,7 +45,8 @@ def main() -> None:
     write_airflow_cfg(settings)
     write_beamline(settings, facility)
     _check_beamline()
-    _write_database(standin_connections(facility) if facility else connections(settings))
+    facilities = standin_connections(facility) if facility else connections(settings)
+    _write_database(facilities | notify_connection(settings))
     _make_users()
     for warning in warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
@@ -110,7 +112,7 @@ def _write_database(wanted: dict[str, dict[str, Any]]) -> None:
                 select(Connection.conn_id).where(Connection.description.is_distinct_from(MANAGED))
             )
         )
-    incomplete = {conn_id for conn_id, fields in wanted.items() if "login" in fields and not fields["login"]}
+    incomplete = {conn_id for conn_id, fields in wanted.items() if not fields.get("password", "none needed")}
     prepare_database({"connections": {c: f for c, f in wanted.items() if c not in incomplete & typed_in}})
 
 
@@ -126,6 +128,7 @@ def _summary(settings: Settings) -> str:
     parts.append("the stand-in" if settings.standin else "the real Globus and NERSC")
     statsd = settings.metrics_to
     parts.append(f"metrics to {statsd[0]}:{statsd[1]}" if statsd else "no metrics")
+    parts.append("people are notified" if settings.notify else "nobody is notified (NOTIFY is empty)")
     parts.append(f"DAGs from {settings.dags_git_url or './dags'}")
     return f"prepared: {', '.join(parts)}"
 

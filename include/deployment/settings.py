@@ -78,6 +78,12 @@ def _folder_or_url(text: str) -> str:
     return text
 
 
+def _urls(text: SecretStr) -> SecretStr:
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text.get_secret_value()):
+        raise ValueError("it must be Apprise URLs with spaces or commas between, such as mailto://...")
+    return text
+
+
 def _without_password(url: str) -> str:
     if urlsplit(url).password:
         raise ValueError("the URL holds a password, which would show in logs; use a public address")
@@ -112,6 +118,9 @@ class Settings(BaseSettings):
     path_ptychocam_nersc: _AbsolutePath | None = None
     path_cdtools_nersc: _AbsolutePath | None = None
     path_stack_nersc: _AbsolutePath | None = None
+
+    # Who is notified when something is wrong.
+    notify: Annotated[SecretStr, AfterValidator(_urls)] | None = None
 
     # The stack. docker-compose.yaml uses these too.
     compose_profiles: Annotated[frozenset[str], NoDecode, BeforeValidator(_profiles)] = frozenset()
@@ -195,7 +204,7 @@ def read_settings(file: Path = SETTINGS_FILE) -> tuple[Settings, list[str]]:
         settings = Settings(**values)
     except ValidationError as error:
         raise SettingsError("\n".join(_message(found) for found in error.errors())) from None
-    if settings.globus_client_secret is not None and _others_can_read(file):
+    if (settings.globus_client_secret or settings.notify) and _others_can_read(file):
         raise SettingsError(
             "the file holds a secret and can be read by others than its owner. Do: chmod 600 .env"
         )
@@ -224,7 +233,7 @@ def _message(error: Any) -> str:
     if not error["loc"]:
         return f"{text}."
     name = str(error["loc"][0]).upper()
-    shown = "" if name == "DAGS_GIT_URL" else f" is {error['input']!r}"
+    shown = "" if name in ("DAGS_GIT_URL", "NOTIFY") else f" is {error['input']!r}"
     return f"{name}{shown}; {text}."
 
 

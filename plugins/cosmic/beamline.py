@@ -155,6 +155,14 @@ class Defocus(_Section):
         return f"{self.distance:g}@{self.energy_ev:g}"
 
 
+class Notify(_Section):
+    """When people are notified (`dags/notify.py`)."""
+
+    late_after_hours: Annotated[float, Field(gt=0, le=1000)] = 24
+    client_days: Annotated[float, Field(ge=0, le=365)] = 14
+    interval_minutes: Annotated[float, Field(ge=0, le=1440)] = 30
+
+
 class Beamline(_Section):
     """The whole of `beamline.yaml`."""
 
@@ -168,6 +176,7 @@ class Beamline(_Section):
     defocus: Defocus = Defocus()
     time_zone: Annotated[str, AfterValidator(_zone_name)] = "America/Los_Angeles"
     processing: Processing = Processing()
+    notify: Notify = Notify()
 
     def script(self, engine: Engine) -> str:
         """Absolute path of an engine's reconstruction script at NERSC."""
@@ -219,6 +228,14 @@ def beamline() -> Beamline:
             next_step="correct [cosmic] beamline_file, or put the file there, then clear this task.",
         ) from error
     return _load(path, changed)
+
+
+def notify_limits() -> Notify:
+    """When people are notified; the defaults while the file is wrong, since all scans fail then."""
+    try:
+        return beamline().notify
+    except UserError:
+        return Notify()
 
 
 @cache

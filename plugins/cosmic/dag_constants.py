@@ -6,6 +6,7 @@ STACK_SCAN = "stack_scan"
 FIND_MISSED_SCANS = "find_missed_scans"
 WATCH_SCANS = "watch_scans"
 CANCEL_ABANDONED_WORK = "cancel_abandoned_work"
+NOTIFY = "notify"
 FLIGHT_CHECK = "test_cosmicDTN_transfers"
 
 CHECK_TASK = "check_scan"  # the first one of TRANSFER_AUTO_RECON
@@ -18,3 +19,4 @@ NO_STACK_KEY = "no_stack"  # XCom of the first task of STACK_SCAN: why a run tha
 
 GLOBUS_CONN_ID = "globus_default"
 SUPERFACILITY_CONN_ID = "superfacility_default"
+NOTIFY_CONN_ID = "notify_default"

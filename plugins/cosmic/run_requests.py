@@ -26,6 +26,7 @@ from cosmic.dag_constants import (
     CANCEL_ABANDONED_WORK,
     FIND_MISSED_SCANS,
     FLIGHT_CHECK,
+    NOTIFY,
     PROCESS_NEWFILE,
     STACK_SCAN,
     TRANSFER_AUTO_RECON,
@@ -51,6 +52,7 @@ PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
     FIND_MISSED_SCANS: MISSED_SCANS,
     WATCH_SCANS: NEW_SCANS,
     CANCEL_ABANDONED_WORK: {},
+    NOTIFY: {},
     FLIGHT_CHECK: FLIGHT_CHECK_PARAMETERS,
 }
 """The parameters of each DAG of the bundle."""

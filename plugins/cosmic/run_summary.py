@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -150,14 +150,28 @@ def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
 
     :param prefix: of Airflow's address, for links.
     """
-    tasks = session.scalars(
-        select(TaskInstance)
-        .where(TaskInstance.dag_id == run.dag_id, TaskInstance.run_id == run.run_id)
-        .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
-    ).all()
+    xcoms = XComs(session, run)
+    ended = summarize_end(session, run, prefix)
+    stacks = xcoms.mapping("collect") if run.dag_id == STACK_SCAN else None
+    done = {"stack"} if stacks else {result["engine"] for result in ended.reconstructions}
+    return replace(
+        ended,
+        active=[_step(task, xcoms, prefix) for task in _tasks(session, run) if task.state in _DOING],
+        transfer=xcoms.mapping(COPY_TASK),
+        stacks=stacks,
+        no_stack=xcoms.get("check", NO_STACK_KEY) if run.dag_id == STACK_SCAN else None,
+        jobs=_jobs(xcoms, done),
+        days=_days(xcoms),
+        days_left=xcoms.get("check_nersc"),
+        files=scan_files(session, run, prefix),
+    )
+
+
+def summarize_end(session: Session, run: DagRun, prefix: str) -> RunSummary:
+    """Read only how a run has ended, and what it has reconstructed; for many runs at a time."""
+    tasks = _tasks(session, run)
     xcoms = XComs(session, run)
     reconstructions = [found for name in ENGINES if (found := xcoms.mapping(f"{name}.collect"))]
-    stacks = xcoms.mapping("collect") if run.dag_id == STACK_SCAN else None
     failed = [_step(task, xcoms, prefix) for task in tasks if task.state == "failed"]
     cancelled = _cancellation(session, run, tasks) if run.state == "failed" else None
     return RunSummary(
@@ -166,16 +180,17 @@ def summarize(session: Session, run: DagRun, prefix: str) -> RunSummary:
         cancelled=cancelled,
         # A task that was ended by hand has no error of its own: the cancellation is its reason.
         failed=[step for step in failed if step.error or not cancelled],
-        active=[_step(task, xcoms, prefix) for task in tasks if task.state in _DOING],
-        transfer=xcoms.mapping(COPY_TASK),
+        active=(),
         reconstructions=reconstructions,
-        stacks=stacks,
-        no_stack=xcoms.get("check", NO_STACK_KEY) if run.dag_id == STACK_SCAN else None,
-        jobs=_jobs(xcoms, {"stack"} if stacks else {result["engine"] for result in reconstructions}),
-        days=_days(xcoms),
-        days_left=xcoms.get("check_nersc"),
-        files=scan_files(session, run, prefix),
     )
+
+
+def _tasks(session: Session, run: DagRun) -> Sequence[TaskInstance]:
+    return session.scalars(
+        select(TaskInstance)
+        .where(TaskInstance.dag_id == run.dag_id, TaskInstance.run_id == run.run_id)
+        .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
+    ).all()
 
 
 def _outcome(

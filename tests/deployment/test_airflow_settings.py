@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from cosmic.beamline import beamline
 from deployment.airflow_settings import (
     connections,
+    notify_connection,
     standin_connections,
     write_airflow_cfg,
     write_beamline,
@@ -55,6 +56,30 @@ def test_the_standins_key_needs_no_file(facility: Facility) -> None:
     assert (config.key_file, config.client_id_file) == (None, None)
     key = read_client_key(config, fields["password"])
     assert key.client_id == facility.description["nersc"]["client_id"]
+
+
+def test_who_is_notified_is_typed_in_or_from_env(airflow_database: None) -> None:
+    from airflow.models.connection import Connection as Row
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from deployment.database import prepare_database
+    from deployment.prepare import _write_database
+
+    def write(notify: str | None) -> str | None:
+        settings = Settings(notify=SecretStr(notify) if notify else None)
+        _write_database(notify_connection(settings))
+        with create_session() as session:
+            row = session.scalar(select(Row).where(Row.conn_id == "notify_default"))
+            assert row is not None
+            password: str | None = row.password
+            return password
+
+    typed_in = {"conn_type": "generic", "password": "json://typed.in"}
+    prepare_database({"connections": {"notify_default": typed_in}})
+    assert write(None) == "json://typed.in"
+    assert write("json://a.org") == "json://a.org"
+    assert write(None) is None  # nobody, once it is taken out of .env
 
 
 def read_beamline(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

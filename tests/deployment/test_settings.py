@@ -113,6 +113,7 @@ def test_the_old_agents_settings(tmp_path: Path, nersc: Path) -> None:
         (["PATH_PTYCHOCAM_NERSC=bin/p.sh"], "PATH_PTYCHOCAM_NERSC is 'bin/p.sh'; it must be an absolute"),
         (["PATH_JOB_SCRIPT=/a/../b"], "PATH_JOB_SCRIPT is '/a/../b'"),
         (["PATH_NERSC_ID=~/id"], "PATH_NERSC_ID is '~/id'"),
+        (["NOTIFY=half@example.org"], "NOTIFY; it must be Apprise URLs"),
         (["PARALLELISM=many"], "PARALLELISM is 'many'; it must be a whole number, 1 or more."),
         (["AIRFLOW_UID=0"], "AIRFLOW_UID is '0'; it must be a whole number, 1 or more."),
         (["# a comment", "PATH_NERSC_ID"], "line 2 cannot be read; it must be NAME=value"),
@@ -179,11 +180,22 @@ def test_what_docker_compose_used_comes_before_the_file(tmp_path: Path) -> None:
     assert not read(write(tmp_path, "COMPOSE_PROFILES=standin"), COMPOSE_PROFILES="").standin
 
 
-def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    lines = [f"GLOBUS_CLIENT_ID={CLIENT_ID}", "GLOBUS_CLIENT_SECRET=hush"]
+@pytest.mark.parametrize(
+    "lines",
+    [[f"GLOBUS_CLIENT_ID={CLIENT_ID}", "GLOBUS_CLIENT_SECRET=hush"], ["NOTIFY=slack://hush/hush/hush"]],
+)
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(SettingsError, match=r"chmod 600 \.env") as refused:
         read(write(tmp_path, *lines, mode=0o640))
     assert "hush" not in str(refused.value)
+
+
+def test_who_is_notified_is_a_secret(tmp_path: Path) -> None:
+    urls = "mailto://a.org?to=b@c.org,d@e.org, slack://hush/b/c/#chan"
+    settings = read(write(tmp_path, f"NOTIFY={urls}"))
+    assert settings.notify is not None
+    assert settings.notify.get_secret_value() == urls
+    assert "hush" not in repr(settings)
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, nersc: Path) -> None:

@@ -40,6 +40,9 @@ def local_environment(home: Path, port: int, extra: dict[str, str] | None = None
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
     }
+    if urls := os.environ.get("NOTIFY"):  # as in .env of an installation
+        connection = {"conn_type": "generic", "password": urls}
+        environment["AIRFLOW_CONN_NOTIFY_DEFAULT"] = json.dumps(connection)
     environment |= _keys(home)
     environment |= extra or {}
     if environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite:"):

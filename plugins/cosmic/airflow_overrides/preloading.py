@@ -18,6 +18,7 @@ NEEDED_BY_TASKS = (
     "airflow.sdk.execution_time.supervisor",
     "cosmic.flight_check",
     "cosmic.missed_scans",
+    "cosmic.notifications.tasks",
     "cosmic.plan",
     "cosmic.results",
     "cosmic.stacks",

@@ -19,12 +19,14 @@ class MachineStatus:
     """State of a machine, from NERSC's public page: `status` is active, degraded, unavailable or other.
 
     :param outage: of a machine that is not up, its present outage, else the next one, in words.
+    :param until: when its present outage is to end, if NERSC names it.
     """
 
     name: str
     status: str
     reason: str
     outage: str = ""
+    until: datetime | None = None
 
     @property
     def up(self) -> bool:
@@ -68,11 +70,30 @@ def read_status(session: SfapiSession, machine: str) -> MachineStatus:
         status=str(reply["status"]).lower(),
         reason="; ".join(reasons).strip("; "),
     )
-    return found if found.up else replace(found, outage=_outage(session, machine))
+    outage = None if found.up else _outage(session, machine)
+    return found if outage is None else replace(found, outage=str(outage), until=outage.expected_end)
 
 
-def _outage(session: SfapiSession, machine: str) -> str:
-    """The present outage, or else the next one, in words; empty when none is known."""
+@dataclass(frozen=True, order=True)
+class Outage:
+    """An entry of NERSC's list of outages."""
+
+    start: datetime
+    end: datetime
+    why: str
+
+    @property
+    def expected_end(self) -> datetime | None:
+        """Its end, when it has begun."""
+        return self.end if self.start <= datetime.now(UTC) else None
+
+    def __str__(self) -> str:
+        why = f" ({self.why})" if self.why else ""
+        return f"Outage{why}: from {self.start.isoformat()} until {self.end.isoformat()}."
+
+
+def _outage(session: SfapiSession, machine: str) -> Outage | None:
+    """The present outage, or else the next one; None when none is known."""
     for page in ("status/outages", "status/outages/planned"):
         try:
             reply = session.get(f"{page}/{machine}", f"Looking up outages of {machine}", public=True)
@@ -81,11 +102,11 @@ def _outage(session: SfapiSession, machine: str) -> str:
             continue
         if outages := _read_outages(reply, session.config.zone):
             return outages[0]
-    return ""
+    return None
 
 
-def _read_outages(reply: Any, zone: tzinfo) -> list[str]:
-    """Outages in a reply, in words, soonest first, without those that have ended or were called off."""
+def _read_outages(reply: Any, zone: tzinfo) -> list[Outage]:
+    """Outages in a reply, soonest first, without those that have ended or were called off."""
     now = datetime.now(UTC)
     outages = []
     for entry in reply if isinstance(reply, list) else ():
@@ -95,9 +116,8 @@ def _read_outages(reply: Any, zone: tzinfo) -> list[str]:
             log.warning("Skipping an outage that cannot be read: %.200r", entry)
             continue
         if end > now and str(entry.get("status") or "").lower() not in ("cancelled", "completed"):
-            why = f" ({entry['description']})" if entry.get("description") else ""
-            outages.append((start, f"Outage{why}: from {start.isoformat()} until {end.isoformat()}."))
-    return [text for _, text in sorted(outages)]
+            outages.append(Outage(start, end, str(entry.get("description") or "")))
+    return sorted(outages)
 
 
 def moment_of(text: str, zone: tzinfo) -> datetime:
