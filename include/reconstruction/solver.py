@@ -267,21 +267,26 @@ class Solver:
         waves = probes * views
         spectra = xp.fft.fftn(waves, axes=(1, 2), norm="ortho")
         model = xp.sqrt(self._power(spectra) + (self.background + 1e-12))  # never zero: divides
-        difference = (amplitude - model) * self.good
+        squared = xp.sum(((amplitude - model) * self.good) ** 2)
         amplitude /= model
+        del model
         amplitude *= self.good
         amplitude += 1 - self.good
         spectra *= amplitude
         projected = xp.fft.ifftn(spectra, axes=(1, 2), norm="ortho")
+        del spectra
         waves -= projected
+        waves *= xp.conj(probes)
+        if for_probe:
+            projected *= xp.conj(views)
         return _Projection(
             part=part,
-            gradient=waves * xp.conj(probes),
+            gradient=waves,
             weights=self._power(probes),
-            numerators=xp.conj(views) * projected if for_probe else None,
+            numerators=projected if for_probe else None,
             denominators=self._power(views) if for_probe else None,
             ratio=xp.sum(amplitude**2, axis=0) if for_background else None,
-            squared=xp.sum(difference**2),
+            squared=squared,
         )
 
     def _power(self, wave: Array) -> Array:
