@@ -25,7 +25,7 @@ from standin.synthetic_scan import Optics, SyntheticScan, make_scan
 
 PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"
 OPTICS = Optics()
-FRAMES = 196
+FRAMES = 625
 FRAME_BYTES = 4 * FRAMES * OPTICS.frame**2
 ITERATIONS = 40
 FINAL = ITERATIONS // 4  # CDTools' last stage
