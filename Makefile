@@ -11,6 +11,7 @@ FAULTS ?= 60
 SEED ?= 1
 SHORT ?=
 DATABASE ?=
+ONLY ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
@@ -20,6 +21,7 @@ VENV := .venv/.installed-$(shell (cat requirements.txt requirements-dev.txt cons
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
 CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
+BENCH := .venv-bench/.installed-$(shell cat requirements-cdtools.txt requirements-bench.txt | cksum | cut -d' ' -f1)
 READERS := .venv-readers/.installed-$(shell cksum < requirements-readers.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
@@ -52,8 +54,8 @@ lint: $(VENV) ## Style, types and which package may import which, without changi
 	PYTHONPATH=plugins:include:. .venv/bin/lint-imports
 	.venv/bin/mypy plugins include dags tests
 
-bench: $(VENV) ## What the orchestration costs, as ratios in one run
-	@$(RUN) -m dev.benchmark
+bench: $(VENV) $(if $(filter reconstructions,$(or $(ONLY),reconstructions)),$(BENCH)) ## What the orchestration and the reconstructions cost, as ratios in one run (ONLY='imports latency reconstructions')
+	@$(RUN) -m dev.benchmark $(ONLY)
 
 chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
 	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
@@ -97,7 +99,7 @@ constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
-	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-readers
+	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-bench .venv-readers
 
 define need_python
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and '$(PYTHON)' is not on the PATH. Install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -133,6 +135,12 @@ $(CDTOOLS):
 	@echo "Installing CDTools and torch into .venv-cdtools (about a minute, once)"
 	$(call new_venv,.venv-cdtools)
 	@.venv-cdtools/bin/pip install -q --no-compile torch==2.13.0 && .venv-cdtools/bin/pip install -q --no-compile -r requirements-cdtools.txt && touch $@
+
+$(BENCH):
+	$(need_python)
+	@echo "Installing CDTools and pty-chi into .venv-bench (two minutes, once)"
+	$(call new_venv,.venv-bench)
+	@.venv-bench/bin/pip install -q --no-compile torch==2.13.0 && .venv-bench/bin/pip install -q --no-compile -r requirements-bench.txt && touch $@
 
 # ptychodus without what its windows and servers need: its readers are all that is used.
 $(READERS):

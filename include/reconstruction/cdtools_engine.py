@@ -303,7 +303,7 @@ def reconstruct(parameters: Parameters, path: Path, team: Team | None = None) ->
             **asdict(parameters),
             "positions": positions,
             "distance_used": start.geometry.distance,
-            "device": outcome.device,
+            "computed_with": outcome.computed_with,
             **start.record,
         },
         seconds=time.monotonic() - started,

@@ -50,11 +50,11 @@ PADDING = 10  # pixels around the scanned object, so that shifted positions stay
 class Outcome:
     """The solution from all frames, those of the two halves, and what they said of its resolution.
 
-    :param device: what computed it, for a person.
+    :param computed_with: device and processes, for a person.
     """
 
     solution: Solution
-    device: str
+    computed_with: str
     halves: tuple[tuple[Scan, Solution], ...] = ()
     resolution_m: float | None = None
     warnings: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def reconstruct(
     torch.manual_seed(0)
     torch.set_num_threads(cpus())
     team = team or Team()
-    print(f"computing on {team}", flush=True)
+    print(f"computing with {team}", flush=True)
     with gpu_memory(), warnings.catch_warnings():
         # CDTools calls torch.meshgrid in a way that torch will one day read differently.
         warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
@@ -92,12 +92,12 @@ def reconstruct(
             )
     team.share(None)
     if not halves:
-        return Outcome(solution=solution, device=str(team))
+        return Outcome(solution=solution, computed_with=str(team))
     resolution = _resolution(*(half for _, half in halves))
     notes = () if resolution else ("The two halves do not agree at any resolution.",)
     return Outcome(
         solution=solution,
-        device=str(team),
+        computed_with=str(team),
         halves=tuple(halves),
         resolution_m=resolution,
         warnings=notes,

@@ -26,6 +26,9 @@ from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
 
 log = logging.getLogger(__name__)
 
+# Perlmutter's nodes have 128 hardware threads and 4 GPUs. All queues but "shared" give whole nodes.
+CPUS_OF_GPU = 32
+
 
 class Run(Protocol):
     """What is needed of a run of `transfer_auto_recon`, in a task or in Airflow's database."""
@@ -116,7 +119,7 @@ def _job(
     root = site.collections.destination.file_system_path
     scan_file = scan.under(root)
     output = result_prefix(site, scan, engine, run)
-    minutes = values["time_limit_minutes"]
+    minutes, qos = values["time_limit_minutes"], values["qos"] or site.job.qos
     return {
         engine: {
             "script": site.script(engine),
@@ -127,10 +130,11 @@ def _job(
         },
         f"{engine}_resources": {
             "account": site.job.account,
-            "qos": values["qos"] or site.job.qos,
+            "qos": qos,
             "constraint": site.job.constraint,
             "nodes": site.job.nodes,
             "gpus": values["n_gpu"],
+            "cpus_per_task": CPUS_OF_GPU * values["n_gpu"] if qos == "shared" else None,
             "time_limit": f"{minutes // 60:02}:{minutes % 60:02}:00" if minutes else site.job.time_limit,
             "output": f"{output}_%j.out",
             "error": f"{output}_%j.err",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -28,8 +28,8 @@ from cosmic.beamline import beamline
 from cosmic.dag_constants import FIND_MISSED_SCANS, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import ENGINES
 from cosmic.run_summary import ENDED_BY_HAND, sets_failed
+from cosmic.runs import ACTIVE
 from cosmic.scan_records import (
-    ACTIVE,
     LONGEST,
     NOTHING,
     DayCount,
@@ -62,7 +62,7 @@ _EXPLAINED_WITHIN = timedelta(minutes=5)  # after a run's end its reason may sti
 
 
 class ScanIndex:
-    """The index. One lock: what reads waits for the refresh that it wants to see.
+    """The index. While one thread brings it up to date, others are shown what it was before.
 
     Example::
 
@@ -75,6 +75,7 @@ class ScanIndex:
         self._lock = threading.RLock()
         self.version = 0  # another one whenever anything has changed
         self._refreshed = self._swept = float("-inf")
+        self._changed: set[str] = set()  # names of scans that are to be made anew from their runs
         self._runs: dict[int, Run] = {}
         self._ids: dict[str, int] = {}
         self._active: set[int] = set()
@@ -140,29 +141,36 @@ class ScanIndex:
     # Bringing it up to date
 
     def refresh(self, session: Session) -> None:
-        """Read what has changed, unless that was done within the last two seconds."""
-        with self._lock:
+        """Read what has changed, unless that was done within the last two seconds or is being done."""
+        first = self._refreshed == float("-inf")
+        if time.monotonic() - self._refreshed < _REFRESH_AFTER or not self._lock.acquire(blocking=first):
+            return
+        try:
             now = time.monotonic()
             if now - self._refreshed < _REFRESH_AFTER:
                 return
             first = self._refreshed == float("-inf")
-            changed = self._read_runs(session, all_of_them=first)
+            self._read_runs(session, all_of_them=first)
             if first or now - self._swept >= _SWEEP_AFTER:
-                changed |= self._sweep(session)
+                self._sweep(session)
                 self._swept = now
-            changed |= self._read_results(session)
-            changed |= self._read_active(session)
-            changed |= self._explain(session)
+            self._read_results(session)
+            self._read_active(session)
+            self._explain(session)
             tables = self._read_tables(session)
-            self._rebuild(changed)
-            self.version += bool(changed) or tables
+            self.version += bool(self._changed) or tables
+            self._rebuild()
             self._refreshed = time.monotonic()
+        finally:
+            self._lock.release()
 
-    def _read_runs(self, session: Session, *, all_of_them: bool) -> set[int]:
+    def _read_runs(self, session: Session, *, all_of_them: bool) -> None:
         """Runs that are new, active, or were active."""
         forms = _forms()
         if all_of_them:
-            return {self._take(row, forms) for row in session.execute(_runs(), **_IN_PARTS)} - {0}
+            for row in session.execute(_runs(), **_IN_PARTS):
+                self._take(row, forms)
+            return
         latest = max(self._runs, default=0)
         rows = {row.id: row for row in session.execute(_runs(DagRun._state.in_(ACTIVE)))}
         rows |= {row.id: row for row in session.execute(_runs(DagRun.id > latest - _LATE))}
@@ -170,26 +178,27 @@ class ScanIndex:
         rows |= {row.id: row for row in session.execute(_runs(DagRun.id.in_(over)))}
         for gone in over - rows.keys():
             self._remove(gone)
-        return {self._take(row, forms) for row in rows.values()} - {0}
+        for row in rows.values():
+            self._take(row, forms)
 
-    def _sweep(self, session: Session) -> set[int]:
+    def _sweep(self, session: Session) -> None:
         """Runs that somebody has changed after their end; and those that were removed are removed here."""
         since, forms = self._last_change - _LATE_FOR, _forms()
-        changed = {self._take(row, forms) for row in session.execute(_runs(DagRun.updated_at > since))}
+        for row in session.execute(_runs(DagRun.updated_at > since)):
+            self._take(row, forms)
         of_dag = DagRun.dag_id == TRANSFER_AUTO_RECON
         if session.scalar(select(func.count()).select_from(DagRun).where(of_dag)) != len(self._runs):
             there = set(session.scalars(select(DagRun.id).where(of_dag)))
             for gone in self._runs.keys() - there:
                 self._remove(gone)
-        return changed - {0}
 
-    def _take(self, row: Any, forms: Sequence[str]) -> int:
-        """Take in a run's row; its id, or 0 when nothing is new."""
+    def _take(self, row: Any, forms: Sequence[str]) -> None:
+        """Take in a run's row."""
         self._last_change = max(self._last_change, row.updated_at or row.created_at or row.run_after)
         run = self._runs.get(row.id)
         state = str(row.state)
         if run is not None and (run.state, run.started, run.ended) == (state, row.start_date, row.end_date):
-            return 0
+            return
         if run is None:
             posted = row.created_at or row.run_after
             place = place_of(row.run_id, row.path, forms)
@@ -201,22 +210,20 @@ class ScanIndex:
             run.state, run.started, run.ended = state, row.start_date, row.end_date
             run.error = run.stopped_by = ""
             run.tasks = run.progress = NOTHING
-        for group, states in ((self._active, ACTIVE), (self._unexplained, ("failed",))):
+        for group, states in ((self._active, ACTIVE), (self._unexplained, {"failed"})):
             (group.add if state in states else group.discard)(run.id)
-        return run.id
+        self._changed.add(run.place.scan)
 
     def _remove(self, run_id: int) -> None:
         run = self._runs.pop(run_id)
         self._ids.pop(run.run_id, None)
         self._active.discard(run_id)
         self._unexplained.discard(run_id)
-        name = run.place.scan
-        self._of_scan[name].discard(run_id)
-        self._rebuild_scan(name)
-        self._order = [name for name in self._order if name in self._scans]
-        self.version += 1
+        self._of_scan[run.place.scan].discard(run_id)
+        self._changed.add(run.place.scan)
 
-    def _read_results(self, session: Session) -> set[int]:
+    def _read_results(self, session: Session) -> None:
+        """The figures of results that are new."""
         asset = select(AssetModel.id).where(AssetModel.name == RESULTS).scalar_subquery()
         events = session.execute(
             select(
@@ -234,21 +241,19 @@ class ScanIndex:
             .order_by(AssetEvent.id),
             **_IN_PARTS,
         )
-        changed = set()
         for event_id, run_id, task_id, when, extra in events:
             self._last_event = max(self._last_event, event_id)
             run = self._runs.get(self._ids.get(run_id, 0))
             engine = str(task_id).partition(".")[0]
-            if run is None or engine not in ENGINES:
+            if run is None or engine not in ENGINES or when < run.posted:  # of a deleted run of that id
                 continue
             result = result_of(engine, when, extra)
             known = run.results.get(engine)
             if known is None or known.when < when:
                 run.results = {**run.results, engine: result}
-                changed.add(run.id)
-        return changed
+                self._changed.add(run.place.scan)
 
-    def _read_active(self, session: Session) -> set[int]:
+    def _read_active(self, session: Session) -> None:
         """What the active runs are at."""
         tasks: dict[str, dict[str, str]] = {}
         found = session.execute(
@@ -262,15 +267,13 @@ class ScanIndex:
         for wait, progress in read_progress().items():
             if wait.dag_id == TRANSFER_AUTO_RECON:
                 waits.setdefault(wait.run_id, {})[wait.task_id] = progress
-        changed = set()
         for run in map(self._runs.__getitem__, self._active):
             of_run, progress_of_run = tasks.get(run.run_id, NOTHING), waits.get(run.run_id, NOTHING)
             if (run.tasks, run.progress) != (of_run, progress_of_run):
                 run.tasks, run.progress = of_run, progress_of_run
-                changed.add(run.id)
-        return changed
+                self._changed.add(run.place.scan)
 
-    def _explain(self, session: Session) -> set[int]:
+    def _explain(self, session: Session) -> None:
         """Why runs failed, or who has ended them."""
         failed = {run_id: self._runs[run_id] for run_id in self._unexplained}
         what = XComModel.value["what"].as_string()
@@ -283,22 +286,20 @@ class ScanIndex:
         if len(failed) <= _MANY:
             errors = errors.where(XComModel.dag_run_id.in_(failed))
             by_hand = by_hand.where(Log.run_id.in_([run.run_id for run in failed.values()]))
-        explained = set()
         for run_id, text in session.execute(errors.order_by(XComModel.timestamp.desc())):
             if run_id in failed and text:
                 failed[run_id].error = text[:LONGEST]  # the first one that failed counts: it comes last
-                explained.add(run_id)
+                self._changed.add(failed[run_id].place.scan)
         for name, when, owner, display_name, extra in session.execute(by_hand.order_by(Log.dttm)):
             run = failed.get(self._ids.get(name or "", 0))
             since_start = run and when and (run.started is None or when >= run.started)
             if run and since_start and not run.stopped_by and sets_failed(extra):
                 run.stopped_by = str(display_name or owner or "somebody")[:LONGEST]
-                explained.add(run.id)
+                self._changed.add(run.place.scan)
         recently = datetime.now(UTC) - _EXPLAINED_WITHIN
         self._unexplained = {
             run_id for run_id, run in failed.items() if not run.error and run.ended and run.ended > recently
         }
-        return explained
 
     def _read_tables(self, session: Session) -> bool:
         """The days that `find_missed_scans` has compared; True when something is new."""
@@ -320,13 +321,14 @@ class ScanIndex:
 
     # Scans of runs
 
-    def _rebuild(self, changed: Collection[int]) -> None:
-        names = {run.place.scan for run_id in changed if (run := self._runs.get(run_id))}
-        before = {name: self._scans[name].posted for name in names if name in self._scans}
-        for name in names:
+    def _rebuild(self) -> None:
+        """Make the scans anew whose runs have changed."""
+        before = {name: self._scans[name].posted for name in self._changed if name in self._scans}
+        for name in self._changed:
             self._rebuild_scan(name)
-        if {name: self._scans[name].posted for name in names} != before:
+        if before != {name: self._scans[name].posted for name in self._changed if name in self._scans}:
             self._order = [scan.name for scan in sorted(self._scans.values(), key=by_age)]
+        self._changed = set()
 
     def _rebuild_scan(self, name: str) -> None:
         old = self._scans.pop(name, None)

@@ -9,13 +9,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cosmic.parameters import ENGINES
+from cosmic.runs import ACTIVE
 from cosmic.scan_names import folder_day, parse_path
 from cosmic.scans import parse_scan_path
 from facilities.errors import UserError
 from facilities.progress import Progress
-
-ACTIVE = ("queued", "running")
-"""Airflow's states of a run that is not over."""
 
 STATES = ("active", "done", "warnings", "failed", "stopped")
 """What a scan can be filtered by: one of its files is that."""

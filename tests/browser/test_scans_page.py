@@ -68,7 +68,10 @@ def test_one_click_after_the_login_a_scan_is_followed_from_its_copy_to_its_resul
     page.get_by_role("link", name="Scans").click()
     frame = page.frame_locator("iframe")
     expect(row(frame, done)).to_contain_text("done")
-    print(f"From the click to the row: {time.monotonic() - began:.2f} s")
+    picture = row(frame, done).locator("img")
+    expect(picture).to_have_js_property("complete", value=True)
+    print(f"From the click to the scan's picture: {time.monotonic() - began:.2f} s")
+    assert picture.evaluate("image => image.naturalWidth") > 0
 
     pipeline.facility.control("globus", "bandwidth", bytes_per_second=SLOW_COPY)
     try:

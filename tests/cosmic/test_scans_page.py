@@ -136,7 +136,7 @@ def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Sessio
 
     other = ScanIndex()
     other.refresh(session)
-    assert scans.Lists(other).make(scans.asked(), "", may_start=False)[0] == tag, (
+    assert scans.Lists(other).make(scans.asked(), "", scans.Rights(True, False))[0] == tag, (
         "another server's is the same"
     )
 
@@ -183,6 +183,8 @@ def test_the_days_have_a_button_for_what_is_missing_for_who_may_start_it(
         assert "9 on disk 1 done 4 missing disk read" in text_of(shown.text)
         assert "/cosmic/scans/missing?day=2026-07-01" in shown.text
         assert "Run the 4 missing" in shown.text
+    question = pages.get("beamline", "/cosmic/scans/missing?day=2026-07-01")
+    assert "Run the missing scans of 2026-07-01?" in text_of(question.text)
     reader = pages.get("reader", address)
     assert "4 missing" in reader.text
     assert "Run the 4 missing" not in reader.text

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +193,7 @@ def test_ptychocam_from_the_command_line(
     assert sum(line.startswith("iteration ") for line in lines) == 11
     assert any(line.startswith("iteration 40 of 40, error 0.0") for line in lines)
     made = figures(output)
+    assert made["parameters"].pop("computed_with").startswith(f"NumPy {np.__version__}, CPU, threads: ")
     assert made["parameters"] == {
         "iterations": 40,
         "period_illu_refine": 1,

@@ -1,1 +1,1 @@
-"""Measures what the orchestration itself costs: time, requests, imports. `make bench`."""
+"""Measures what the orchestration costs (time, requests, imports), and the reconstructions. `make bench`."""

@@ -1,9 +1,13 @@
-"""Prints, from one run, ratios that can be compared between machines."""
+"""Prints, from one run, ratios that can be compared between machines.
+
+usage: python -m dev.benchmark [imports|latency|reconstructions ...]     # all of them
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,6 +18,7 @@ from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark.imports import measure_imports
 from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
 from dev.benchmark.posts import THREADS, Burst, measure_posts
+from dev.benchmark.reconstructions import FRAME_BYTES, ITERATIONS, measure_reconstructions
 from dev.local_airflow.rest import Rest
 from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, running
@@ -24,10 +29,18 @@ BASELINES = ("baseline_empty", "baseline_deferring")
 
 def main() -> None:
     """Measure and print."""
+    sections = {
+        "imports": _print_imports,
+        "latency": _print_latency,
+        "reconstructions": _print_reconstructions,
+    }
+    chosen = sys.argv[1:] or list(sections)
+    if unknown := sorted(set(chosen) - set(sections)):
+        sys.exit(f"There is no section {', '.join(unknown)}; there are {', '.join(sections)}.")
     folder = Path(tempfile.mkdtemp(prefix="cosmic-bench-"))
     try:
-        _print_imports(folder)
-        _print_latency(folder)
+        for name in chosen:
+            sections[name](folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -88,6 +101,21 @@ def _print_burst(burst: Burst) -> None:
     rate = f"{burst.accepted} in {burst.seconds:.1f} s: {burst.rate:.0f} a second"
     print(f"  accepted                      {rate}")
     print(f"  refused, runs                 {burst.refused}, {burst.runs}")
+
+
+def _print_reconstructions(folder: Path) -> None:
+    scan, measured = measure_reconstructions(folder)
+    by_hand = measured["CDTools by hand"]
+    print(
+        f"Reconstructions of {scan.n_frames} frames, {FRAME_BYTES / 2**20:.0f} MiB, {ITERATIONS} iterations "
+        "(medians; memory without that of the imports)"
+    )
+    for name, one in measured.items():
+        ratio = one.seconds / by_hand.seconds
+        seconds = f"{one.seconds:.3f} s an iteration, {ratio:.2f} times CDTools by hand"
+        memory = f"{one.memory / 2**20:.0f} MiB, {one.memory / FRAME_BYTES:.1f} times the frames"
+        picture = f"{one.picture.describe()}, correlation {one.picture.correlation:.3f}"
+        print(f"  {name:<22} {seconds}; {memory}; {picture}")
 
 
 def _two_bundles() -> dict[str, str]:

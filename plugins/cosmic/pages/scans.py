@@ -18,9 +18,10 @@ from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.utils.session import create_session
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -29,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cosmic.beamline import beamline
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
+from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
 from cosmic.scan_index import ScanIndex, index
@@ -48,7 +50,6 @@ _DAYS = 7  # of the strip
 _KEPT_LISTS = 200
 
 router = APIRouter()
-MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM, TRANSFER_AUTO_RECON))
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class Row:
     energies: str
     error: Sequence[str]  # a line an engine
     resolution: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Whether a reader may see what `find_missed_scans` has found, and start it."""
+
+    may_see_missing: bool
+    may_start_missing: bool
 
 
 @dataclass(frozen=True)
@@ -105,12 +114,12 @@ def asked(
 AskedDep = Annotated[Asked, Depends(asked)]
 
 
-@router.get("/scans", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scans", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> HTMLResponse:
     """The page."""
     index.refresh(session)
     airflow = address(request)
-    etag, content = lists.make(asked, airflow, may_start=_may_start(user))
+    etag, content = lists.make(asked, airflow, rights_of(user))
     return render(
         "scans.html",
         airflow=airflow,
@@ -122,11 +131,11 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
     )
 
 
-@router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayRead])
+@router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> Response:
     """What changes of the page; 304 when the reader has it already."""
     index.refresh(session)
-    etag, content = lists.make(asked, address(request), may_start=_may_start(user))
+    etag, content = lists.make(asked, address(request), rights_of(user))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
@@ -141,16 +150,16 @@ class Lists:
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], tuple[str, str]] = {}
 
-    def make(self, asked: Asked, airflow: str, *, may_start: bool) -> tuple[str, str]:
+    def make(self, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
         """ETag and HTML of a list, made anew when the index has changed."""
         today = _today()
-        key = (self._index.version, today, asked, airflow, may_start)
+        key = (self._index.version, today, asked, airflow, rights)
+        if made := self._made.get(key):
+            return made
         with self._lock:
-            if key in self._made:
-                return self._made[key]
-            self._made = {key: made for key, made in self._made.items() if key[0] == self._index.version}
-            if len(self._made) >= _KEPT_LISTS:
-                self._made.clear()
+            if made := self._made.get(key):
+                return made
+            kept = {other: made for other, made in self._made.items() if other[0] == key[0]}
             page = self._index.page(asked.filters, asked.number)
             content = fragment(
                 "scan_list.html",
@@ -160,11 +169,11 @@ class Lists:
                 rows=[_row(scan, airflow) for scan in page.scans],
                 days=self._index.day_counts(_days_around(asked.filters.day or today, today)),
                 today=today,
-                may_start=may_start,
+                rights=rights,
             )
             # Not of the version: another API server's list is the same when its content is.
             etag = f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
-            self._made[key] = (etag, content)
+            self._made = {**(kept if len(kept) < _KEPT_LISTS else {}), key: (etag, content)}
             return etag, content
 
 
@@ -192,10 +201,15 @@ def _load() -> None:
         log.warning("The list of scans could not be read yet: %s", error)
 
 
-def _may_start(user: Any) -> bool:
-    return get_auth_manager().is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=FIND_MISSED_SCANS), user=user
+def rights_of(user: BaseUser) -> Rights:
+    """What a user may do with `find_missed_scans`."""
+    may_read = get_auth_manager().is_authorized_dag(
+        method="GET",
+        access_entity=DagAccessEntity.XCOM,
+        details=DagDetails(id=FIND_MISSED_SCANS),
+        user=user,
     )
+    return Rights(may_read, may(user, "POST", FIND_MISSED_SCANS))
 
 
 def _today() -> date:

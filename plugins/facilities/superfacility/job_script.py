@@ -106,7 +106,10 @@ class SlurmResources:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def with_more(self, state: SlurmState) -> SlurmResources | None:
-        """Twice the time (after TIMEOUT) or memory, up to the queue's limit; None when that is reached."""
+        """Twice the time (after TIMEOUT) or memory, up to the queue's limit; None when that is reached.
+
+        Where memory comes with GPUs, the CPUs that were asked for grow with them.
+        """
         if state is SlurmState.TIMEOUT:
             now = seconds(self.time_limit) or 0
             more = min(2 * now, _MAX_SECONDS.get(self.qos, _MAX_SECONDS_OTHERWISE))
@@ -117,7 +120,9 @@ class SlurmResources:
             return replace(self, memory=twice) if _MEMORY.fullmatch(twice) else None
         if self.gpus is None or self.gpus >= _MAX_GPUS:
             return None
-        return replace(self, gpus=min(2 * self.gpus, _MAX_GPUS))
+        more_gpus = min(2 * self.gpus, _MAX_GPUS)
+        cpus = self.cpus_per_task and self.cpus_per_task * more_gpus // self.gpus
+        return replace(self, gpus=more_gpus, cpus_per_task=cpus)
 
     def directives(self, job_name: str) -> list[str]:
         """The #SBATCH lines.

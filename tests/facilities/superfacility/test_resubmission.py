@@ -260,6 +260,8 @@ def test_more_time_is_twice_as_much_up_to_the_queues_limit(seconds: int, qos: st
     [
         ({"gpus": 1}, {"gpus": 2}),
         ({"gpus": 3}, {"gpus": 4}),
+        ({"gpus": 1, "cpus_per_task": 32}, {"gpus": 2, "cpus_per_task": 64}),
+        ({"gpus": 3, "cpus_per_task": 96}, {"gpus": 4, "cpus_per_task": 128}),
         ({"gpus": 4}, None),
         ({"gpus": None}, None),
         ({"gpus": 4, "memory": "16G"}, {"gpus": 4, "memory": "32G"}),
