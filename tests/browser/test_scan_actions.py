@@ -31,6 +31,14 @@ def pipeline(live_airflow: Live) -> Pipeline:
     return Pipeline(live_airflow)
 
 
+@pytest.fixture(scope="module")
+def done(pipeline: Pipeline) -> str:
+    """A run with a result; returns its id."""
+    run_id = pipeline.start(pipeline.new_scan("ok"), n_iter=123, use_illu_mask=True)
+    assert pipeline.finish(run_id) == "success"
+    return run_id
+
+
 @pytest.fixture
 def open_page(browser: Browser, live_airflow: Live, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a page for a user who is logged in; all pages of a test are of one browser."""
@@ -77,10 +85,14 @@ def audit(pipeline: Pipeline, run_id: str) -> list[tuple[str, str]]:
     return [(entry["event"], entry["owner"]) for entry in found if entry["owner"] in ("beamline", "admin")]
 
 
-def test_stop_asks_stops_and_says_by_whom_in_airflows_own_frame(pipeline: Pipeline, open_page: Open) -> None:
+def test_stop_asks_stops_and_says_by_whom_in_airflows_own_frame_and_alone(
+    pipeline: Pipeline, open_page: Open
+) -> None:
     scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
-    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    other = pipeline.live.scan(scan.replace("_0_0.cxi", "_1_0.cxi"), b"hold\n")
+    run_id, other_id = pipeline.start(scan), pipeline.start(other)
+    for each in (run_id, other_id):
+        pipeline.wait_for_task(each, "ptychocam.wait", "deferred")
     page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result")
     shown = in_airflow(page)
     shown.get_by_role("link", name="Stop", exact=True).click()
@@ -97,14 +109,20 @@ def test_stop_asks_stops_and_says_by_whom_in_airflows_own_frame(pipeline: Pipeli
     expect(shown.get_by_role("link", name="Stop", exact=True)).to_have_count(0)
     assert ("patch_dag_run", "beamline") in audit(pipeline, run_id)
 
+    assert pipeline.rest.run(DAG_ID, other_id)["state"] == "running"
+    page.goto(f"/cosmic/scans/{scan_of(run_id)}")
+    page.get_by_role("link", name="Stop", exact=True).click()
+    expect(page.get_by_text(f"Stops 1 Slurm job of {scan_of(run_id)}. What is done stays")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("link", name=scan_of(run_id)).click()
+    expect(page.get_by_role("heading", name=scan_of(run_id), exact=True)).to_be_visible()
+    assert pipeline.rest.run(DAG_ID, other_id)["state"] == "failed"
+
 
 def test_run_again_has_the_last_parameters_and_starts_what_was_changed(
-    pipeline: Pipeline, open_page: Open
+    pipeline: Pipeline, done: str, open_page: Open
 ) -> None:
-    scan = pipeline.new_scan("ok")
-    run_id = pipeline.start(scan, n_iter=123, use_illu_mask=True)
-    assert pipeline.finish(run_id) == "success"
-    page = open_page(tab(run_id))
+    page = open_page(f"/cosmic/scans/{scan_of(done)}")
     page.get_by_role("link", name="Run again").click()
     iterations = page.get_by_label("Iterations (not the default)", exact=True)
     expect(iterations).to_have_value("123")
@@ -118,41 +136,51 @@ def test_run_again_has_the_last_parameters_and_starts_what_was_changed(
     page.get_by_label("Iterations (not the default)", exact=True).fill("456")
     page.get_by_role("button", name="Run again").click()
     expect(page.get_by_text("1 run started")).to_be_visible()
-    page.get_by_role("link", name=f"{run_id}__r2").click()
-    expect(page.get_by_role("heading", name=scan)).to_be_visible()
-    assert pipeline.finish(f"{run_id}__r2") == "success"
-    conf = pipeline.rest.run(DAG_ID, f"{run_id}__r2")["conf"]
-    assert (conf["n_iter"], conf["use_illu_mask"], conf["file_path"]) == (456, True, scan)
-    assert audit(pipeline, f"{run_id}__r2") == [("trigger_dag_run", "beamline")]
+    page.get_by_role("link", name=f"{done}__r2").click()
+    before = pipeline.rest.run(DAG_ID, done)["conf"]
+    expect(page.get_by_role("heading", name=before["file_path"])).to_be_visible()
+    assert pipeline.rest.run(DAG_ID, f"{done}__r2")["conf"] | {"n_iter": 123} == before
+    assert pipeline.rest.run(DAG_ID, f"{done}__r2")["conf"]["n_iter"] == 456
+    assert audit(pipeline, f"{done}__r2") == [("trigger_dag_run", "beamline")]
 
 
-def test_a_note_is_written_by_one_and_read_by_all(pipeline: Pipeline, open_page: Open) -> None:
-    run_id = pipeline.start(pipeline.new_scan("ok"))
-    page = open_page(tab(run_id))
+def test_a_note_is_written_by_one_and_read_by_all(done: str, open_page: Open) -> None:
+    page = open_page(tab(done))
     page.get_by_text("Write a note").click()
     page.get_by_label("About this scan").fill("Beam lost at 3:10.\n<b>Use the second</b>.")
     page.get_by_role("button", name="Save note").click()
     expect(page.get_by_text("Note by beamline")).to_be_visible()
-    reader = open_page(tab(run_id), "reader")
+    reader = open_page(f"/cosmic/scans/{scan_of(done)}", "reader")
     expect(reader.locator("p.note")).to_have_text("Beam lost at 3:10.\n<b>Use the second</b>.")
     expect(reader.get_by_text("You may look at this scan, but not stop it or run it again.")).to_be_visible()
-    for name in ("Stop", "Run again", "Save note"):
+    for name in ("Stop", "Run again", "Save note", "Change the note"):
         expect(reader.get_by_text(name, exact=True)).to_have_count(0)
-    reader.goto(f"/cosmic/scans/{scan_of(run_id)}/stop")
+    reader.goto(f"/cosmic/scans/{scan_of(done)}/stop")
     expect(reader.get_by_text("You may not stop a scan: you are logged in as reader")).to_be_visible()
-    pipeline.finish(run_id)
 
 
 def scan_of(run_id: str) -> str:
     return run_id.removesuffix("_0_0")
 
 
-def test_results_are_downloaded_and_their_paths_copied(pipeline: Pipeline, open_page: Open) -> None:
-    scan = pipeline.new_scan("ok")
-    run_id = pipeline.start(scan)
-    assert pipeline.finish(run_id) == "success"
-    result = Path(pipeline.rest.xcom(DAG_ID, run_id, "ptychocam.collect")["result"])
-    page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result", "reader")
+def test_without_a_clipboard_the_path_is_selected(done: str, open_page: Open) -> None:
+    page = open_page("/cosmic/scans")
+    page.add_init_script(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
+        "document.execCommand = () => false;"
+    )
+    page.goto(tab(done))
+    page.get_by_text("Download, or copy the path").click()
+    page.get_by_role("button", name="Copy path").click()
+    expect(page.get_by_text("The path is selected: press Ctrl+C.")).to_be_visible()
+    assert page.evaluate("String(getSelection())") == page.locator("#path-1").inner_text()
+
+
+def test_results_are_downloaded_and_their_paths_copied(
+    pipeline: Pipeline, done: str, open_page: Open
+) -> None:
+    result = Path(pipeline.rest.xcom(DAG_ID, done, "ptychocam.collect")["result"])
+    page = open_page(f"/dags/{DAG_ID}/runs/{done}/plugin/cosmic-result", "reader")
     shown = in_airflow(page)
     shown.get_by_text("Download, or copy the path").click()
     for kind in (".cxi", ".h5", ".png", ".json"):
@@ -166,23 +194,8 @@ def test_results_are_downloaded_and_their_paths_copied(pipeline: Pipeline, open_
     shown.get_by_role("link", name=f"Download {result.stem}.cxi").click()
     expect(shown.get_by_role("heading", name=f"{result.name} comes by Globus")).to_be_visible()
     link = shown.get_by_role("link", name="Its folder at Globus")
-    folder = quote(f"/{parse_scan_path(scan).relative.parent}/", safe="")
+    folder = quote("/2023/02/230216/", safe="")
     expect(link).to_have_attribute("href", re.compile(f"origin_id=[0-9a-f-]+&origin_path=.*{folder}$"))
-
-
-def test_without_a_clipboard_the_path_is_selected(pipeline: Pipeline, open_page: Open) -> None:
-    run_id = pipeline.start(pipeline.new_scan("ok"))
-    assert pipeline.finish(run_id) == "success"
-    page = open_page("/cosmic/scans")
-    page.add_init_script(
-        "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
-        "document.execCommand = () => false;"
-    )
-    page.goto(tab(run_id))
-    page.get_by_text("Download, or copy the path").click()
-    page.get_by_role("button", name="Copy path").click()
-    expect(page.get_by_text("The path is selected: press Ctrl+C.")).to_be_visible()
-    assert page.evaluate("String(getSelection())") == page.locator("#path-1").inner_text()
 
 
 def test_the_missing_ones_of_a_day_are_started(pipeline: Pipeline, open_page: Open) -> None:

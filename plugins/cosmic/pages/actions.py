@@ -123,9 +123,9 @@ async def start_missing(request: Request, user: GetUserDep, form: OwnForm) -> Re
         headline=f"The scans of {day} that have no run are being started",
         lines=[
             "They appear in the list within a minute or so, a few at a time. "
-            "How many there were is in the tab Result of the run."
+            "How many there were, by day, is on the page of this run when it is done."
         ],
-        runs=[(run_id, f"{address(request)}/dags/{FIND_MISSED_SCANS}/runs/{run_id}")],
+        runs=[(run_id, _run_page(request, run_id, FIND_MISSED_SCANS))],
         back=_scans(request),
         back_to="All scans",
     )
@@ -450,8 +450,8 @@ def _page_of(request: Request, scan: str) -> str:
     return f"{_scans(request)}/{quote(scan, safe='')}"
 
 
-def _run_page(request: Request, run_id: str) -> str:
-    return f"{address(request)}{URL_PREFIX}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
+def _run_page(request: Request, run_id: str, dag_id: str = TRANSFER_AUTO_RECON) -> str:
+    return f"{address(request)}{URL_PREFIX}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
 
 def _back(request: Request, scan: str, run_id: str) -> str:
