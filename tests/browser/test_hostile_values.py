@@ -14,6 +14,7 @@ import pytest
 from airflow.models.asset import AssetEvent
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
 from playwright.sync_api import Page, Route
 from sqlalchemy import select, update
 
@@ -106,7 +107,9 @@ def written(pages: Pages, texts: list[str]) -> Iterator[tuple[str, str]]:
         assert run
         run.conf = {name: next(left) for name in RECONSTRUCTION} | {"file_path": run.conf["file_path"]}
         run.note = (note, "1")
-        figures = {name: dict(zip(some(50), some(50), strict=True)) for name in ("metadata", "parameters")}
+        figures: dict[str, Any] = {
+            name: dict(zip(some(50), some(50), strict=True)) for name in ("metadata", "parameters")
+        }
         figures |= {"notes": some(50), "errors": [0.5, 0.25], "energy_ev": 707.5, "errors_are": next(left)}
         assert kept_results.keep(run, "ptychocam", {kept_results.FIGURES: json.dumps(figures).encode()})
         for text in some(100):
@@ -140,7 +143,9 @@ def start(pages: Pages, scan: str, energy: int = 0) -> str:
 
 
 def another_run(like: DagRun, run_id: str) -> DagRun:
-    run = DagRun(dag_id=like.dag_id, run_id=run_id, run_type="manual", state="queued", conf=like.conf)
+    run = DagRun(
+        dag_id=like.dag_id, run_id=run_id, run_type="manual", state=DagRunState.QUEUED, conf=like.conf
+    )
     run.run_after = like.run_after
     return run
 

@@ -148,9 +148,9 @@ def test_only_what_was_changed_is_changed_and_each_file_keeps_its_other_paramete
     runs = scan.runs()
     assert sorted(runs) == sorted([first, second, third, f"{first}__r2", f"{second}__r2"])
     for run_id, iterations in ((first, 100), (second, 200)):
-        conf = runs[f"{run_id}__r2"].conf
+        before, conf = runs[run_id].conf or {}, runs[f"{run_id}__r2"].conf or {}
         changed = {"n_gpu": 4, "use_illu_mask": True}
-        assert {name: conf[name] for name in runs[run_id].conf | changed} == runs[run_id].conf | changed
+        assert {name: conf[name] for name in before | changed} == before | changed
         assert conf["n_iter"] == iterations
         assert runs[f"{run_id}__r2"].triggering_user_name == "ada"
         assert audit(f"{run_id}__r2", "trigger_dag_run")[0].owner == "ada"
@@ -186,7 +186,7 @@ def test_the_file_cannot_be_changed_and_what_an_older_version_had_is_left_out(
         assert run
         run.conf = {**run.conf, "gone_since_2.0": 1}
     pages.press("ada", f"{scan.page}/run-again", {"file_path": "2023/02/230216/other.cxi"})
-    conf = scan.runs()[f"{run_id}__r2"].conf
+    conf = scan.runs()[f"{run_id}__r2"].conf or {}
     assert conf["file_path"] == scan.path()
     assert "gone_since_2.0" not in conf
 
@@ -219,7 +219,7 @@ def test_the_missing_ones_of_a_day_are_started_once(pages: Pages) -> None:
         assert "are being started" in pages.post("ada", "/cosmic/scans/missing", form_of(question)).text
     with create_session(scoped=False) as session:
         (run,) = session.scalars(select(DagRun).where(DagRun.dag_id == FIND_MISSED_SCANS)).all()
-    assert {name: run.conf[name] for name in ("which", "first_day", "last_day")} == {
+    assert {name: (run.conf or {})[name] for name in ("which", "first_day", "last_day")} == {
         "which": "missing",
         "first_day": "2023-02-16",
         "last_day": "2023-02-16",
