@@ -1,6 +1,8 @@
 """Run by test_memory.py in a process of its own: the peak of a reconstruction's memory; prints bytes.
 
-usage: python peak_memory.py SCAN.cxi, with the environment of the program
+usage: python peak_memory.py SMALL.cxi SCAN.cxi, with the environment of the program
+
+SMALL is reconstructed first: libraries load their parts when they are first needed.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reconstruction.backend import choose
 from reconstruction.ptychocam import parse, reconstruct
 
 
@@ -18,8 +19,8 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-xp = choose().xp
-xp.fft.fftn(xp.ones((8, 8)))  # torch loads its parts when they are first needed
+options = ["-i", "2", "-r", "1", "-T", "1", "-M"]
+reconstruct(*parse([*options, sys.argv[1]]))
 before = status("VmRSS")
-reconstruct(*parse(["-i", "2", "-r", "1", "-T", "1", "-M", sys.argv[1]]))
+reconstruct(*parse([*options, sys.argv[2]]))
 print(status("VmHWM") - before)

@@ -50,9 +50,10 @@ def long_scan(path: Path, times: int) -> int:
 def test_the_peak_of_memory_is_little_more_than_the_frames(
     tmp_path: Path, python: str, arrays: str, times: int
 ) -> None:
+    make_scan(tmp_path / "small.cxi", n_frames=64, step=130e-9, optics=Optics(frame=64))
     size = long_scan(tmp_path / "long.cxi", times)
     done = subprocess.run(
-        [python, Path(__file__).with_name("peak_memory.py"), tmp_path / "long.cxi"],
+        [python, Path(__file__).with_name("peak_memory.py"), tmp_path / "small.cxi", tmp_path / "long.cxi"],
         env={
             **os.environ,
             "PYTHONPATH": str(REPOSITORY / "include"),
