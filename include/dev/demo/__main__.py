@@ -16,11 +16,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
+
+import yaml
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from cosmic.scan_names import scan_name
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.build_client import CLIENT
 from dev.demo.compare import compare_with_truth
@@ -153,7 +157,8 @@ def _facility(options: Options) -> Iterator[SpawnedFacility]:
 def _place_scan(options: Options, facility: SpawnedFacility) -> str:
     """Put a scan into the beamline's collection under today's next free number; returns its `file_path`."""
     collection = facility.collection("data7012")
-    today = datetime.now(UTC).date()
+    site = yaml.safe_load((REPOSITORY / "include" / "beamline.yaml").read_text())
+    today = datetime.now(ZoneInfo(site["time_zone"])).date()
     number = next(n for n in range(1, 1000) if not (collection / scan_path(today, n)).exists())
     file_path = scan_path(today, number)
     target = collection / file_path
@@ -217,6 +222,7 @@ def _results(
                 Row(f"{reconstruction['engine']}: against the truth", _likeness(reconstruction, truth))
             )
     rows += [
+        Row("The scan's page", f"{airflow.url}/cosmic/scans/{scan_name(Path(file_path).stem)}"),
         Row("The run in Airflow", f"{airflow.url}/dags/{DAG_ID}/runs/{run_id}"),
         Row("Login", f"admin / {airflow.passwords['admin']}   (beamline / {airflow.passwords['beamline']})"),
     ]
