@@ -201,7 +201,6 @@ def test_ptychocam_from_the_command_line(
         "use_illu_mask": True,
         "positions": "probe",
         "expected_defocus_m": pytest.approx(15e-6 / 0.7, rel=1e-4),
-        "computed_with": made["parameters"]["computed_with"],  # test_backend.py
         "first_illumination": "the illumination in the file, conjugated and turned by 180 degrees",
         "first_illuminations_tried": made["parameters"]["first_illuminations_tried"],
     }
