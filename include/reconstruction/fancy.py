@@ -193,6 +193,9 @@ class _Run:
         )
         if lens_moves:
             self.model.probe_fourier_shifts.requires_grad = False
+        if geometry.near_field:  # cdtools-py 0.3.2 cannot save a tensor that is conjugated only in name
+            backward = self.model.inv_angular_spectrum_propagator
+            self.model.inv_angular_spectrum_propagator = backward.resolve_conj()
         if earlier is not None:
             _set_probe(self.model, earlier)
         if parameters.init_background:
@@ -273,8 +276,6 @@ class _Run:
         model.obj.data /= factor
         model.probe_norm *= factor
         obj, probe = model.obj.detach().numpy(), probe * factor
-        if model.near_field:  # cdtools-py 0.3.2 cannot save a tensor that is conjugated only in name
-            model.inv_angular_spectrum_propagator = model.inv_angular_spectrum_propagator.resolve_conj()
         corner = model.min_translation.numpy().astype(np.float64) - np.array(probe.shape[-2:]) // 2
         return Solution(
             obj=obj,

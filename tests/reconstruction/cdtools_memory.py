@@ -6,11 +6,14 @@ usage: python cdtools_memory.py SCAN.cxi ...        # as cdtools_reconstruction.
 from __future__ import annotations
 
 import contextlib
-import resource
+import re
 import sys
+from pathlib import Path
 
 from reconstruction.cdtools_engine import start
 
 with contextlib.redirect_stdout(sys.stderr):
     start(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not ru_maxrss: that counts the process from which this one was started.
+found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+print(int(found[1]) * 1024 if found else 0)

@@ -154,7 +154,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 
 @pytest.mark.parametrize(
-    ("frames", "split"), [(1600, True), (4900, False)], ids=["59 MB and its halves", "181 MB"]
+    ("frames", "split"), [(2500, True), (4900, False)], ids=["92 MB and its halves", "181 MB"]
 )
 def test_memory_is_that_of_the_frames(libraries: int, tmp_path: Path, frames: int, split: bool) -> None:
     path = tmp_path / "scan.cxi"
