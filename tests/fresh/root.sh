@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs commands on a machine that has nothing: a bare Debian root (Python 3.11, make, git) with a clone of this
 # checkout's commit, which is removed at the end. Prints how long each command took; the first that fails is the
-# last. From this machine it takes how pip and apt reach their registries, and folders it is asked to show:
-#   bash tests/fresh/root.sh [--show FOLDER TARGET]... COMMAND...
+# last. From this machine it takes how pip and apt reach their registries, and folders it is asked to show, or to keep:
+# what the commands write there stays here.
+#   bash tests/fresh/root.sh [--show FOLDER TARGET]... [--keep FOLDER TARGET]... COMMAND...
 set -euo pipefail
 
 SUITE=bookworm
@@ -70,8 +71,8 @@ inside() {
     trap report EXIT
     begin "the bare root"
     make_root
-    while [ "${1:-}" = --show ]; do
-        show "$2" "$3"
+    while [ "${1:-}" = --show ] || [ "${1:-}" = --keep ]; do
+        "${1#--}" "$2" "$3"
         shift 3
     done
     clone
@@ -172,6 +173,12 @@ show() {
     mkdir -p "$ROOT$2"
     mount --bind "$1" "$ROOT$2"
     mount -o remount,bind,ro "$ROOT$2"
+}
+
+# Let the root write into a folder of this machine.
+keep() {
+    mkdir -p "$ROOT$2"
+    mount --bind "$1" "$ROOT$2"
 }
 
 clone() {
