@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import update
 
+DAGS = Path(__file__).parents[2] / "dags"
 HOST = "http://airflow.example"
 FROM_A_PAGE = {"Accept": "text/html", "Origin": HOST, "Sec-Fetch-Site": "same-origin"}
 ROLES = {"admin": "admin", "beamline": "user", "ada": "user", "reader": "viewer"}
@@ -30,9 +32,7 @@ def dags_in_database(*files: str) -> Iterator[None]:
     from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
     from airflow.models.dagbundle import DagBundleModel
 
-    from conftest import REPOSITORY
-
-    bags = [DagBag(dag_folder=str(REPOSITORY / "dags" / file), bundle_name="tests") for file in files]
+    bags = [DagBag(dag_folder=str(DAGS / file), bundle_name="tests") for file in files]
     with create_session(scoped=False) as session:
         session.merge(DagBundleModel(name="tests"))
     for bag in bags:
@@ -75,13 +75,18 @@ class Pages:
         """Send a form as it is."""
         return self.send("POST", user, path, headers or {}, data=fields)
 
-    def send(self, method: str, user: str, path: str, headers: dict[str, str], **body: Any) -> httpx.Response:
-        """Send any request; nobody is logged in when `user` is empty. An empty header is left out."""
+    def send(
+        self, method: str, user: str, path: str, headers: dict[str, str], *, raises: bool = True, **body: Any
+    ) -> httpx.Response:
+        """Send any request; nobody is logged in when `user` is empty. An empty header is left out.
+
+        :param raises: what the app raises; otherwise its answer is returned.
+        """
         cookies = {"_token": self.token(user)} if user else {}
         all_headers = {name: value for name, value in (FROM_A_PAGE | headers).items() if value}
 
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=raises)
             async with httpx.AsyncClient(transport=transport, base_url=HOST, cookies=cookies) as client:
                 return await client.request(method, path, headers=all_headers, **body)
 
