@@ -230,6 +230,14 @@ def beamline() -> Beamline:
     return _load(path, changed)
 
 
+def local_zone() -> ZoneInfo:
+    """The beamline's time zone; UTC while the file is wrong, which the failed tasks say."""
+    try:
+        return ZoneInfo(beamline().time_zone)
+    except UserError:
+        return ZoneInfo("UTC")
+
+
 def notify_limits() -> Notify:
     """When people are notified; the defaults while the file is wrong, since all scans fail then."""
     try:

@@ -60,6 +60,11 @@ def _state_of_run(run: Run) -> tuple[str, Words]:
     warnings = sum(result.warnings for result in run.results.values())
     if warnings:
         return "partial", [f"done, with {warnings} warning{'s' if warnings > 1 else ''}"]
+    if run.lacks_result:
+        return "partial", [
+            "done, but without a result: it was marked as success by hand, or Airflow's record of the result "
+            "was removed"
+        ]
     return "success", ["done" if run.results else "done: copied to NERSC, no reconstruction asked for"]
 
 
@@ -78,12 +83,14 @@ def _state_of_files(files: Sequence[File]) -> tuple[str, Words]:
         at = ", ".join(f"{number} {_short(step)}" for step, number in steps.most_common(4))
         text += f", {count['active']} to go: {at}"
     warnings = sum(result.warnings for file in files for result in file.results.values())
-    text += f", {warnings} warnings" if warnings else ""
+    text += f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    empty = sum(file.run.lacks_result for file in files)
+    text += f", {empty} without a result" if empty else ""
     if count["active"]:
         return "running" if not count["failed"] else "partial", [text]
     if count["failed"]:
         return "partial" if count["done"] else "failed", [text]
-    return ("cancelled" if count["stopped"] else "partial" if warnings else "success"), [text]
+    return ("cancelled" if count["stopped"] else "partial" if warnings or empty else "success"), [text]
 
 
 def _short(step: str) -> str:

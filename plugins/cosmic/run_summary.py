@@ -114,6 +114,12 @@ class RunSummary:
         return reprocess_command(defaults | conf, "")
 
     @property
+    def asked_for(self) -> bool:
+        """Whether a reconstruction was."""
+        conf = self.run.conf or {}
+        return any(conf.get(f"do_{engine}") for engine in ENGINES)
+
+    @property
     def is_stack(self) -> bool:
         """Whether the run is to make stacks of results that are there."""
         return bool(self.run.dag_id == STACK_SCAN)

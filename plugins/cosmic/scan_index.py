@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
 
 from airflow.models.asset import AssetEvent, AssetModel
@@ -21,10 +21,10 @@ from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from cosmic.beamline import beamline
+from cosmic.beamline import beamline, local_zone
 from cosmic.dag_constants import FIND_MISSED_SCANS, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import ENGINES
 from cosmic.run_summary import ENDED_BY_HAND, sets_failed
@@ -116,11 +116,6 @@ class ScanIndex:
         with self._lock:
             return [self._count(day) for day in days]
 
-    def newest_day(self) -> date | None:
-        """The last day of which there are scans, by folder."""
-        with self._lock:
-            return max(self._of_day, default=None)
-
     def proposals(self) -> list[str]:
         """All proposals, the newest first."""
         with self._lock:
@@ -164,6 +159,13 @@ class ScanIndex:
         finally:
             self._lock.release()
 
+    def remove_deleted(self, session: Session) -> None:
+        """Take out at once what was deleted: a reader has met a run that is gone."""
+        with self._lock:
+            self._sweep(session)
+            self.version += bool(self._changed)
+            self._rebuild()
+
     def _read_runs(self, session: Session, *, all_of_them: bool) -> None:
         """Runs that are new, active, or were active."""
         forms = _forms()
@@ -195,14 +197,17 @@ class ScanIndex:
     def _take(self, row: Any, forms: Sequence[str]) -> None:
         """Take in a run's row."""
         self._last_change = max(self._last_change, row.updated_at or row.created_at or row.run_after)
-        run = self._runs.get(row.id)
-        state = str(row.state)
+        run, state = self._runs.get(row.id), str(row.state)
+        if run is not None and run.run_id != row.run_id:  # SQLite gives a deleted run's number to the next
+            self._remove(run.id)
+            run = None
         if run is not None and (run.state, run.started, run.ended) == (state, row.start_date, row.end_date):
             return
         if run is None:
             posted = row.created_at or row.run_after
             place = place_of(row.run_id, row.path, forms)
-            run = Run(row.id, row.run_id, place, state, posted, row.start_date, row.end_date)
+            asked_for = any(str(value).lower() in ("1", "true") for value in (row.ptychocam, row.cdtools))
+            run = Run(row.id, row.run_id, place, asked_for, state, posted, row.start_date, row.end_date)
             self._runs[row.id] = run
             self._ids[row.run_id] = row.id
             self._of_scan.setdefault(run.place.scan, set()).add(row.id)
@@ -216,7 +221,8 @@ class ScanIndex:
 
     def _remove(self, run_id: int) -> None:
         run = self._runs.pop(run_id)
-        self._ids.pop(run.run_id, None)
+        if self._ids.get(run.run_id) == run_id:  # not when the file was posted again meanwhile
+            del self._ids[run.run_id]
         self._active.discard(run_id)
         self._unexplained.discard(run_id)
         self._of_scan[run.place.scan].discard(run_id)
@@ -277,8 +283,19 @@ class ScanIndex:
         """Why runs failed, or who has ended them."""
         failed = {run_id: self._runs[run_id] for run_id in self._unexplained}
         what = XComModel.value["what"].as_string()
-        errors = select(XComModel.dag_run_id, what).where(
-            XComModel.key == ERROR_KEY, XComModel.dag_id == TRANSFER_AUTO_RECON
+        has_failed = TaskInstance.state == "failed"
+        errors = (
+            select(XComModel.dag_run_id, what, XComModel.timestamp, has_failed)
+            .join(
+                TaskInstance,
+                and_(
+                    TaskInstance.dag_id == XComModel.dag_id,
+                    TaskInstance.run_id == XComModel.run_id,
+                    TaskInstance.task_id == XComModel.task_id,
+                    TaskInstance.map_index == XComModel.map_index,
+                ),
+            )
+            .where(XComModel.key == ERROR_KEY, XComModel.dag_id == TRANSFER_AUTO_RECON)
         )
         by_hand = select(Log.run_id, Log.dttm, Log.owner, Log.owner_display_name, Log.extra).where(
             Log.dag_id == TRANSFER_AUTO_RECON, Log.event.in_(ENDED_BY_HAND)
@@ -286,10 +303,14 @@ class ScanIndex:
         if len(failed) <= _MANY:
             errors = errors.where(XComModel.dag_run_id.in_(failed))
             by_hand = by_hand.where(Log.run_id.in_([run.run_id for run in failed.values()]))
-        for run_id, text in session.execute(errors.order_by(XComModel.timestamp.desc())):
-            if run_id in failed and text:
-                failed[run_id].error = text[:LONGEST]  # the first one that failed counts: it comes last
-                self._changed.add(failed[run_id].place.scan)
+        # The first task that failed counts: it comes last. Of a cleared run there may be errors from before.
+        for run_id, text, when, its_task_failed in session.execute(
+            errors.order_by(has_failed, XComModel.timestamp.desc())
+        ):
+            run = failed.get(run_id)
+            if run and text and (its_task_failed or run.started is None or when >= run.started):
+                run.error = text[:LONGEST]
+                self._changed.add(run.place.scan)
         for name, when, owner, display_name, extra in session.execute(by_hand.order_by(Log.dttm)):
             run = failed.get(self._ids.get(name or "", 0))
             since_start = run and when and (run.started is None or when >= run.started)
@@ -324,13 +345,14 @@ class ScanIndex:
     def _rebuild(self) -> None:
         """Make the scans anew whose runs have changed."""
         before = {name: self._scans[name].posted for name in self._changed if name in self._scans}
+        zone = local_zone()
         for name in self._changed:
-            self._rebuild_scan(name)
+            self._rebuild_scan(name, zone)
         if before != {name: self._scans[name].posted for name in self._changed if name in self._scans}:
             self._order = [scan.name for scan in sorted(self._scans.values(), key=by_age)]
         self._changed = set()
 
-    def _rebuild_scan(self, name: str) -> None:
+    def _rebuild_scan(self, name: str, zone: tzinfo) -> None:
         old = self._scans.pop(name, None)
         if old is not None:
             self._of_day[old.day].discard(name)
@@ -338,7 +360,7 @@ class ScanIndex:
         if not ids:
             self._of_scan.pop(name, None)
             return
-        scan = scan_of(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)])
+        scan = scan_of(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)], zone)
         self._scans[name] = scan
         self._of_day.setdefault(scan.day, set()).add(name)
 
@@ -358,6 +380,7 @@ def _runs(*conditions: Any) -> Select[Any]:
         DagRun.end_date,
         DagRun.updated_at,
         DagRun.conf["file_path"].as_string().label("path"),
+        *(DagRun.conf[f"do_{engine}"].as_string().label(engine) for engine in ENGINES),
     ).where(DagRun.dag_id == TRANSFER_AUTO_RECON, *conditions)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, tzinfo
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Run:
     """A run of `transfer_auto_recon`.
 
+    :param asked_for: whether a reconstruction was.
     :param state: Airflow's.
     :param results: by engine.
     :param error: why it failed, one sentence; `stopped_by`: who has ended it by hand.
@@ -70,6 +71,7 @@ class Run:
     id: int
     run_id: str
     place: Place
+    asked_for: bool
     state: str
     posted: datetime
     started: datetime | None
@@ -88,6 +90,11 @@ class Run:
         if self.state == "success":
             return "done"
         return "stopped" if self.stopped_by and not self.error else "failed"
+
+    @property
+    def lacks_result(self) -> bool:
+        """Whether it is done without the result that it was to have."""
+        return self.outcome == "done" and self.asked_for and not self.results
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class Scan:
     """A scan: all files (energies, regions) that had a run.
 
     :param name: of the whole scan, such as NS_230216033; of the file, when it belongs to none.
-    :param day: whose folder it is in, else the day (UTC) of its first run.
+    :param day: whose folder it is in, else the day of its first run, at the beamline.
     :param posted: when its newest run was made.
     :param outcomes: of its files, of `STATES`.
     """
@@ -134,8 +141,8 @@ class Scan:
     searched: str
 
     @property
-    def picture(self) -> tuple[str, str] | None:
-        """Run and engine of the newest result whose pictures are kept."""
+    def picture(self) -> tuple[str, str, datetime] | None:
+        """Run, engine and time of the newest result whose pictures are kept."""
         kept = [
             (result.when, run.run_id, engine)
             for file in self.files
@@ -143,7 +150,8 @@ class Scan:
             for engine, result in run.results.items()
             if result.kept
         ]
-        return max(kept)[1:] if kept else None
+        when, run_id, engine = max(kept, default=(None, "", ""))
+        return (run_id, engine, when) if when else None
 
 
 @dataclass(frozen=True)
@@ -204,8 +212,8 @@ def place_of(run_id: str, given: object, forms: Sequence[str]) -> Place:
     return Place(str(path.relative), file.scan.name, file.energy, file.region or 0)
 
 
-def scan_of(name: str, runs: Sequence[Run]) -> Scan:
-    """A scan of its runs, the newest first."""
+def scan_of(name: str, runs: Sequence[Run], zone: tzinfo) -> Scan:
+    """A scan of its runs, the newest first; `zone` is the beamline's."""
     of_file: dict[str, list[Run]] = {}
     for run in runs:
         of_file.setdefault(run.place.path or run.run_id, []).append(run)
@@ -221,7 +229,7 @@ def scan_of(name: str, runs: Sequence[Run]) -> Scan:
         outcomes.add("warnings")
     proposal = next((result.proposal for result in results if result.proposal), None)
     sample = next((result.sample for result in results if result.sample), None)
-    day = folder_day(runs[0].place.path.rpartition("/")[0]) or runs[-1].posted.date()
+    day = folder_day(runs[0].place.path.rpartition("/")[0]) or runs[-1].posted.astimezone(zone).date()
     texts = [name, proposal or "", sample or ""]
     texts += [text for file in files for text in (file.path, file.run.error, file.run.stopped_by)]
     return Scan(

@@ -22,6 +22,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.orm import Session
 
+from cosmic.beamline import DEFAULT_FILE
 from cosmic.dag_constants import FIND_MISSED_SCANS
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from dev.local_airflow import postgres
@@ -191,9 +192,10 @@ def test_each_state_is_said_in_plain_words(
 
 
 def test_an_end_is_said_with_its_reason(written: Written, read: Callable[[], dict[str, str]]) -> None:
-    for number, state in enumerate(["success", "success", "success", "failed", "failed", "failed", "failed"]):
+    for number, state in enumerate(["success"] * 3 + ["failed"] * 4 + ["success"]):
         name = f"NS_26070110{number}"
-        written.run(f"{name}_0_0", path(name=name), state, posted=POSTED - timedelta(seconds=number))
+        conf = {"file_path": path(name=name), "do_ptychocam": number != 2}
+        written.run(f"{name}_0_0", "", state, posted=POSTED - timedelta(seconds=number), conf=conf)
     written.result("NS_260701100_0_0", warnings=0)
     written.result("NS_260701101_0_0", warnings=2)
     written.error("NS_260701103_0_0", "ptychocam.wait", "the probe has no support")
@@ -208,6 +210,11 @@ def test_an_end_is_said_with_its_reason(written: Written, read: Callable[[], dic
         ("NS_260701104", "failed in part, ptychocam is done: out of memory"),
         ("NS_260701105", "stopped by Ada"),
         ("NS_260701106", "failed: no task has left a reason; its worker may have been ended"),
+        (
+            "NS_260701107",
+            "done, but without a result: it was marked as success by hand, or Airflow's record of the result "
+            "was removed",
+        ),
     ]
 
 
@@ -254,7 +261,7 @@ def test_a_run_that_changes_is_seen_at_the_next_look(
     written.change("NS_260701033_0_0", _state="success", end_date=POSTED + 2 * TOOK)
     written.result("NS_260701033_0_0", error=0.05)
     assert read() == {NAME: "done"}
-    assert index.scan(NAME).picture == ("NS_260701033_0_0", "ptychocam")
+    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
 
     written.run("NS_260701033_0_0__r2", path(), "queued", posted=POSTED + 3 * TOOK)
     assert read() == {NAME: "waiting to begin"}
@@ -262,7 +269,7 @@ def test_a_run_that_changes_is_seen_at_the_next_look(
         "NS_260701033_0_0__r2",
         "NS_260701033_0_0",
     ]
-    assert index.scan(NAME).picture == ("NS_260701033_0_0", "ptychocam")
+    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
 
 
 def test_what_a_look_has_read_before_it_failed_is_shown_after_the_next(
@@ -287,8 +294,58 @@ def test_a_result_of_a_deleted_run_is_not_that_of_the_next_with_its_id(
 ) -> None:
     written.run("NS_260701033_0_0", path(), "success")
     written.result("NS_260701033_0_0", error=0.05, when=POSTED - TOOK)
-    assert read() == {NAME: "done: copied to NERSC, no reconstruction asked for"}
+    assert "without a result" in read()[NAME]
     assert index.scan(NAME).picture is None
+
+
+def test_a_file_that_is_posted_again_after_its_run_was_deleted_has_its_new_result(
+    written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+
+    first = written.run("NS_260701033_0_0", path(), "failed")
+    assert read()
+    written.session.execute(delete(DagRun).where(DagRun.id == first))
+    again = POSTED + TOOK
+    written.run("NS_260701033_0_0", path(), "success", posted=again, id=first + 1)
+    assert read()
+    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    assert read()
+    written.result("NS_260701033_0_0", error=0.05, when=again)
+    assert read() == {NAME: "done"}
+    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
+
+
+def test_a_deleted_runs_number_may_be_that_of_another_scans_run(
+    written: Written, read: Callable[[], dict[str, str]]
+) -> None:
+    first = written.run("NS_260701033_0_0", path(), "failed")
+    assert list(read()) == [NAME]
+    written.session.execute(delete(DagRun).where(DagRun.id == first))
+    written.run("NS_260701034_0_0", path(name="NS_260701034"), "queued", id=first)
+    assert read() == {"NS_260701034": "waiting to begin"}
+
+
+def test_a_run_that_was_cleared_fails_for_its_new_reason(
+    written: Written, read: Callable[[], dict[str, str]], session: Session
+) -> None:
+    written.run("NS_260701033_0_0", path(), "failed")
+    written.error("NS_260701033_0_0", "ptychocam.wait", "the probe has no support")
+    assert read() == {NAME: "failed: the probe has no support"}
+    # Airflow keeps what a task has left until it begins again, which this one does not.
+    began = POSTED + TOOK
+    wait = update(TaskInstance).where(TaskInstance.task_id == "ptychocam.wait")
+    session.execute(wait.values(state="upstream_failed"))
+    written.change("NS_260701033_0_0", start_date=began, end_date=began + TOOK)
+    assert read() == {NAME: "failed: no task has left a reason; its worker may have been ended"}
+    written.change("NS_260701033_0_0", end_date=began + 2 * TOOK)
+    written.error("NS_260701033_0_0", "copy_to_nersc", "Globus has no permission", began)
+    assert read() == {NAME: "failed: Globus has no permission"}
+    # Only one engine was cleared: the other's failure is still the reason.
+    session.execute(wait.values(state="failed"))
+    session.execute(delete(XComModel).where(XComModel.task_id == "copy_to_nersc"))
+    written.change("NS_260701033_0_0", end_date=began + 3 * TOOK)
+    assert read() == {NAME: "failed: the probe has no support"}
 
 
 def test_a_reason_that_is_written_after_the_end_is_still_found(
@@ -329,6 +386,16 @@ def test_a_run_of_no_scan_has_a_row_of_its_own(written: Written, read: Callable[
     assert "manual__1" in names
     assert NAME in names
     assert sum(name.startswith("a.") for name in names) == 1
+
+
+def test_a_file_of_no_day_belongs_to_the_day_at_the_beamline(
+    written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(DEFAULT_FILE))
+    evening = datetime(2026, 7, 2, 2, 30, tzinfo=UTC)  # half past seven on the first
+    written.run("manual__2", "test/a.cxi", "success", posted=evening)
+    (name,) = read()
+    assert index.scan(name).day == DAY
 
 
 def test_filters_and_pages(written: Written, read: Callable[[], dict[str, str]], index: Any) -> None:

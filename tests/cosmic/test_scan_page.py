@@ -125,6 +125,32 @@ def test_another_scans_run_is_not_shown(session: Session, monkeypatch: pytest.Mo
     assert "<h2>Run NS_230216033_0_0</h2>" in html
 
 
+def test_a_newest_run_that_was_just_deleted_leaves_the_one_before(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_run(session, "NS_230216033_0_0")
+    newest = add_run(session, "NS_230216033_0_0__r2", after=5)
+    assert "<h2>Run NS_230216033_0_0__r2</h2>" in html_of(session, monkeypatch, "NS_230216033")
+    session.delete(newest)
+    session.flush()
+    assert "<h2>Run NS_230216033_0_0</h2>" in html_of(session, monkeypatch, "NS_230216033")
+
+
+def test_a_run_that_was_marked_as_success_does_not_pass_for_a_copy(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic.run_summary import XComs
+
+    add_run(session, "NS_230216033_0_0", do_ptychocam=True)
+    add_run(session, "NS_230216034_0_0", do_ptychocam=False)
+    held = {"copy_to_nersc": {"bytes": 1}}
+    monkeypatch.setattr(XComs, "get", lambda _, task_id, *_key: held.get(task_id))
+    marked, copied = (html_of(session, monkeypatch, f"NS_23021603{n}") for n in (3, 4))
+    assert "It has no result: somebody has marked it" in marked
+    assert "no reconstruction was asked for" not in marked
+    assert "It was only copied: no reconstruction was asked for." in copied
+
+
 def test_a_scan_without_a_run_is_words(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HTTPException, match="No scan NS_230216999 has a run here") as refused:
         page(session, monkeypatch, "NS_230216999")

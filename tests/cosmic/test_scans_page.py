@@ -109,6 +109,7 @@ def test_a_row_answers_did_my_scan_make_it(pages: Pages, session: Session) -> No
     assert page.status_code == 200
     assert f"{NAME} ALS-01234 rock 706.2 eV done, with 1 warning 0.0521 12.3 nm" in text_of(page.text)
     picture = f"/cosmic/dags/{TRANSFER_AUTO_RECON}/runs/run/ptychocam/thumbnail.png"
+    picture += "?of=2026-07-01T19%3A00%3A00%2B00%3A00"
     assert f'<img src="{picture}" alt=""' in page.text
     assert f'href="/cosmic/scans/{NAME}"' in page.text
     policy = page.headers["content-security-policy"]
@@ -164,12 +165,69 @@ def test_filters_are_in_the_address_and_nonsense_is_left_out(pages: Pages, sessi
     ):
         reply = pages.get("reader", LIST + query)
         if names is None:
-            assert reply.status_code == 422
+            assert reply.status_code == 400
             continue
         assert sorted(re.findall(r'id="scan-NS_26070100(\d)"', reply.text)) == list(names), query
     page = pages.get("reader", f"{PAGE}?state=failed&text=%22%3E").text
     assert '<option value="failed" selected>' in page
     assert 'value="&#34;&gt;"' in page
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31", "9999-12-30"])
+def test_any_day_of_the_calendar_can_be_asked_for(pages: Pages, session: Session, day: str) -> None:
+    page = pages.get("reader", f"{PAGE}?day={day}")
+    assert page.status_code == 200
+    assert "No scan is like that." in text_of(page.text)
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "words"),
+    [
+        (f"{PAGE}?text={'x' * 400}", 400, "The address asks for what cannot be: its text is too long"),
+        (f"{PAGE}/{'x' * 300}", 404, "Nothing is at this address."),
+        (f"{PAGE}/a%00b/stop", 404, "Nothing is at this address."),
+        (f"/cosmic/dags/{TRANSFER_AUTO_RECON}/runs/a%00b", 404, "Nothing is at this address."),
+        ("/cosmic/nowhere", 404, "Nothing is at this address."),
+        (f"{PAGE}/{NAME}/notes", 405, "This address is of a button on a page"),
+        (f"{PAGE}/{NAME}", 404, f"No scan {NAME} has a run here"),
+    ],
+)
+def test_an_address_that_is_wrong_is_answered_with_words(
+    pages: Pages, session: Session, address: str, status: int, words: str
+) -> None:
+    page = pages.get("admin", address)
+    assert page.status_code == status
+    assert page.headers["content-type"].startswith("text/html")
+    assert words in text_of(page.text)
+    assert pages.get("admin", address, Accept="application/json").json()["detail"]
+
+
+def test_who_has_no_role_reads_what_to_do(
+    pages: Pages, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.api_fastapi.app import get_auth_manager
+
+    monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", lambda **_: False)
+    page = pages.get("reader", PAGE)
+    assert page.status_code == 403
+    assert "You are logged in, but have no role that may see this." in text_of(page.text)
+
+
+def test_a_defect_is_answered_with_words_and_is_in_the_servers_log(
+    pages: Pages, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic.pages import scans
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("secret of the database")
+
+    monkeypatch.setattr(scans.lists, "make", fail)
+    with pytest.raises(RuntimeError):  # as it reaches the server, which logs it
+        pages.get("reader", PAGE)
+    page = pages.send("GET", "reader", PAGE, {}, raises=False)
+    assert page.status_code == 500
+    assert "Airflow could not answer. Try again in a minute" in text_of(page.text)
+    assert "secret" not in page.text
 
 
 def test_the_days_have_a_button_for_what_is_missing_for_who_may_start_it(

@@ -17,14 +17,14 @@ from urllib.parse import quote
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.utils.session import create_session
-from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import FormData
 
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
 from cosmic.pages.airflow_api import Answer, Call, call_airflow
-from cosmic.pages.rendering import URL_PREFIX, address, render, template_function
+from cosmic.pages.rendering import URL_PREFIX, ScanName, address, render, template_function
 from cosmic.pages.run_again import Fields, changes, fields_of
 from cosmic.pages.scan_runs import Note, ScanRun, ScanRuns, at_work, note_of, runs_of_scan
 from cosmic.pages.security import MayReadScans, OwnForm, may, require
@@ -36,7 +36,6 @@ _MAX_SHOWN = 20  # runs on a page about many
 
 router = APIRouter(dependencies=[MayReadScans])
 
-ScanName = Annotated[str, Path(max_length=250)]
 OneRun = Annotated[str, Query(max_length=250)]
 
 

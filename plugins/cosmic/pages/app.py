@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
@@ -14,6 +16,12 @@ from cosmic.pages.rendering import address, render
 from cosmic.pages.security import remember_user
 
 _HEADLINES = {401: "You are not logged in any more", 403: "You may not do this", 404: "There is no such page"}
+_DETAILS = {
+    403: "You are logged in, but have no role that may see this. Ask whoever runs this Airflow for one.",
+    404: "Nothing is at this address.",
+    405: "This address is of a button on a page; go back to the page and press it there.",
+}
+"""In place of what only repeats the status."""
 
 app = FastAPI(
     title="COSMIC",
@@ -42,6 +50,23 @@ async def refuse(request: Request, error: HTTPException) -> Response:
         back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{airflow}/api/v2/auth/login?{urlencode({'next': back})}", 303)
     headline = _HEADLINES.get(error.status_code, "This did not work")
-    return render(
-        "problem.html", status=error.status_code, airflow=airflow, headline=headline, detail=error.detail
-    )
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:
+        detail = _DETAILS.get(error.status_code, detail)
+    return render("problem.html", status=error.status_code, airflow=airflow, headline=headline, detail=detail)
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse_address(request: Request, error: RequestValidationError) -> Response:
+    """An address with a part that nothing here has, such as a name that is too long."""
+    where = {problem["loc"][0] for problem in error.errors()}
+    names = " and ".join(str(problem["loc"][-1]) for problem in error.errors())
+    refused = HTTPException(400, f"The address asks for what cannot be: its {names} is too long, or is none.")
+    return await refuse(request, HTTPException(404) if "path" in where else refused)
+
+
+@app.exception_handler(Exception)
+async def apologize(request: Request, _: Exception) -> Response:
+    """A defect, or Airflow's database does not answer; the server logs which."""
+    detail = "Airflow could not answer. Try again in a minute; the reason is in the log of its API server."
+    return await refuse(request, HTTPException(500, detail))

@@ -9,15 +9,13 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 from fastapi import Path, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
-from cosmic.beamline import beamline
-from facilities.errors import UserError
+from cosmic.beamline import local_zone
 
 URL_PREFIX = "/cosmic"
 
@@ -44,8 +42,10 @@ def template_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-DagId = Annotated[str, Path(max_length=250)]
-RunId = Annotated[str, Path(max_length=250)]
+_NAME = Path(max_length=250, pattern=r"^[^\x00]*$")  # PostgreSQL takes no text with a zero byte
+DagId = Annotated[str, _NAME]
+RunId = Annotated[str, _NAME]
+ScanName = Annotated[str, _NAME]
 
 
 def address(request: Request) -> str:
@@ -72,11 +72,7 @@ def _time_element(moment: datetime, form: str = "full") -> Markup:
 
     :param form: full, minute (date, hours and minutes) or clock (hours and minutes).
     """
-    try:
-        zone = ZoneInfo(beamline().time_zone)
-    except UserError:  # its settings are wrong, which the failed task says
-        zone = ZoneInfo("UTC")
-    local = moment.astimezone(zone)
+    local = moment.astimezone(local_zone())
     offset = f"{local:%z}"
     text = f"{local:%Y-%m-%d %H:%M:%S} {local:%Z} (UTC{offset[:3]}:{offset[3:]})"
     return Markup('<time datetime="{}"{}>{}</time>').format(

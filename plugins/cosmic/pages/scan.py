@@ -19,13 +19,14 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dagrun import DagRun
-from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import select
 
 from cosmic import kept_results
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
+from cosmic.pages.rendering import HEADERS, URL_PREFIX, ScanName, address, fragment, render
 from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, doing, state_of
@@ -35,7 +36,6 @@ from cosmic.scan_index import index
 from cosmic.scan_records import File, Run, Scan
 
 router = APIRouter()
-ScanName = Annotated[str, Path(max_length=250)]
 AskedRun = Annotated[str, Query(alias="run", max_length=250)]
 
 
@@ -44,8 +44,7 @@ def scan_page(
     scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
 ) -> HTMLResponse:
     """The page."""
-    found = _scan(session, scan)
-    chosen = _chosen(found, run)
+    found, chosen = _find(session, scan, run)
     airflow = address(request)
     state, words = state_of(found)
     parts = _details(session, user, airflow, chosen)
@@ -70,7 +69,7 @@ def run_details(
     scan: ScanName, session: SessionDep, user: GetUserDep, request: Request, run: AskedRun = ""
 ) -> HTMLResponse:
     """The two parts of the page that are about one run."""
-    chosen = _chosen(_scan(session, scan), run)
+    _, chosen = _find(session, scan, run)
     parts = _details(session, user, address(request), chosen)
     html = f'<div id="news">{parts["news"]}</div><div id="run">{parts["details"]}</div>'
     return HTMLResponse(html, headers=HEADERS)
@@ -98,6 +97,17 @@ def _scan(session: SessionDep, name: str) -> Scan:
             404, f"No scan {name} has a run here: it was not posted yet, or its runs are deleted."
         )
     return found
+
+
+def _find(session: SessionDep, name: str, run_id: str) -> tuple[Scan, Run]:
+    """The scan and its run that is asked for; not one that was deleted a moment ago."""
+    found = _scan(session, name)
+    chosen = _chosen(found, run_id)
+    if session.scalar(select(DagRun.id).where(DagRun.id == chosen.id)) is None:
+        index.remove_deleted(session)
+        found = _scan(session, name)
+        chosen = _chosen(found, run_id)
+    return found, chosen
 
 
 def _chosen(scan: Scan, run_id: str) -> Run:

@@ -15,7 +15,6 @@ from datetime import date, datetime, timedelta
 from statistics import median
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
-from zoneinfo import ZoneInfo
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -27,7 +26,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cosmic.beamline import beamline
+from cosmic.beamline import local_zone
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
 from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
 from cosmic.pages.security import MayReadScans, may
@@ -35,7 +34,6 @@ from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
 from cosmic.scan_index import ScanIndex, index
 from cosmic.scan_records import STATES, File, Filters, Scan
-from facilities.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +150,8 @@ class Lists:
 
     def make(self, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
         """ETag and HTML of a list, made anew when the index has changed."""
-        today = _today()
+        zone = local_zone()
+        today = datetime.now(zone).date()
         key = (self._index.version, today, asked, airflow, rights)
         if made := self._made.get(key):
             return made
@@ -161,13 +160,17 @@ class Lists:
                 return made
             kept = {other: made for other, made in self._made.items() if other[0] == key[0]}
             page = self._index.page(asked.filters, asked.number)
+            counts = self._index.day_counts(_days_around(asked.filters.day or today, today))
             content = fragment(
                 "scan_list.html",
                 asked=asked,
                 airflow=airflow,
                 page=page,
                 rows=[_row(scan, airflow) for scan in page.scans],
-                days=self._index.day_counts(_days_around(asked.filters.day or today, today)),
+                days=[
+                    replace(count, compared=count.compared and count.compared.astimezone(zone))
+                    for count in counts
+                ],
                 today=today,
                 rights=rights,
             )
@@ -212,15 +215,9 @@ def rights_of(user: BaseUser) -> Rights:
     return Rights(may_read, may(user, "POST", FIND_MISSED_SCANS))
 
 
-def _today() -> date:
-    """The beamline's date."""
-    try:
-        return datetime.now(ZoneInfo(beamline().time_zone)).date()
-    except UserError:  # its settings are wrong, which the failed tasks say
-        return datetime.now(ZoneInfo("UTC")).date()
-
-
 def _days_around(day: date, today: date) -> list[date]:
+    """The days of the strip; none of the calendar's very first or last, which an address may ask for."""
+    day = min(max(day, date.min + timedelta(days=_DAYS)), date.max - timedelta(days=_DAYS))
     last = min(day + timedelta(days=_DAYS // 2), max(today, day))
     return [last - timedelta(days=n) for n in range(_DAYS)]
 
@@ -230,8 +227,10 @@ def _row(scan: Scan, airflow: str) -> Row:
     pages = f"{airflow}{URL_PREFIX}"
     thumbnail = ""
     if scan.picture:
-        run_id, engine = scan.picture
-        thumbnail = f"{pages}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}/{engine}/thumbnail.png"
+        run_id, engine, when = scan.picture
+        of_run = f"{pages}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
+        # A result that was made again has another address: browsers keep pictures for a while.
+        thumbnail = f"{of_run}/{engine}/thumbnail.png?{urlencode({'of': when.isoformat()})}"
     return Row(
         scan,
         f"{pages}/scans/{quote(scan.name, safe='')}",
