@@ -20,7 +20,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
 from fastapi import HTTPException
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE, beamline
@@ -392,6 +392,48 @@ def test_a_picture_of_no_name_and_what_is_not_kept_are_words(kept_run: DagRun, s
     shutil.rmtree(Path(str(kept_results.root())))
     with pytest.raises(HTTPException, match=r"No thumbnail of this result is kept\."):
         pictures.thumbnail("transfer_auto_recon", RUN_ID, "ptychocam", session)
+
+
+def test_pages_that_wait_for_nersc_leave_threads_and_connections_to_others(
+    kept_run: DagRun, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are few, hold no connection to the database, and do not try again by themselves."""
+    from cosmic import kept_results
+    from cosmic.pages import pictures
+    from facilities.errors import TransientError
+
+    session.commit()
+    shutil.rmtree(Path(str(kept_results.root())))
+    address = ("transfer_auto_recon", RUN_ID, "ptychocam")
+    made: list[tuple[bool, int]] = []
+
+    class Hanging:
+        def __init__(self, _: str, attempts: int = 4) -> None:
+            made.append((session.in_transaction(), attempts))
+
+        def close(self) -> None:
+            """As a hook."""
+
+        def download(self, *_: str) -> bytes:
+            if len(made) < pictures._AT_ONCE:
+                with pytest.raises(HTTPException, match="could not be read"):
+                    pictures.preview(*address, session)
+            else:
+                with pytest.raises(HTTPException, match="many pages wait for it") as refused:
+                    pictures.preview(*address, session)
+                assert refused.value.status_code == 503
+            raise TransientError("NERSC does not answer")
+
+    monkeypatch.setattr(pictures, "SuperfacilityHook", Hanging)
+    try:
+        for _ in range(2):  # what was taken is given back
+            made.clear()
+            with pytest.raises(HTTPException, match="could not be read"):
+                pictures.preview(*address, session)
+            assert made == [(False, 1)] * pictures._AT_ONCE
+    finally:
+        session.execute(delete(DagRun).where(DagRun.run_id == RUN_ID))
+        session.commit()
 
 
 def test_figures_are_json_whatever_numbers_a_program_wrote() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -21,9 +20,9 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import beamline
-from cosmic.dag_constants import SUPERFACILITY_CONN_ID
-from cosmic.pages.actions import Buttons, ScanName
-from cosmic.pages.rendering import HEADERS, RunId, address, render, template_function
+from cosmic.pages.actions import Buttons
+from cosmic.pages.pictures import nersc
+from cosmic.pages.rendering import HEADERS, RunId, ScanName, address, render, template_function
 from cosmic.pages.scan_runs import ScanRun, runs_of_scan, tasks_of
 from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
@@ -33,7 +32,6 @@ from cosmic.run_summary import XComs
 from facilities.errors import FacilityError, NotFoundError, UserError
 from facilities.globus.connection import WEB_URL
 from facilities.superfacility.files import SIZE_LIMIT
-from facilities.superfacility.hook import SuperfacilityHook
 
 MAX_LISTED = 40  # results on a scan's page
 _TYPES = {
@@ -103,7 +101,7 @@ def download(
         path = f"{result_prefix(beamline(), run.file, engine, run)}.{kind}"
         if not _is_result(session, run, engine, path):
             raise HTTPException(404, f"Run {run_id} has no {engine} reconstruction.")
-        with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
+        with nersc(session) as hook:
             size = hook.stat(beamline().job.machine, path).size
             if size > SIZE_LIMIT:
                 return _too_large(request, run, path, size)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -36,8 +37,12 @@ from facilities.superfacility.hook import SuperfacilityHook
 TRY_AGAIN = 60  # seconds until a picture is asked for again when NERSC did not give it
 _HEADERS = HEADERS | {
     "Cache-Control": "private, max-age=3600",
+    "Vary": "Cookie, Authorization",  # the next user of a browser asks anew
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
+
+_AT_ONCE = 16  # of the 40 threads of an API server
+_readers = threading.BoundedSemaphore(_AT_ONCE)
 
 router = APIRouter()
 MayRead = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
@@ -99,7 +104,7 @@ def full_picture(dag_id: DagId, run_id: RunId, engine: str, picture: str, sessio
                 "The programs at NERSC that made this result are of an older release: it has a preview only.",
             )
         paths = [prefix + suffix for suffix in kept_results.view_suffixes(picture, view)]
-        content = _from_nersc(paths, lambda found: kept_results.check_picture(found, view))
+        content = _from_nersc(session, paths, lambda found: kept_results.check_picture(found, view))
     headers = _HEADERS | {"Content-Encoding": "gzip"}
     return Response(content, media_type="application/octet-stream", headers=headers)
 
@@ -112,7 +117,7 @@ def read_figures(session: SessionDep, run: DagRun, engine: str) -> Mapping[str, 
     prefix = _own_result(session, run, engine)
     content = kept_results.read(run, engine, FIGURES)
     if content is None:
-        content = _from_nersc([prefix + ".json"], parse_figures)
+        content = _from_nersc(session, [prefix + ".json"], parse_figures)
     return parse_figures(content)
 
 
@@ -141,7 +146,7 @@ def _png(session: SessionDep, dag_id: str, run_id: str, engine: str, name: str) 
     content = kept_results.read(run, engine, name)
     if content is None:
         path = prefix + ".png"
-        content = _from_nersc([path], lambda found: check_png(found, path))
+        content = _from_nersc(session, [path], lambda found: check_png(found, path))
     return _image(content, name)
 
 
@@ -168,11 +173,28 @@ def _own_result(session: SessionDep, run: DagRun, engine: str) -> str:
     return prefix
 
 
-def _from_nersc(paths: Sequence[str], check: Check) -> bytes:
+@contextmanager
+def nersc(session: SessionDep) -> Iterator[SuperfacilityHook]:
+    """NERSC, for a page. When it hangs, pages must not use up the API server's threads and connections.
+
+    :raises HTTPException: 503, too many pages wait for it.
+    """
+    session.close()  # connections to the database are few
+    if not _readers.acquire(blocking=False):
+        again = {"Retry-After": str(TRY_AGAIN)}
+        raise HTTPException(503, "NERSC is slow, and many pages wait for it. Try again in a minute.", again)
+    try:
+        with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID, attempts=1)) as hook:  # pages ask again
+            yield hook
+    finally:
+        _readers.release()
+
+
+def _from_nersc(session: SessionDep, paths: Sequence[str], check: Check) -> bytes:
     """A file at NERSC, or the pieces of one together."""
     path = paths[0]
     try:
-        with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
+        with nersc(session) as hook:
             machine = beamline().job.machine
             content = b"".join(hook.download(machine, path) for path in paths)
         check(content)
