@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from support.live import SLOW, Live, Pipeline, install_engines
 
@@ -190,6 +190,49 @@ def test_errors_figures_and_hostile_values_are_there(pipeline: Pipeline, scan: s
     ):
         assert text in shown
     assert shown.index("has warnings") < shown.index("Time line")
+
+
+def test_what_is_old_says_so_and_who_is_logged_out_is_led_to_the_login(scan: str, page: Page) -> None:
+    open_scan(page, scan)
+    trouble = page.locator("#trouble")
+    news = re.compile(f"/scans/{scan}/data$")
+    page.route(news, lambda route: route.abort())
+    expect(trouble).to_have_text(
+        re.compile(r"^Airflow does not answer\. This page is as of [\d:]+\. It is tried again\.$")
+    )
+    page.unroute(news)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(trouble).to_be_hidden()
+    page.route(news, lambda route: route.fulfill(status=404, json={"detail": f"No scan {scan} has a run."}))
+    expect(trouble).to_have_text(re.compile(f"^No scan {scan} has a run\\. This page is as of"))
+    page.unroute(news)
+    page.context.clear_cookies()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_url(re.compile("/auth/login"))
+
+
+def test_a_run_that_is_stopped_before_its_picture_is_not_waited_for(scan: str, page: Page) -> None:
+    outcome = "active"
+
+    def answer(route: Route) -> None:
+        news = page.request.get(route.request.url).json()
+        for run in (run for file in news["files"] for run in file["runs"]):
+            run |= {"outcome": outcome, "results": {}}
+        route.fulfill(json=news)
+
+    page.route(re.compile(f"/scans/{scan}/data$"), answer)
+    open_scan(page, scan)
+    note = page.locator("#viewer-note")
+    expect(note).to_have_text("There is no picture yet: the run goes on.")
+    outcome = "stopped"
+    expect(note).to_have_text("This run has left no picture.")
+
+
+def test_an_error_that_is_no_number_is_not_drawn_as_nothing(scan: str, page: Page) -> None:
+    errors = {"errors": [1, 0.5, 0.25, None], "iterations": 4, "engine": "ptychocam"}
+    page.route(re.compile("figures.json"), lambda route: route.fulfill(json=errors))
+    open_scan(page, scan)
+    expect(page.locator("#error-plot")).to_have_attribute("aria-label", re.compile(r"from 1 to 0\.25$"))
 
 
 def test_the_page_stands_when_nersc_is_down_and_says_what_it_has_not(

@@ -347,7 +347,7 @@
     plotted?.destroy();
     plotted = undefined;
     const series = all
-      .map(({ source, figures }) => ({ source, figures, values: (figures.errors || []).map(Number).filter(Number.isFinite) }))
+      .map(({ source, figures }) => ({ source, figures, values: (figures.errors || []).filter(Number.isFinite) }))
       .filter(({ values }) => values.length > 1);
     element("errors").hidden = series.length === 0;
     if (!series.length) return;
@@ -456,12 +456,12 @@
 
   // ---- What is new
 
-  let etag = "", failures = 0, timer;
+  let etag = "", failures = 0, answered = Date.now(), timer;
   const keyOf = (found) => JSON.stringify([found?.run.outcome, found?.run.tasks, found?.run.results]);
 
   function adopt(news) {
     const before = findRun(chosen.run);
-    const had = JSON.stringify(before?.run.results);
+    const had = JSON.stringify(before?.run.results), outcome = before?.run.outcome;
     const wasNewest = newest(data)?.id === chosen.run;
     const key = keyOf(before);
     data = { ...news, chosen: chosen.run };
@@ -470,7 +470,7 @@
     if (!now || (wasNewest && newest(data).id !== chosen.run)) return choose(newest(data));
     showChoices();
     if (keyOf(now) !== key) showRun();
-    if (JSON.stringify(now.run.results) !== had) showPictures();
+    if (JSON.stringify(now.run.results) !== had || now.run.outcome !== outcome) showPictures();
   }
 
   const newest = (some) => some.files.flatMap((file) => file.runs).reduce((a, b) => (a && a.posted >= b.posted ? a : b), undefined);
@@ -490,13 +490,19 @@
     if (!document.hidden) {
       try {
         const reply = await fetch(`${data.base}/data`, { credentials: "same-origin", headers: etag ? { "If-None-Match": etag } : {} });
+        if (reply.status === 401) return location.reload();
         if (reply.status === 200) {
           etag = reply.headers.get("ETag") || "";
           adopt(await reply.json());
-        } else if (reply.status !== 304) throw new Error(`status ${reply.status}`);
+        } else if (reply.status !== 304) throw new Error((await reply.json()).detail);
         failures = 0;
-      } catch {
+        answered = Date.now();
+        element("trouble").hidden = true;
+      } catch (error) {
         failures++;
+        const why = error.name === "Error" ? error.message : "Airflow does not answer.";
+        element("trouble").textContent = `${why} This page is as of ${timeOfDay.format(answered)}. It is tried again.`;
+        element("trouble").hidden = failures < 2;
       }
     }
     timer = setTimeout(look, Math.min(LOOK_EVERY * 2 ** failures, LONGEST));
