@@ -276,11 +276,13 @@ def test_in_airflows_own_pages_the_tab_works_and_the_log_shows_what_to_do(
 ) -> None:
     scan, run_id = begun["half"]
     assert pipeline.finish(run_id) == "failed"
-    tab = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result").frame_locator("iframe")
+    page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result")
+    tab = page.frame_locator("iframe")
     expect(tab.locator("figure img")).to_be_visible()
     expect(tab.locator("time").first).to_have_text(PACIFIC_TIME)
 
-    page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/tasks/cdtools.wait")
+    tab.get_by_role("link", name="Its log").click()
+    page.wait_for_url(f"**/dags/{DAG_ID}/runs/{run_id}/tasks/cdtools.wait")
     for words in ("What to do: read the end of its output", f"submit_scan.py reprocess {scan}"):
         line = page.get_by_text(words).last
         expect(line).to_be_in_viewport()

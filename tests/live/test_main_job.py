@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import shutil
 from typing import Any
 
 import pytest
@@ -199,8 +200,12 @@ def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(
     assert requests.get(f"{page}/..%2fx/preview.png", headers=token, timeout=30).status_code == 404
     pipeline.facility.fault(service="nersc", path="/utilities/download", kind="status", status=500, times=8)
     try:
+        kept = requests.get(f"{page}/ptychocam/preview.png", headers=token, timeout=60)
+        (folder,) = (pipeline.airflow.home / "kept_results").glob(f"*/{run_id}.*")
+        shutil.rmtree(folder)
         outage = requests.get(f"{page}/ptychocam/preview.png", headers=token, timeout=60)
     finally:
         pipeline.facility.clear_faults()
+    assert kept.content == image.content
     assert outage.status_code == 502
-    assert "The preview could not be read from NERSC" in outage.text
+    assert "The picture could not be read from NERSC" in outage.text

@@ -206,5 +206,7 @@ def _from_nersc(session: SessionDep, paths: Sequence[str], check: Check) -> byte
         raise HTTPException(404, f"{path} cannot be shown: {error}.") from error
     except FacilityError as error:
         again = {"Retry-After": str(TRY_AGAIN)}
-        raise HTTPException(502, f"It could not be read from NERSC ({error.what}).", again) from error
+        raise HTTPException(
+            502, f"The picture could not be read from NERSC ({error.what}).", again
+        ) from error
     return content

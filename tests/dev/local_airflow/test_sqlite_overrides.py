@@ -255,7 +255,9 @@ def two_requests(*, one_writer: bool) -> list[int]:
             headers={"Authorization": f"Bearer {token}"},
         ) as client:
             first = asyncio.create_task(client.delete(f"/api/v2/pools/{pools[0]}"))
-            await first_has_written.wait()
+            written = asyncio.create_task(first_has_written.wait())
+            await asyncio.wait({first, written}, return_when=asyncio.FIRST_COMPLETED)
+            assert written.done(), f"the first request did not write: {(await first).text}"
             second = await client.delete(f"/api/v2/pools/{pools[1]}")
             return [(await first).status_code, second.status_code]
 
