@@ -81,14 +81,14 @@ def scan_files(session: Session, run: DagRun, prefix: str) -> ScanFiles | None:
     found = session.execute(
         select(DagRun.run_id, DagRun.state, DagRun.conf)
         .where(DagRun.dag_id == TRANSFER_AUTO_RECON, DagRun.run_id.startswith(scan.name, autoescape=True))
-        .order_by(DagRun.id)
+        .order_by(DagRun.id.desc())
         .limit(MAX_RUNS)
     )
     newest: dict[FileOfScan, tuple[str, str]] = {}
     for run_id, state, conf in found:
         file = _file_of(conf, forms)
         if file is not None and file.scan == scan:
-            newest[file] = (run_id, str(state))
+            newest.setdefault(file, (run_id, str(state)))
     if len(newest) < 2:
         return None
     states = dict(newest[file] for file in sorted(newest, key=_energy_and_region))

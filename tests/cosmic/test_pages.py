@@ -335,6 +335,19 @@ def test_the_files_of_a_scan_with_another_name_are_counted(
     assert "3 of 3 files done." in page(True)
 
 
+def test_of_too_many_runs_of_a_scan_the_newest_count(
+    page: Callable[[bool], str], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_files
+
+    monkeypatch.setattr(scan_files, "MAX_RUNS", 2)
+    for ending in ("", "__r2"):
+        for energy in (1, 2):
+            state = "success" if ending else "failed"
+            add_file(session, f"NS_230216033_{energy}_0{ending}", state)
+    assert "2 of 2 files done." in page(True)
+
+
 def test_of_many_failures_the_first_are_linked(page: Callable[[bool], str], session: Session) -> None:
     for number in range(800):
         add_file(session, f"NS_230216033_{number // 4}_{number % 4}", "failed")

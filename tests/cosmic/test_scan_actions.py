@@ -112,6 +112,17 @@ def test_stop_says_what_it_stops_stops_that_and_the_log_says_who(pages: Pages, s
     assert "Nothing was going on any more" in pages.post("ada", f"{scan.page}/stop", form_of(question)).text
 
 
+def test_of_a_scan_with_too_many_runs_the_newest_can_be_stopped(
+    pages: Pages, scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic.pages import scan_runs
+
+    scan.start()
+    newest = scan.start()
+    monkeypatch.setattr(scan_runs, "MAX_RUNS", 1)
+    assert f"1 run: {newest}." in pages.get("ada", f"{scan.page}/stop").text
+
+
 def test_stop_of_one_run_leaves_the_others(pages: Pages, scan: Scan) -> None:
     one, other = scan.start(0), scan.start(1)
     pages.press("beamline", f"{scan.page}/stop?run_id={one}")

@@ -275,6 +275,35 @@ def test_nersc_is_asked_once_for_all_who_look_at_a_jobs_log() -> None:
     assert answers.get("/a") == {"text": "/a 3"}
 
 
+def test_while_nersc_hangs_the_answer_before_is_shown() -> None:
+    from cosmic.pages.job_log import KEPT_FOR, Answers
+
+    now, asked, go, hangs = [0.0], [], threading.Event(), threading.Event()
+
+    def ask(path: str) -> dict[str, Any]:
+        asked.append(path)
+        if len(asked) == 2:
+            hangs.set()
+            assert go.wait(60)
+        return {"text": str(len(asked))}
+
+    answers = Answers(ask, clock=lambda: now[0])
+    assert answers.get("/a") == {"text": "1"}
+    now[0] = KEPT_FOR
+    first = threading.Thread(target=answers.get, args=("/a",))
+    first.start()
+    assert hangs.wait(60)
+    others: list[Any] = []
+    other = threading.Thread(target=lambda: others.append(answers.get("/a")))
+    other.start()
+    other.join(30)
+    go.set()
+    first.join()
+    other.join()
+    assert others == [{"text": "1"}]
+    assert answers.get("/a") == {"text": "2"}
+
+
 def test_the_job_is_the_one_that_was_submitted_last(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

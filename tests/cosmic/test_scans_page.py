@@ -133,6 +133,7 @@ def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Sessio
     assert first.headers["cache-control"] == "private, no-cache"
     again = pages.get("reader", LIST, **{"If-None-Match": tag})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert pages.get("reader", LIST, **{"If-None-Match": f"W/{tag}"}).status_code == 304, "after a proxy"
     assert tag in pages.get("reader", PAGE).text.replace("&#34;", '"')
 
     other = ScanIndex()

@@ -31,6 +31,7 @@ from facilities.superfacility.submission import JOB_KEY
 
 LINES = 40
 KEPT_FOR = 15.0  # seconds in which all who look get the same answer
+_OLD = 120.0  # seconds after which an answer is not shown any more
 _MAX_ENTRIES = 500
 
 router = APIRouter()
@@ -38,7 +39,7 @@ router = APIRouter()
 
 @dataclass
 class _Entry:
-    """What one path was found to hold; whoever comes while it is asked for waits for that answer."""
+    """What one path was found to hold; whoever comes while it is first asked for waits for that answer."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     asked: float = float("-inf")
@@ -56,17 +57,22 @@ class Answers:
         self._entries: dict[str, _Entry] = {}
 
     def get(self, path: str) -> dict[str, Any]:
-        """The answer about a path, at most `KEPT_FOR` seconds old."""
+        """The answer about a path, at most `KEPT_FOR` seconds old; the one before while it is asked for."""
         with self._lock:
             if len(self._entries) >= _MAX_ENTRIES:
                 recent = self._clock() - KEPT_FOR
                 self._entries = {key: entry for key, entry in self._entries.items() if entry.asked > recent}
             entry = self._entries.setdefault(path, _Entry())
-        with entry.lock:
+        # Who can be shown the answer before does not wait: while NERSC hangs, that would keep all threads.
+        if not entry.lock.acquire(blocking=self._clock() - entry.asked > _OLD):
+            return entry.found
+        try:
             if self._clock() - entry.asked >= KEPT_FOR:
                 entry.found = self._ask(path)
                 entry.asked = self._clock()
             return entry.found
+        finally:
+            entry.lock.release()
 
 
 def _ask_nersc(path: str) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def address(request: Request) -> str:
     return path.removesuffix(URL_PREFIX)
 
 
+def has_already(request: Request, etag: str) -> bool:
+    """Whether a reader has this content. A proxy that compresses makes a weak tag of it, `W/"..."`."""
+    return request.headers.get("if-none-match", "").removeprefix("W/") == etag
+
+
 def render(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page, with `nonce` and `time` for its template; one that extends base.html needs `airflow`, too."""
     nonce = secrets.token_urlsafe(16)

@@ -26,7 +26,7 @@ from sqlalchemy import select
 from cosmic import kept_results
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, ScanName, address, fragment, render
+from cosmic.pages.rendering import HEADERS, URL_PREFIX, ScanName, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, doing, state_of
@@ -84,7 +84,7 @@ def scan_data(scan: ScanName, session: SessionDep, request: Request) -> Response
     content = json.dumps(_data(_scan(session, scan), address(request)), allow_nan=False).encode()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
-    if request.headers.get("if-none-match") == etag:
+    if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json", headers=headers)
 

@@ -122,10 +122,12 @@ def runs_of_scan(session: Session, name: str) -> ScanRuns | None:
             DagRun.dag_id == TRANSFER_AUTO_RECON,
             or_(DagRun.run_id.startswith(name, autoescape=True), DagRun.id.in_(others)),
         )
-        .order_by(DagRun.id)
+        .order_by(DagRun.id.desc())
         .limit(MAX_RUNS)
-    )
-    runs = [run for row in rows if (run := _read(*row)) and scan_of_run(run.run_id, run.conf) == name]
+    ).all()
+    runs = [
+        run for row in reversed(rows) if (run := _read(*row)) and scan_of_run(run.run_id, run.conf) == name
+    ]
     return ScanRuns(name, runs) if runs else None
 
 

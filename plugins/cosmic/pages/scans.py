@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cosmic.beamline import local_zone
 from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, render
+from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
@@ -135,7 +135,7 @@ def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: R
     index.refresh(session)
     etag, content = lists.make(asked, address(request), rights_of(user))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
-    if request.headers.get("if-none-match") == etag:
+    if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return HTMLResponse(content, headers=headers)
 
