@@ -205,8 +205,9 @@ class ScanIndex:
             return
         if run is None:
             posted = row.created_at or row.run_after
-            place = place_of(row.run_id, row.path, forms)
-            asked_for = any(str(value).lower() in ("1", "true") for value in (row.ptychocam, row.cdtools))
+            conf = row.conf if isinstance(row.conf, dict) else {}
+            place = place_of(row.run_id, conf.get("file_path"), forms)
+            asked_for = any(str(conf.get(f"do_{engine}")).lower() in ("1", "true") for engine in ENGINES)
             run = Run(row.id, row.run_id, place, asked_for, state, posted, row.start_date, row.end_date)
             self._runs[row.id] = run
             self._ids[row.run_id] = row.id
@@ -282,10 +283,9 @@ class ScanIndex:
     def _explain(self, session: Session) -> None:
         """Why runs failed, or who has ended them."""
         failed = {run_id: self._runs[run_id] for run_id in self._unexplained}
-        what = XComModel.value["what"].as_string()
         has_failed = TaskInstance.state == "failed"
         errors = (
-            select(XComModel.dag_run_id, what, XComModel.timestamp, has_failed)
+            select(XComModel.dag_run_id, XComModel.value, XComModel.timestamp, has_failed)
             .join(
                 TaskInstance,
                 and_(
@@ -304,10 +304,11 @@ class ScanIndex:
             errors = errors.where(XComModel.dag_run_id.in_(failed))
             by_hand = by_hand.where(Log.run_id.in_([run.run_id for run in failed.values()]))
         # The first task that failed counts: it comes last. Of a cleared run there may be errors from before.
-        for run_id, text, when, its_task_failed in session.execute(
+        for run_id, error, when, its_task_failed in session.execute(
             errors.order_by(has_failed, XComModel.timestamp.desc())
         ):
             run = failed.get(run_id)
+            text = str(error.get("what") or "") if isinstance(error, dict) else ""
             if run and text and (its_task_failed or run.started is None or when >= run.started):
                 run.error = text[:LONGEST]
                 self._changed.add(run.place.scan)
@@ -379,8 +380,8 @@ def _runs(*conditions: Any) -> Select[Any]:
         DagRun.start_date,
         DagRun.end_date,
         DagRun.updated_at,
-        DagRun.conf["file_path"].as_string().label("path"),
-        *(DagRun.conf[f"do_{engine}"].as_string().label(engine) for engine in ENGINES),
+        # Whole: SQLite itself reads no row when one of them has a NaN, which Airflow takes from who posts it.
+        DagRun.conf,
     ).where(DagRun.dag_id == TRANSFER_AUTO_RECON, *conditions)
 
 

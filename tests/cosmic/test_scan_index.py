@@ -376,6 +376,15 @@ def test_what_is_changed_or_removed_by_hand_is_seen(
     assert index.page(Filters(day=DAY), 1).total == 1
 
 
+def test_a_run_with_a_number_that_json_has_not_hides_no_other(
+    written: Written, read: Callable[[], dict[str, str]]
+) -> None:
+    conf = {"file_path": path(), "do_ptychocam": True, "propagation_distance": float("nan")}
+    written.run(f"{NAME}_0_0", path(), "failed", conf=conf)
+    written.run("NS_260701034_0_0", path(name="NS_260701034"), "running")
+    assert list(read()) == [NAME, "NS_260701034"]
+
+
 def test_a_run_of_no_scan_has_a_row_of_its_own(written: Written, read: Callable[[], dict[str, str]]) -> None:
     written.run("manual__1", "../etc/passwd", "failed")
     written.run("manual__2", "test/a.cxi", "running")
