@@ -24,8 +24,8 @@ from reconstruction.arrays import Array, Int
 from reconstruction.program import cpus
 
 VARIABLE = "COSMIC_ARRAYS"  # auto (or unset), numpy, torch (on the CPU), cuda
-CPU_SAMPLES, GPU_SAMPLES = 2**16, 2**24
-MAX_THREADS = 4  # more take turns at Python's lock: 14 on 16 cores were no faster than 4, with small parts slower
+CPU_SAMPLES, GPU_SAMPLES = 2**15, 2**24
+MAX_THREADS = 4  # more take turns at Python's lock: 14 on 16 cores were no faster
 GPU_SHARE = 0.6  # of its free memory, for the frames: the rest is for the object and what is computed
 
 Item = TypeVar("Item")

@@ -15,8 +15,7 @@ from cdtools.reconstructors import AdamReconstructor
 
 from reconstruction.workers import Team
 
-# Frames computed at once, at most: CDTools' default, and what is three times as fast on an H200, where more gain
-# nothing.
+# Frames computed at once, at most: CDTools' default, and what made an H200 three times as fast (more do not).
 AT_ONCE = {"cpu": 10, "cuda": 40}
 # Samples of the exit waves computed at once: what stays near a CPU, and what fits a GPU with all that is kept
 # for the gradient.

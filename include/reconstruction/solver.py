@@ -28,7 +28,7 @@ from reconstruction.scan import Scan
 FRACTIONS = 4  # sub-pixel steps of the probe, per axis
 STEP = 0.9  # of the object towards the projection
 REGULARISATION = 0.05  # of the strongest illumination, where the illumination is weak
-SAMPLE_BYTES = 64  # of what is computed from one sample of a frame, all at once in memory
+SAMPLE_BYTES = 192  # of what is computed from one sample of a frame, all at once in memory
 MEMORY_SHARE = 1 / 8  # of the frames' memory, for that
 MEMORY_FLOOR = 2**23  # bytes of it that never matter
 

@@ -38,7 +38,7 @@ def solve(scan: Scan, using: Backend) -> tuple[Solver, Solution]:
 
 
 def test_the_number_of_threads_changes_nothing(scan: Scan, numpy: Backend) -> None:
-    small = replace(numpy, samples=2**14)
+    small = replace(numpy, samples=2**12)
     one, first = solve(scan, replace(small, threads=1))
     three, second = solve(scan, replace(small, threads=3))
     assert (one.threads, three.threads) == (1, 3)
@@ -56,8 +56,8 @@ def test_frames_computed_at_once_change_nothing_but_rounding(scan: Scan, numpy: 
 
 
 def test_threads_that_would_take_too_much_memory_are_not_used(scan: Scan, numpy: Backend) -> None:
-    solver, _ = solve(scan, replace(numpy, threads=1000))
-    assert solver.threads == 2**23 // (64 * 2**16)  # 8 MB of what is computed at once
+    solver, _ = solve(scan, replace(numpy, threads=1000, samples=2**12))
+    assert solver.threads == 2**23 // (192 * 2**12)  # 8 MB of what is computed at once
 
 
 def test_an_error_in_a_thread_is_an_error(scan: Scan, numpy: Backend) -> None:

@@ -64,11 +64,12 @@ def refusal(name: str) -> str:
 def main() -> None:
     scan = sample_moves(read_scan(Path(sys.argv[1])), "probe")
     on_cpu = backend("torch")
+    small = replace(on_cpu, samples=2**12)  # of little memory, so that all threads are used
     wanted, found = solve(scan, backend("numpy")), solve(scan, on_cpu)
     seen: dict[str, Any] = {
         "name": on_cpu.name,
         "numpy and torch": differences(found, wanted),
-        "threads": differences(solve(scan, replace(on_cpu, threads=3)), found),
+        "threads": differences(*(solve(scan, replace(small, threads=threads)) for threads in (3, 1))),
         "frames on the host": differences(solve(scan, replace(on_cpu, room=0.0)), found),
         "has a GPU": torch.cuda.is_available(),
         "cuda": refusal("cuda"),
