@@ -63,7 +63,7 @@ def _without_worker(keys: Iterable[TaskInstanceKey]) -> list[TaskInstanceKey]:
         return []
     ti = TaskInstance
     columns = (ti.dag_id, ti.task_id, ti.run_id, ti.try_number, ti.map_index)
-    with create_session() as session:
+    with create_session(scoped=False) as session:  # the scheduler uses the other one around this call
         rows = session.execute(select(*columns).where(those, ti.state.in_(WITHOUT_WORKER)))
         found = {TaskInstanceKey(*row) for row in rows}
     return [key for key in keys if key in found]
