@@ -181,11 +181,8 @@ class Settings(BaseSettings):
     @property
     def executor(self) -> str:
         """Airflow's name of the executor."""
-        return (
-            "CeleryExecutor"
-            if self.celery
-            else "cosmic.airflow_overrides.local_executor.KillProofLocalExecutor"
-        )
+        module = "celery_executor.CeleryExecutor" if self.celery else "local_executor.KillProofLocalExecutor"
+        return f"cosmic.airflow_overrides.{module}"
 
     @property
     def scripts(self) -> dict[str, Path]:

@@ -132,7 +132,7 @@ def test_airflow_cfg_with_everything(tmp_path: Path) -> None:
         dags_git_ref="v1",
     )
     config = cfg(write_airflow_cfg(settings, tmp_path))
-    assert config["core"]["executor"] == "CeleryExecutor"
+    assert config["core"]["executor"] == "cosmic.airflow_overrides.celery_executor.CeleryExecutor"
     assert config.getboolean("metrics", "statsd_on")
     (bundle,) = json.loads(config["dag_processor"]["dag_bundle_config_list"])
     assert bundle["kwargs"]["repo_url"] == "https://example.org/a%20b.git"

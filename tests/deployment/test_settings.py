@@ -100,7 +100,7 @@ def test_the_old_agents_settings(tmp_path: Path, nersc: Path) -> None:
     assert settings.path_nersc_pri_key == nersc / "priv_key.pem"
     assert settings.path_job_script == Path("/scripts")
     assert settings.scripts == {"ptychocam": Path("/global/p.sh")}
-    assert settings.executor == "CeleryExecutor"
+    assert settings.executor == "cosmic.airflow_overrides.celery_executor.CeleryExecutor"
     assert "s3cr" not in repr(settings)
 
 

@@ -11,6 +11,7 @@ As a program, for a Python 3.11 without anything:
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -97,6 +98,11 @@ NEEDS = {
         "the client on its oldest Python", lambda: python_3_8() is not None, otherwise="pyenv install 3.8"
     ),
     "real scan": Need("a measured scan", REAL_SCAN.exists, otherwise=f"to be put at {REAL_SCAN}"),
+    "celery": Need(
+        "the Compose stack's executor for Celery",
+        lambda: importlib.util.find_spec("celery") is not None,
+        otherwise="pip install apache-airflow-providers-celery==3.26.0 celery==5.6.3",
+    ),
     "docker": Need("make compose-test", lambda: succeeds("docker", "info"), otherwise="start its engine"),
     "control groups": Need(
         "Slurm's limits", control_groups, otherwise="a kernel with version 1 of them in /sys/fs/cgroup"

@@ -1,11 +1,18 @@
-"""A LocalExecutor whose workers may be killed (SIGKILL, as the kernel does when memory is short).
+"""A LocalExecutor whose workers may be killed, and that knows which worker's exit counts.
 
-In Airflow 3.3.2 the workers of `airflow.executors.local_executor` take their work in `_run_worker` with
-`input.get()`: a `multiprocessing.SimpleQueue`, whose read lock an idle worker holds while it waits. A worker
-that is killed there never releases it. Then no worker gets any work again: tasks stay queued, the scheduler
-looks healthy, and only a restart helps. `put` blocks for good on the same pipe when it is full
+**Killed** (SIGKILL, as the kernel does when memory is short). In Airflow 3.3.2 the workers of
+`airflow.executors.local_executor` take their work in `_run_worker` with `input.get()`: a
+`multiprocessing.SimpleQueue`, whose read lock an idle worker holds while it waits. A worker that is killed
+there never releases it. Then no worker gets any work again: tasks stay queued, the scheduler looks healthy,
+and only a restart helps. `put` blocks for good on the same pipe when it is full
 (https://github.com/apache/airflow/issues/70526). Here the workers share a socket that keeps messages apart by
 itself, so there is no lock, and `put` never blocks the scheduler.
+
+**Exits.** A task that has deferred is given to a worker again, with the same key, and the one that it has
+left may report later than that. Airflow's LocalExecutor reports every exit, and takes nothing for its own
+that it has given to a worker (its `running` stays empty, so `has_task` says no): the scheduler fails the task
+that runs ("state mismatch"; https://github.com/apache/airflow/issues/72716). Here every workload has a
+number, and only the exit of the one that was given out last for a key is an event.
 """
 
 from __future__ import annotations
@@ -17,13 +24,19 @@ from collections import deque
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from multiprocessing.queues import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.executors.local_executor import LocalExecutor
 
+from cosmic.airflow_overrides.idle_pause import PausesWhenIdle
+from cosmic.airflow_overrides.resumed_tasks import KeepsResumedTasks
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.sharedctypes import Synchronized
 
+    from airflow.executors.workloads import ExecutorWorkload
+    from airflow.executors.workloads.types import WorkloadKey
     from airflow.models.taskinstance import TaskInstance
 
 T = TypeVar("T")
@@ -86,13 +99,41 @@ class PacketQueue(SimpleQueue[T]):
             self._unsent.popleft()
 
 
+class WorkQueue(PacketQueue[Any]):
+    """Workloads; `number` is that of the last one that this process has put or taken."""
+
+    number = 0
+
+    def put(self, item: object) -> None:
+        """Send a workload with the next number."""
+        self.number += 1
+        super().put((self.number, item))
+
+    def get(self) -> object:
+        """Wait for a workload."""
+        self.number, workload = super().get()
+        return workload
+
+
+class ResultQueue(PacketQueue[Any]):
+    """Results, which are taken out with the number of the workload that they are of."""
+
+    def __init__(self, work: WorkQueue) -> None:
+        super().__init__()
+        self._work = work
+
+    def put(self, item: object) -> None:
+        """Send a result of the workload that this process has taken last."""
+        super().put((self._work.number, item))
+
+
 class _SomeUnread(nullcontext[None]):
     """Replaces the executor's count of unread messages, which has a lock, too: 1, "check the queue"."""
 
     value = property(lambda _: 1, lambda *_: None)
 
 
-class KillProofLocalExecutor(LocalExecutor):
+class KillProofLocalExecutor(PausesWhenIdle, KeepsResumedTasks, LocalExecutor):
     """Runs tasks in child processes of the scheduler; killing one ends its own task and nothing else.
 
     Use: `AIRFLOW__CORE__EXECUTOR=cosmic.airflow_overrides.local_executor.KillProofLocalExecutor`.
@@ -105,8 +146,9 @@ class KillProofLocalExecutor(LocalExecutor):
         if not self.is_mp_using_fork:  # macOS, which has no such sockets either
             super().start()
             return
-        self.activity_queue = PacketQueue()
-        self.result_queue = PacketQueue()
+        self.activity_queue = WorkQueue()
+        self.result_queue = ResultQueue(self.activity_queue)
+        self._given_out: dict[WorkloadKey, int] = {}
         self.workers = {}
         self._unread_messages = cast("Synchronized[int]", _SomeUnread())
         self._spawn_workers_with_gc_freeze(self.parallelism)  # type: ignore[no-untyped-call]
@@ -122,10 +164,10 @@ class KillProofLocalExecutor(LocalExecutor):
         self.activity_queue.close()
         for process in self.workers.values():
             while process.is_alive():
-                self._read_results()  # type: ignore[no-untyped-call]
+                self._read_results()
                 process.join(0.1)
             process.close()
-        self._read_results()  # type: ignore[no-untyped-call]
+        self._read_results()
         self.result_queue.close()
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
@@ -143,6 +185,26 @@ class KillProofLocalExecutor(LocalExecutor):
             raise NotImplementedError
         self.queued_tasks.pop(ti.key, None)
         self.running.discard(ti.key)
+        self._given_out.pop(ti.key, None)
+
+    def _process_workloads(self, workload_list: Sequence[ExecutorWorkload]) -> None:
+        if self.is_mp_using_fork:
+            first = cast("WorkQueue", self.activity_queue).number + 1
+            self._given_out |= {workload.key: first + n for n, workload in enumerate(workload_list)}
+        super()._process_workloads(workload_list)  # type: ignore[no-untyped-call]
+
+    def _read_results(self) -> None:
+        if not self.is_mp_using_fork:
+            super()._read_results()  # type: ignore[no-untyped-call]
+            return
+        while not self.result_queue.empty():
+            number, (key, state, _) = cast("ResultQueue", self.result_queue).get()
+            if self._given_out.get(key) != number:
+                self.log.info("A worker has left %s, which another has or had since (exit: %s)", key, state)
+                continue
+            if state != "running":
+                del self._given_out[key]
+            self.change_state(key, state)
 
     def _check_workers(self) -> None:
         for pid, process in self.workers.items():

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from dev.local_airflow.sqlite import CONNECT_ARGS, SchedulerConnection
 from dev.local_airflow.sqlite_plugin import OneWriter
+from support.stored_dags import stored
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("airflow_database")]
 
@@ -71,26 +72,14 @@ def used_by_airflow(engine: Engine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def dag(airflow_database: None) -> Iterator[Any]:
-    """A DAG with one task, in the database, as the scheduler reads it."""
-    from airflow.api.common.delete_dag import delete_dag
-    from airflow.models.dagbundle import DagBundleModel
-    from airflow.models.serialized_dag import SerializedDagModel
+    """A DAG with one task."""
     from airflow.providers.standard.operators.empty import EmptyOperator
     from airflow.sdk import DAG
-    from airflow.serialization.definitions.dag import SerializedDAG
-    from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
-    from airflow.utils.session import create_session
 
     with DAG(DAG_ID, schedule="@daily", start_date=DAY, catchup=False) as written:
         EmptyOperator(task_id="only")
-    lazy = LazyDeserializedDAG.from_dag(written)
-    with create_session() as session:
-        session.merge(DagBundleModel(name="tests"))
-        session.flush()
-        SerializedDAG.bulk_write_to_db("tests", None, [lazy], session=session)
-        SerializedDagModel.write_dag(lazy, bundle_name="tests", session=session)
-    yield DagSerialization.from_dict(lazy.data)
-    delete_dag(DAG_ID)
+    with stored(written) as found:
+        yield found
 
 
 # A savepoint that reads and then writes
