@@ -43,7 +43,7 @@ from cosmic.dag_constants import (
 )
 from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import ENGINES, RECONSTRUCTION, dag_params
-from cosmic.plan import check_scan, choose_engines
+from cosmic.plan import check_scan, skip_without_plan
 from cosmic.results import RECONSTRUCTIONS, collect, report
 from facilities.globus.operators import GlobusTransferOperator
 from facilities.superfacility.operators import SfapiSubmitJobOperator
@@ -77,8 +77,6 @@ with DAG(
         outlets=[Asset("cosmic_scans_at_nersc")],
     )
 
-    chosen = choose_engines(plan["engines"])
-
     results: Any = []
     for engine in ENGINES:
         with TaskGroup(engine):
@@ -92,6 +90,7 @@ with DAG(
                 job_name=f"{engine}-{{{{ ti.xcom_pull(task_ids='check_scan', key='name') }}}}",
                 script_copy_dir=plan["job_script_folder"],
                 pool="nersc",
+                pre_execute=skip_without_plan,
             )
             wait: Any = ResubmittingSlurmJobSensor(
                 task_id="wait",
@@ -107,7 +106,7 @@ with DAG(
             collected = collect.override(outlets=[RECONSTRUCTIONS])(
                 engine, plan["machine"], plan[engine], wait.output
             )
-        [chosen, copy] >> submit >> wait >> collected
+        copy >> submit >> wait >> collected
         results.append(collected)
 
-    [chosen, copy, *results] >> report(plan["scan"], plan["engines"], copy.output, results)
+    [copy, *results] >> report(plan["scan"], plan["engines"], copy.output, results)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from airflow.configuration import AIRFLOW_HOME
-from airflow.sdk import get_current_context, task
+from airflow.sdk import Context, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from cosmic import runs
 from cosmic.beamline import Beamline, beamline
-from cosmic.dag_constants import REPORT_TASK, TRANSFER_AUTO_RECON
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.parameters import (
+    ENGINES,
     RECONSTRUCTION,
     TRANSFER,
     Engine,
@@ -23,6 +25,9 @@ from cosmic.parameters import (
     read_parameters,
 )
 from cosmic.scans import ScanPath, parse_safe_path, parse_scan_path
+
+if TYPE_CHECKING:
+    from airflow.providers.standard.operators.python import ShortCircuitOperator
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +57,9 @@ def check_path(params: Any = None) -> dict[str, str]:
     return _transfer(beamline(), parse_safe_path(path))
 
 
-@task(multiple_outputs=True, outlets=[runs.OTHER_RUNS])
+@task.short_circuit(multiple_outputs=True, outlets=[runs.OTHER_RUNS])
 def check_scan(params: Any = None) -> dict[str, Any]:
-    """Plan a transfer and its reconstructions; one XCom per key.
+    """Plan a transfer and its reconstructions, one XCom per key; skip the engines that were not chosen.
 
     An engine's job is under the engine's name (`script`: absolute path at NERSC, `arguments`: unquoted,
     `output`: absolute prefix of the result files at NERSC, `positions` and `defocus`: as in `beamline.yaml`)
@@ -73,7 +78,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     if not scan.generation(run.run_id):
         runs.enter_other_run(scan, context["outlet_events"])
     engines = chosen_engines(values)
-    log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, transfer only")
+    log.info("Scan %s; engines: %s.", scan.relative, ", ".join(engines) or "none, it is only copied to NERSC")
     plan: dict[str, Any] = {
         **_transfer(site, scan),
         "scan": str(scan.relative),
@@ -84,6 +89,7 @@ def check_scan(params: Any = None) -> dict[str, Any]:
     }
     for engine in engines:
         plan |= _job(site, scan, engine, values, run)
+    _skip_all_but(engines, plan, context)
     return plan
 
 
@@ -94,13 +100,22 @@ def result_prefix(site: Beamline, scan: ScanPath, engine: str, run: Run) -> str:
     return f"{scan_file.removesuffix('.cxi')}_{engine}{tag}"
 
 
-@task.branch
-def choose_engines(engines: Sequence[Engine]) -> list[str]:
-    """Go on with the chosen engines, or with the transfer only."""
-    if not engines:
-        log.info("No engine was chosen (do_ptychocam, do_cdtools): the scan is only copied to NERSC.")
-        return [REPORT_TASK]
-    return [f"{engine}.submit" for engine in engines]
+def skip_without_plan(context: Mapping[str, Any]) -> None:
+    """Skip a submit task without a job: in runs that an older version has begun, `check_scan` skips none.
+
+    :raises AirflowSkipException: the task's engine was not chosen.
+    """
+    if context["task"].slurm_resources is None:
+        raise AirflowSkipException("This engine was not chosen.")
+
+
+def _skip_all_but(engines: Collection[Engine], plan: Mapping[str, Any], context: Context) -> None:
+    """Skip the other engines' tasks, also when they are cleared. If there are any, this ends the task."""
+    others, this = {*ENGINES} - {*engines}, cast("ShortCircuitOperator", context["task"])
+    if others:
+        for key, value in plan.items():
+            context["ti"].xcom_push(key, value)
+        this.skip(context["ti"], [t for t in this.downstream_list if t.task_id.partition(".")[0] in others])
 
 
 def _transfer(site: Beamline, path: ScanPath) -> dict[str, str]:

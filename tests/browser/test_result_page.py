@@ -22,7 +22,7 @@ expect.set_options(timeout=SLOW * 1000)
 
 FLIGHT_CHECK = "test_cosmicDTN_transfers"
 PACIFIC_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d P[SD]T")
-INTERNAL_NAMES = ("ptychocam.wait", "cdtools.wait", "check_scan", "choose_engines", "upstream_failed")
+INTERNAL_NAMES = ("ptychocam.wait", "cdtools.wait", "check_scan", "upstream_failed")
 
 Show = Callable[..., Page]
 Begun = dict[str, tuple[str, str]]  # scan and run of each of RUNS

@@ -61,6 +61,20 @@ def test_a_scan_is_copied_reconstructed_and_reported(pipeline: Pipeline, begun: 
     assert len(pipeline.transfers_of(run_id)) == 1
 
 
+def test_a_scan_of_one_engine_starts_few_workers(pipeline: Pipeline, begun: Begun) -> None:
+    _, run_id = begun["ptychocam"]
+    assert pipeline.finish(run_id) == "success"
+    starts = pipeline.worker_starts(run_id)
+    assert starts.pop("ptychocam.submit") >= 1  # more when Slurm takes long to give the job its id
+    assert starts == {
+        "check_scan": 1,
+        "copy_to_nersc": 2,
+        "ptychocam.wait": 2,
+        "ptychocam.collect": 1,
+        "report": 1,
+    }
+
+
 @pytest.mark.both
 def test_both_engines_run_side_by_side(pipeline: Pipeline, begun: Begun) -> None:
     scan, run_id = begun["both engines"]
@@ -76,7 +90,7 @@ def test_without_an_engine_the_scan_is_only_copied_and_the_run_says_so(
     scan, run_id = begun["no engine"]
     assert pipeline.finish(run_id) == "success"
     assert "no reconstruction was asked for" in pipeline.rest.xcom(DAG_ID, run_id, "report")["message"]
-    assert "No engine was chosen" in pipeline.rest.log(DAG_ID, run_id, "choose_engines")
+    assert "engines: none" in pipeline.rest.log(DAG_ID, run_id, "check_scan")
     assert pipeline.state(run_id, "ptychocam.submit") == "skipped"
     assert pipeline.jobs_of(scan) == []
 

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,11 @@ class Pipeline:
         if not wait_until(lambda: self.state(run_id, task_id) in states, timeout):
             seen = {t: i["state"] for t, i in self.rest.task_instances(DAG_ID, run_id).items()}
             raise AssertionError(f"{task_id} is not {' or '.join(states)} after {timeout} s: {seen}")
+
+    def worker_starts(self, run_id: str) -> Counter[str]:
+        """How often each task has been started in a worker, by Airflow's audit log."""
+        path = f"/api/v2/eventLogs?dag_id={DAG_ID}&run_id={run_id}&event=running&limit=100"
+        return Counter(entry["task_id"] for entry in self.rest.call("GET", path)["event_logs"])
 
     def jobs_of(self, scan: str) -> list[dict[str, Any]]:
         """Every job that was ever submitted for a scan, from the facility's books."""
