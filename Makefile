@@ -12,6 +12,7 @@ SEED ?= 1
 SHORT ?=
 DATABASE ?=
 ONLY ?=
+OLD ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
@@ -22,6 +23,8 @@ CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1
 CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
 BENCH := .venv-bench/.installed-$(shell cat requirements-cdtools.txt requirements-bench.txt | cksum | cut -d' ' -f1)
+OLD_FLOW := .venv-old/.installed-$(shell cksum < requirements-bench-old.txt | cut -d' ' -f1)
+CELERY := .venv-celery/.installed-$(shell cat requirements.txt requirements-celery.txt include/deployment/image-requirements.txt constraints.txt | cksum | cut -d' ' -f1)
 READERS := .venv-readers/.installed-$(shell cksum < requirements-readers.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
@@ -54,8 +57,8 @@ lint: $(VENV) ## Style, types and which package may import which, without changi
 	PYTHONPATH=plugins:include:. .venv/bin/lint-imports
 	.venv/bin/mypy plugins include dags tests
 
-bench: $(VENV) $(if $(filter reconstructions,$(or $(ONLY),reconstructions)),$(BENCH)) ## What the orchestration and the reconstructions cost, as ratios in one run (ONLY='imports latency reconstructions')
-	@$(RUN) -m dev.benchmark $(ONLY)
+bench: $(VENV) $(if $(filter reconstructions,$(or $(ONLY),$(if $(OLD),,reconstructions))),$(BENCH)) $(if $(OLD),$(OLD_FLOW)) $(if $(filter throughput,$(ONLY)),$(CELERY)) ## What the orchestration and the reconstructions cost, as ratios in one run (ONLY='imports latency cost throughput reconstructions'); OLD=checkout: beside the old flow
+	@$(RUN) -m dev.benchmark $(if $(OLD),--old '$(OLD)') $(ONLY)
 
 chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
 	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
@@ -99,7 +102,7 @@ constraints: $(VENV) ## Write constraints.txt anew from what is installed
 	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
-	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-bench .venv-readers
+	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-bench .venv-old .venv-celery .venv-readers
 
 define need_python
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and '$(PYTHON)' is not on the PATH. Install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -141,6 +144,19 @@ $(BENCH):
 	@echo "Installing CDTools and pty-chi into .venv-bench (two minutes, once)"
 	$(call new_venv,.venv-bench)
 	@.venv-bench/bin/pip install -q --no-compile torch==2.13.0 && .venv-bench/bin/pip install -q --no-compile -r requirements-bench.txt && touch $@
+
+$(OLD_FLOW):
+	$(need_python)
+	@echo "Installing Prefect 3.4.2 into .venv-old (half a minute, once)"
+	$(call new_venv,.venv-old)
+	@.venv-old/bin/pip install -q --no-compile -r requirements-bench-old.txt && touch $@
+
+$(CELERY):
+	$(need_python)
+	@echo "Installing Airflow with Celery into .venv-celery (about a minute, once)"
+	$(call new_venv,.venv-celery)
+	@.venv-celery/bin/pip install -q --no-compile -r requirements-celery.txt -c constraints.txt
+	@.venv-celery/bin/pip install -q --no-deps -e . && touch $@
 
 # ptychodus without what its windows and servers need: its readers are all that is used.
 $(READERS):

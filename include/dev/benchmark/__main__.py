@@ -1,12 +1,14 @@
 """Prints, from one run, ratios that can be compared between machines.
 
-usage: python -m dev.benchmark [imports|latency|reconstructions ...]     # all of them
+`throughput` and `old` (the flow that this replaces) run only when they are asked for.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -15,12 +17,18 @@ from statistics import median
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from deployment.standin_settings import standin_beamline, standin_seed
+from dev.benchmark import throughput
+from dev.benchmark.against import AT_ONCE, BYTES, measure_against
+from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
+from dev.benchmark.cost import SCANS, measure_cost
 from dev.benchmark.imports import measure_imports
 from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
+from dev.benchmark.load import Load
+from dev.benchmark.old_flow import FLOW
 from dev.benchmark.posts import THREADS, Burst, measure_posts
 from dev.benchmark.reconstructions import FRAME_BYTES, ITERATIONS, measure_reconstructions
+from dev.benchmark.throughput import CONFIGURATIONS, measure_throughput
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import spawn
 
@@ -29,20 +37,35 @@ BASELINES = ("baseline_empty", "baseline_deferring")
 
 def main() -> None:
     """Measure and print."""
-    sections = {
-        "imports": _print_imports,
-        "latency": _print_latency,
-        "reconstructions": _print_reconstructions,
-    }
-    chosen = sys.argv[1:] or list(sections)
-    if unknown := sorted(set(chosen) - set(sections)):
-        sys.exit(f"There is no section {', '.join(unknown)}; there are {', '.join(sections)}.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing that it started goes on
+    options = _options()
     folder = Path(tempfile.mkdtemp(prefix="cosmic-bench-"))
     try:
-        for name in chosen:
-            sections[name](folder)
+        for name in options.sections:
+            place = folder / name
+            place.mkdir()
+            if name == "old":
+                _print_against(place, options.old)
+            else:
+                SECTIONS[name](place)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join((*SECTIONS, "old")))
+    parser.add_argument("--old", type=Path, help="a checkout of als-computing/splash_flows")
+    options = parser.parse_args()
+    options.sections = options.sections or (["old"] if options.old else list(DEFAULT))
+    if unknown := sorted(set(options.sections) - {*SECTIONS, "old"}):
+        parser.error(f"There is no section {', '.join(unknown)}; there are {', '.join((*SECTIONS, 'old'))}.")
+    if "old" in options.sections and not (options.old and (options.old / FLOW).exists()):
+        where = f"{options.old} has no {FLOW}" if options.old else "OLD is missing"
+        parser.error(f"{where}. Give OLD=path/to/a/checkout of als-computing/splash_flows.")
+    if options.old:
+        options.old = options.old.resolve()
+    return options
 
 
 def _print_imports(folder: Path) -> None:
@@ -60,7 +83,10 @@ def _print_latency(folder: Path) -> None:
     with spawn(folder / "standin") as facility:
         install_engine(facility)
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), **_two_bundles()}
+        settings = {
+            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
+            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
+        }
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
             rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
@@ -103,6 +129,64 @@ def _print_burst(burst: Burst) -> None:
     print(f"  refused, runs                 {burst.refused}, {burst.runs}")
 
 
+def _print_cost(folder: Path) -> None:
+    cost = measure_cost(folder)
+    ours = [load.cpu_of_one for load in cost.scans]
+    empty = [load.cpu_of_one * cost.steps / cost.empty_steps for load in cost.empty]
+    print(f"{SCANS} scans at once, {len(ours)} times (CPU seconds of one: median and range)")
+    print(f"  a scan                        {middle(ours)}, {cost.steps} steps; {_shares(cost.scans)}")
+    ratio = median(ours) / median(empty)
+    print(f"  as many steps of the empty    {middle(empty)}: we cost {ratio:.2f} times that")
+    print("    DAG that defers")
+    print(f"  seconds until all are done    {middle([load.seconds for load in cost.scans])}")
+    print(f"  state mismatches              {cost.mismatches}; {cost.second_tries} second tries")
+    print(f"Cores in use when no scan comes, with what is scheduled ({len(cost.idle)} windows)")
+    for part in cost.idle[0]:
+        print(f"  {part:<28}  {middle([window[part] for window in cost.idle], 4)}")
+    print(f"  in all                        {middle([sum(window.values()) for window in cost.idle], 4)}")
+
+
+def _print_throughput(folder: Path) -> None:
+    print(f"Scans an hour on {os.cpu_count()} cores ({throughput.SCANS} at once, a job of 3 s)")
+    two_workers = 0.0
+    for number, configuration in enumerate(CONFIGURATIONS):
+        if missing := configuration.missing():
+            print(f"  {configuration.name:<28}  NOT MEASURED: {missing}")
+            continue
+        load = measure_throughput(configuration, folder / str(number))
+        rate = load.runs / load.seconds * 3600
+        more = f"; {rate / two_workers:.2f} times two workers" if two_workers else ""
+        two_workers = rate if configuration.workers == 2 else 0.0
+        print(f"  {configuration.name:<28}  {rate:.0f}{more}")
+        print(f"    CPU of one                  {load.cpu_of_one:.2f} s: {_shares([load])}")
+
+
+def _shares(loads: list[Load]) -> str:
+    """How the CPU seconds are divided, the largest part first."""
+    seconds: Counter[str] = Counter()
+    for load in loads:
+        for part, used in load.cpu.items():
+            seconds[part] += round(1000 * used)
+    return ", ".join(f"{part} {100 * used / seconds.total():.0f} %" for part, used in seconds.most_common())
+
+
+def _print_against(folder: Path, checkout: Path) -> None:
+    ours, old, refused = measure_against(checkout, folder)
+    print(
+        f"Copying {BYTES / 1e6:.0f} MB, ours and the old flow's (medians and ranges; ours over the old flow)"
+    )
+    for name, what, digits in (
+        ("alone", "one scan alone, seconds", 2),
+        ("at_once", f"{AT_ONCE} at once, seconds", 2),
+        ("cpu", "CPU seconds of each of those", 2),
+        ("idle", "cores when nothing happens", 4),
+    ):
+        mine, theirs = getattr(ours, name), getattr(old, name)
+        ratio = median(mine) / median(theirs)
+        print(f"  {what:<28}  {middle(mine, digits)}, {middle(theirs, digits)}: {ratio:.2f} times")
+    print(f"  503 from the old flow's server  {refused}")
+
+
 def _print_reconstructions(folder: Path) -> None:
     scan, measured = measure_reconstructions(folder)
     by_hand = measured["CDTools by hand"]
@@ -118,21 +202,14 @@ def _print_reconstructions(folder: Path) -> None:
         print(f"  {name:<22} {seconds}; {memory}; {picture}")
 
 
-def _two_bundles() -> dict[str, str]:
-    folders = {
-        "bundle": REPOSITORY / "dags",
-        "baselines": REPOSITORY / "include" / "dev" / "benchmark" / "dags",
-    }
-    bundles = [
-        {
-            "name": name,
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(path)},
-        }
-        for name, path in folders.items()
-    ]
-    return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles)}
-
+SECTIONS = {
+    "imports": _print_imports,
+    "latency": _print_latency,
+    "cost": _print_cost,
+    "throughput": _print_throughput,
+    "reconstructions": _print_reconstructions,
+}
+DEFAULT = tuple(name for name in SECTIONS if name != "throughput")
 
 if __name__ == "__main__":
     main()

@@ -76,9 +76,13 @@ def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | Non
     return datetime.fromisoformat(run["end_date"]).timestamp() - posted
 
 
-def middle(values: list[float]) -> str:
-    """The median with the range."""
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def middle(values: list[float], digits: int = 2) -> str:
+    """The median with the range.
+
+    >>> middle([1.0, 2.0, 4.0], digits=1)
+    '2.0 (1.0 to 4.0)'
+    """
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def _service(path: str) -> str:

@@ -59,6 +59,11 @@ class Postgres:
         """Stop the server."""
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server, whose children serve the connections."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
     def query(self, statement: str, *, database: str = "airflow") -> list[str]:
         """The rows of a statement's result, a line each, columns parted by `|`.
 

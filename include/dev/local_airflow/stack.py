@@ -49,9 +49,18 @@ class LocalAirflow:
     :param home: its AIRFLOW_HOME; a second instance on the same folder goes on where the first ended.
     :param port: port of the UI and REST API on the loopback interface; a free one by default.
     :param extra: environment that overrides the bundle's settings.
+    :param python: an interpreter that has Airflow; this one by default.
     """
 
-    def __init__(self, home: Path, *, port: int | None = None, extra: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        port: int | None = None,
+        extra: dict[str, str] | None = None,
+        python: Path = Path(sys.executable),
+    ) -> None:
+        self.python = python
         self.home = home.resolve()
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -73,7 +82,7 @@ class LocalAirflow:
         log = self.home / "prepare.log"
         with log.open("wb") as output:
             done = subprocess.run(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "deployment.database", str(seed_file)],
+                [self.python, "-m", "deployment.database", str(seed_file)],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -89,7 +98,7 @@ class LocalAirflow:
             self._started[name] = datetime.now(UTC)
             with log:
                 self.processes[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and Airflow
-                    [sys.executable, "-m", "airflow", name],
+                    [self.python, "-m", "airflow", name],
                     env=self.environment,
                     cwd=REPOSITORY,
                     stdin=subprocess.DEVNULL,

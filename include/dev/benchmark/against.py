@@ -1,0 +1,68 @@
+"""Compares the copying of scans with the old flow's: the same files, stand-in and machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cosmic.dag_constants import PROCESS_NEWFILE
+from deployment.standin_settings import standin_beamline, standin_seed
+from dev.benchmark.cpu import cores
+from dev.benchmark.load import Installation, measure_load, new_scan
+from dev.benchmark.old_flow import running_old_flow
+from dev.benchmark.ours import ONLY_ASKED, Ours
+from dev.local_airflow.stack import LocalAirflow, running
+from standin.testing import SpawnedFacility, spawn
+
+REPEATS = 5
+AT_ONCE = 20
+BYTES = 4_000_000
+WINDOW = 30.0  # seconds: the longest interval at which something of either looks whether there is work
+
+
+class Cost(NamedTuple):
+    """What an installation takes, each several times.
+
+    Seconds of a scan alone, and of 20 at once; CPU seconds of each of the 20; cores when nothing happens.
+    """
+
+    alone: list[float]
+    at_once: list[float]
+    cpu: list[float]
+    idle: list[float]
+
+
+def measure_against(checkout: Path, folder: Path) -> tuple[Cost, Cost, int]:
+    """(ours, the old flow's, how often the old flow's server answered 503).
+
+    Each has the machine to itself and its data in SQLite. Of ours only the DAG that copies is on: the old
+    flow looks neither for orphans nor for what to report.
+    """
+    with spawn(folder / "standin") as facility:
+        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
+        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), **ONLY_ASKED}
+        airflow = LocalAirflow(folder / "airflow", extra=settings)
+        with running(airflow, standin_seed(facility.description)):
+            ours = _measure(Ours(airflow, PROCESS_NEWFILE), facility, 0)
+        with running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow:
+            old = _measure(old_flow, facility, 10_000)
+    return ours, old, old_flow.refused
+
+
+def _measure(installation: Installation, facility: SpawnedFacility, first: int) -> Cost:
+    """The scans are numbered from `first`: a file that is at NERSC already would not be sent again."""
+    numbers = iter(range(first, first + 10_000))
+
+    def scans(count: int) -> list[str]:
+        return [new_scan(facility, next(numbers), BYTES) for _ in range(count)]
+
+    measure_load(installation, "warm-up-", scans(1))
+    alone = [measure_load(installation, f"alone-{n}-", scans(1)) for n in range(REPEATS)]
+    at_once = [measure_load(installation, f"at-once-{n}-", scans(AT_ONCE)) for n in range(REPEATS)]
+    idle = [sum(cores(installation.cpu, WINDOW).values()) for _ in range(REPEATS)]
+    return Cost(
+        alone=[load.seconds for load in alone],
+        at_once=[load.seconds for load in at_once],
+        cpu=[load.cpu_of_one for load in at_once],
+        idle=idle,
+    )
