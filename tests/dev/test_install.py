@@ -22,6 +22,7 @@ from support.needs import UV_PROGRAM
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "include" / "dev" / "install.py"
 NO_UV = "pip installs instead"
+pytestmark = pytest.mark.timeout(900)
 
 Install = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -105,24 +106,23 @@ def test_uv_installs_from_where_pip_would(install: Install, registry: Path, tmp_
     assert installed(tmp_path) == ("1.0", "uv")
 
 
-def test_without_uv_pip_installs(install: Install, tmp_path: Path) -> None:
+def test_pip_installs_where_uv_does_not(install: Install, registry: Path, tmp_path: Path) -> None:
     done = install()
     assert done.returncode == 0, done.stderr
     assert f"{UV} could not be had: {NO_UV}" in done.stdout
     assert installed(tmp_path) == ("1.0", "pip")
+
     done = install(PIP_ONLY_BINARY="grain")
     assert done.returncode == 0, done.stderr
     assert f"(only-binary): {NO_UV}" in done.stdout
 
-
-def test_when_uv_fails_pip_begins_anew(install: Install, registry: Path, tmp_path: Path) -> None:
     wheel(registry, UV, {}, {"uv": "#!/bin/sh\necho half >$(dirname $0)/half\necho why >&2\nexit 2\n"})
     done = install()
     assert done.returncode == 0, done.stderr
     assert "why" in done.stderr
     assert f"{UV} failed: {NO_UV}" in done.stdout
     assert installed(tmp_path) == ("1.0", "pip")
-    assert not (tmp_path / ".venv" / "bin" / "half").exists()
+    assert not (tmp_path / ".venv" / "bin" / "half").exists(), "pip begins anew"
 
 
 def test_uv_gets_pips_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
