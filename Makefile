@@ -15,7 +15,7 @@ ONLY ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE # nothing is compiled when it is installed: every process would take 3 s longer
 
 VENV := .venv/.installed-$(shell (cat requirements.txt requirements-dev.txt constraints.txt; sed '/^\[tool/,$$d' pyproject.toml) | cksum | cut -d' ' -f1)
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
