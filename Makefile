@@ -16,7 +16,7 @@ OLD ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
-unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE # nothing is compiled when it is installed: every process would take 3 s longer
 
 VENV := .venv/.installed-$(shell (cat requirements.txt requirements-dev.txt constraints.txt; sed '/^\[tool/,$$d' pyproject.toml) | cksum | cut -d' ' -f1)
 CLI := .venv-cli/.installed-$(shell cksum < requirements-cli.txt | cut -d' ' -f1)
@@ -42,8 +42,9 @@ client: $(CLIENT) ## The client for the beamline computer, one file: build/submi
 demo: $(VENV) $(CLIENT) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
 	@$(RUN) -m dev.demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
+# Four processes, for two cores too: half of the time a test waits for a server, a poll or a job.
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); what is skipped says what it needs (tests/support/needs.py)
-	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, backfills, the README's REST examples, the client, a short chaos, PostgreSQL and an upgrade
 	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)
@@ -99,7 +100,7 @@ reference: $(VENV) ## Write docs/reference/parameters.md anew from the DAGs
 	@$(RUN) -m dev.reference
 
 constraints: $(VENV) ## Write constraints.txt anew from what is installed
-	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle) > constraints.new && mv constraints.new constraints.txt
+	@(sed -n '1p' constraints.txt; .venv/bin/pip freeze --exclude cosmic-airflow-bundle --exclude uv) > constraints.new && mv constraints.new constraints.txt
 
 clean: ## Remove what the demonstration made, and the virtual environments
 	rm -rf .run build .venv .venv-cli .venv-cdtools .venv-bench .venv-old .venv-celery .venv-readers
@@ -109,41 +110,29 @@ define need_python
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) must be Python 3.11 with its venv module (Debian: python3.11-venv)." >&2; exit 1; }
 endef
 
-# Python 3.11 brings a pip that takes three times as long as this one.
-PIP := pip==26.3
-define new_venv
-	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/pip install -q $(PIP) || echo "$(PIP) could not be had; installing goes on with the pip of $(PYTHON), and takes longer."
-endef
+INSTALL := $(PYTHON) include/dev/install.py
 
-# Without --no-compile an installation takes half as long again; Python compiles what it imports, once, unless
-# PYTHONDONTWRITEBYTECODE forbids it: every process would then take 3 seconds longer.
 $(VENV):
 	$(need_python)
-	@echo "Installing into .venv (about a minute, once)"
-	$(call new_venv,.venv)
-	@.venv/bin/pip install -q --no-compile -r requirements-dev.txt -c constraints.txt
-	@.venv/bin/pip install -q --no-deps -e . && touch $@
+	@echo "Installing into .venv (half a minute, once)"
+	@$(INSTALL) .venv -r requirements-dev.txt -c constraints.txt -e . && touch $@
 
 $(CLIENT): $(VENV) include/dev/build_client.py $(wildcard include/beamline_client/*.py plugins/cosmic/*.py)
 	@$(RUN) -m dev.build_client && touch $@
 
 $(CLI):
 	$(need_python)
-	$(call new_venv,.venv-cli)
-	@.venv-cli/bin/pip install -q --no-compile -r requirements-cli.txt && touch $@
+	@$(INSTALL) .venv-cli -r requirements-cli.txt && touch $@
 
 $(CDTOOLS):
 	$(need_python)
-	@echo "Installing CDTools and torch into .venv-cdtools (about a minute, once)"
-	$(call new_venv,.venv-cdtools)
-	@.venv-cdtools/bin/pip install -q --no-compile torch==2.13.0 && .venv-cdtools/bin/pip install -q --no-compile -r requirements-cdtools.txt && touch $@
+	@echo "Installing CDTools and torch into .venv-cdtools (half a minute, once)"
+	@$(INSTALL) .venv-cdtools -r requirements-cdtools.txt && touch $@
 
 $(BENCH):
 	$(need_python)
-	@echo "Installing CDTools and pty-chi into .venv-bench (two minutes, once)"
-	$(call new_venv,.venv-bench)
-	@.venv-bench/bin/pip install -q --no-compile torch==2.13.0 && .venv-bench/bin/pip install -q --no-compile -r requirements-bench.txt && touch $@
+	@echo "Installing CDTools and pty-chi into .venv-bench (a minute, once)"
+	@$(INSTALL) .venv-bench -r requirements-bench.txt && touch $@
 
 $(OLD_FLOW):
 	$(need_python)
@@ -161,7 +150,6 @@ $(CELERY):
 # ptychodus without what its windows and servers need: its readers are all that is used.
 $(READERS):
 	$(need_python)
-	@echo "Installing ptychodus and MANTiS into .venv-readers (about a minute, once)"
-	$(call new_venv,.venv-readers)
-	@.venv-readers/bin/pip install -q --no-compile -r requirements-readers.txt
-	@.venv-readers/bin/pip install -q --no-compile --no-deps ptychodus==1.7.0 && touch $@
+	@echo "Installing ptychodus and MANTiS into .venv-readers (half a minute, once)"
+	@$(INSTALL) .venv-readers -r requirements-readers.txt
+	@$(INSTALL) .venv-readers --no-deps ptychodus==1.7.0 && touch $@

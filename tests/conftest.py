@@ -39,6 +39,9 @@ for _key in [key for key in os.environ if key.startswith(("AIRFLOW", "GLOBUS_", 
 # Port 9 (discard): in-process tests must not reach any API server.
 os.environ |= local_environment(HOME, 9, {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(BEAMLINE_FILE)})
 
+# Tests run side by side: threads of BLAS that wait for each other take ten times the time.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 # A test run that is told to stop stops its servers first.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -53,19 +56,26 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
 LIVE = "tests/live/"
-OWN_AIRFLOW = ("tests/live/test_chaos.py", "tests/live/test_as_operated.py")
+KILLS = "tests/live/test_kills_and_marks.py"
+OWN_AIRFLOW = (KILLS, "tests/live/test_chaos.py", "tests/live/test_as_operated.py")
 LONGEST = (
     "tests/browser/test_trigger_form.py",
+    KILLS,
     LIVE,
     *OWN_AIRFLOW,
     "tests/reconstruction/test_cdtools.py",
-    "tests/reconstruction/test_solver.py",
+    "tests/reconstruction/test_damaged_scans.py",
+    "tests/reconstruction/test_image.py",
+    "tests/facilities/superfacility/test_sensors.py",
+    "tests/facilities/superfacility/test_claims.py",
     "tests/facilities/superfacility/test_windows.py",
+    "tests/facilities/test_random_windows.py",
+    "tests/reconstruction/test_conventions.py",
 )
 
 
 def scope(nodeid: str) -> str:
-    """What is run in one process: all tests on the session's running Airflow; of the others, each file."""
+    """What is run in one process: most tests on a running Airflow together; of the others, each file."""
     file = nodeid.partition("::")[0]
     return LIVE if file.startswith(LIVE) and file not in OWN_AIRFLOW else file
 

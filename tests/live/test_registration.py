@@ -8,7 +8,7 @@ import pytest
 
 from support.live import Live
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
 
 def test_the_ui_has_forms_for_both_connection_types(live_airflow: Live) -> None:

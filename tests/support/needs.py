@@ -23,6 +23,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 CDTOOLS_PYTHON = REPOSITORY / ".venv-cdtools" / "bin" / "python"
 READERS_PYTHON = REPOSITORY / ".venv-readers" / "bin" / "python"
+UV_PROGRAM = REPOSITORY / ".venv" / "bin" / "uv"
 REAL_SCAN = REPOSITORY.parent / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 POLICY = Path("/usr/sbin/policy-rc.d")
 CANNOT_INSTALL = 3  # exit code
@@ -107,6 +108,7 @@ NEEDS = {
     "control groups": Need(
         "Slurm's limits", control_groups, otherwise="a kernel with version 1 of them in /sys/fs/cgroup"
     ),
+    "uv": Need("what make installs with", UV_PROGRAM.exists, otherwise="make clean test, where PyPI has it"),
     "root": Need(
         "make fresh, and making devices", lambda: os.getuid() == 0, otherwise="run the tests as root"
     ),

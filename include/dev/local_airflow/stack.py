@@ -107,7 +107,7 @@ class LocalAirflow:
                     start_new_session=True,  # so that its own children end with it
                 )
 
-    def wait_ready(self, timeout: float = 120.0) -> None:
+    def wait_ready(self, timeout: float = 300.0) -> None:
         """Wait until every started component has a healthy heartbeat of after its start.
 
         Airflow calls a component healthy for half a minute after its last heartbeat, killed or not.
@@ -140,7 +140,7 @@ class LocalAirflow:
                 log = tail(self.home / f"{name}.log")
                 raise LocalAirflowError(f"airflow {name} ended with code {process.returncode}.\n{log}")
 
-    def restart(self, *components: str, timeout: float = 120.0) -> None:
+    def restart(self, *components: str, timeout: float = 300.0) -> None:
         """Kill components as a power cut would, start them again, and wait until they are ready."""
         for component in components:
             self.kill(component)

@@ -19,7 +19,7 @@ MAX_CAUSES = 8  # by kind, in one message
 MAX_NAMES = 10  # by cause
 _LINE = 400  # characters
 _WHOLE = 4000  # characters
-_PARTICULAR = re.compile(r"\S*[/\d]\S*")
+_PARTICULAR = re.compile(r"(?<!\S)\S*[/\d]\S*")  # tried once a word, or long words take minutes
 _MENTION = re.compile(r"@(?=(everyone|here|channel|all)\b)", re.IGNORECASE)
 
 
