@@ -46,7 +46,7 @@ T = TypeVar("T")
 # Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
-_IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
+IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
 _MAX_PAUSE = 30.0
 _REPORT_LIMIT = 2000
 _EVENTS = 5  # of which the newest that says why is reported
@@ -179,8 +179,8 @@ class GlobusHook(BaseHook):
         """Read many tasks with one request per hundred. Unknown ones are left out."""
         ids = sorted({check_task_id(task_id) for task_id in task_ids})
         found: dict[str, TaskSnapshot] = {}
-        for start in range(0, len(ids), _IDS_PER_REQUEST):
-            some = ids[start : start + _IDS_PER_REQUEST]
+        for start in range(0, len(ids), IDS_PER_REQUEST):
+            some = ids[start : start + IDS_PER_REQUEST]
             found |= {task.task_id: task for task in self._tasks({"task_id": some})}
         return found
 

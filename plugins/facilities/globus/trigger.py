@@ -12,7 +12,7 @@ from typing import Any
 
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
-from facilities.globus.hook import GlobusHook
+from facilities.globus.hook import IDS_PER_REQUEST, GlobusHook
 from facilities.globus.model import Fault, TaskSnapshot, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
 from facilities.progress import Progress
@@ -83,7 +83,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         self._logged_state: tuple[object, ...] | None = None
 
     def poller(self) -> SharedPoller[TaskSnapshot]:
-        """One `task_list` request per hundred tasks of a connection."""
+        """One `task_list` request for a hundred tasks of a connection."""
         return shared_poller(("globus", self.globus_conn_id), lambda: _tasks_of(self.globus_conn_id))
 
     def poll_interval(self, now: float) -> float:
@@ -285,7 +285,7 @@ def _tasks_of(globus_conn_id: str) -> BlockingSource[TaskSnapshot]:
             raise
         return found
 
-    return BlockingSource(look, hook.close)
+    return BlockingSource(look, hook.close, per_request=IDS_PER_REQUEST)
 
 
 def read_report(hook: GlobusHook, task_id: str) -> str:
