@@ -11,6 +11,9 @@ FAULTS ?= 60
 SEED ?= 1
 SHORT ?=
 DATABASE ?=
+JOBS ?= 10000
+TRANSFERS ?= 2000
+DURATION ?= 300
 ONLY ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -28,7 +31,7 @@ SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_c
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help client demo test test-long test-slow lint bench chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
+.PHONY: help client demo test test-long test-slow lint bench bench-scale chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +59,9 @@ lint: $(VENV) ## Style, types and which package may import which, without changi
 
 bench: $(VENV) $(if $(filter reconstructions,$(or $(ONLY),reconstructions)),$(BENCH)) ## What the orchestration and the reconstructions cost, as ratios in one run (ONLY='imports latency reconstructions')
 	@$(RUN) -m dev.benchmark $(ONLY)
+
+bench-scale: $(VENV) ## Ten thousand waiting jobs, two triggerers, one is killed: what it costs, and that all are seen (JOBS=10000 TRANSFERS=2000 DURATION=300 DATABASE=sqlite)
+	@$(RUN) -m dev.benchmark.scale --jobs '$(JOBS)' --transfers '$(TRANSFERS)' --duration '$(DURATION)' $(if $(DATABASE),--database '$(DATABASE)')
 
 chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
 	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')

@@ -206,7 +206,7 @@ class SharedPoller(Generic[T]):
 
     def _take_due(self, count: int) -> list[Subscription[T]]:
         """Take out those whose answers are due first: they do not wait for another one."""
-        taken = []
+        taken: list[Subscription[T]] = []
         while len(taken) < count and self._first_due() is not None:
             subscription = heapq.heappop(self._due)[2]
             subscription.due = float("inf")

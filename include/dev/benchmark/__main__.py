@@ -5,7 +5,6 @@ usage: python -m dev.benchmark [imports|latency|reconstructions ...]     # all o
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -15,12 +14,12 @@ from statistics import median
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from deployment.standin_settings import standin_beamline, standin_seed
+from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.imports import measure_imports
 from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
 from dev.benchmark.posts import THREADS, Burst, measure_posts
 from dev.benchmark.reconstructions import FRAME_BYTES, ITERATIONS, measure_reconstructions
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.settings import REPOSITORY
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import spawn
 
@@ -60,7 +59,10 @@ def _print_latency(folder: Path) -> None:
     with spawn(folder / "standin") as facility:
         install_engine(facility)
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), **_two_bundles()}
+        settings = {
+            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
+            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
+        }
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
             rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
@@ -116,22 +118,6 @@ def _print_reconstructions(folder: Path) -> None:
         memory = f"{one.memory / 2**20:.0f} MiB, {one.memory / FRAME_BYTES:.1f} times the frames"
         picture = f"{one.picture.describe()}, correlation {one.picture.correlation:.3f}"
         print(f"  {name:<22} {seconds}; {memory}; {picture}")
-
-
-def _two_bundles() -> dict[str, str]:
-    folders = {
-        "bundle": REPOSITORY / "dags",
-        "baselines": REPOSITORY / "include" / "dev" / "benchmark" / "dags",
-    }
-    bundles = [
-        {
-            "name": name,
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(path)},
-        }
-        for name, path in folders.items()
-    ]
-    return {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles)}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ EMERGENCY_TIMEOUT = 7.0
 _QUEUE_INTERVAL = 120.0  # seconds
 _FORGET_QUEUED = 3600.0  # seconds
 _STATUS_INTERVAL = 300.0  # seconds
-_JOBS_PER_REQUEST = 350  # ids of eight digits in _MAX_IDS
+JOBS_PER_REQUEST = 350  # ids of eight digits in _MAX_IDS
 _MAX_IDS = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -280,7 +280,7 @@ class SlurmJobSource(BlockingSource[SlurmJob]):
         self._tidied_at = float("-inf")
         self._status = ""
         self._status_asked_at = float("-inf")
-        super().__init__(self._find, self._hook.close, per_request=_JOBS_PER_REQUEST)
+        super().__init__(self._find, self._hook.close, per_request=JOBS_PER_REQUEST)
 
     def _find(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
         try:
