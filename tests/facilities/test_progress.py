@@ -70,6 +70,32 @@ def test_all_waits_of_a_process_are_in_one_file_until_they_end(folder: Path) -> 
     assert read_progress() == {}
 
 
+def test_fifteen_thousand_waits_are_written_and_read(folder: Path) -> None:
+    """As many as a triggerer may hold; the file stays below what readers take, with room for long ids."""
+    known = Progress(
+        "PENDING", start_estimate="2026-11-25T08:00:00-08:00", trouble="held (JobHeldUser)", limit=3600
+    )
+    waits = {
+        Wait("transfer_auto_recon", f"NS_{n:09}_0_0__r2", "ptychocam.wait"): known for n in range(15_000)
+    }
+
+    def sizes() -> list[int]:
+        return [path.stat().st_size for path in folder.glob("*.json")]
+
+    async def write() -> None:
+        for wait, one in waits.items():
+            note_progress(Ti(wait.run_id, wait.dag_id, wait.task_id), one)
+        await until(lambda: len(read_progress()) == len(waits))
+        (size,) = sizes()
+        assert size < progress._MAX_BYTES / 4
+        assert read_progress() == waits
+        for wait in waits:
+            forget_progress(Ti(wait.run_id, wait.dag_id, wait.task_id))
+        await until(lambda: not sizes())
+
+    asyncio.run(write())
+
+
 def test_a_folder_that_cannot_be_written_or_read_costs_a_line_in_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

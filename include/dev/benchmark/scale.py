@@ -157,7 +157,7 @@ def _write_waits(airflow: LocalAirflow, waiting: Waiting) -> float:
     file = airflow.home / "waits.json"
     content = {"jobs": waiting.job_ids, "transfers": waiting.transfer_ids, "interval": INTERVAL}
     file.write_text(json.dumps(content))
-    command = [sys.executable, "-m", "dev.benchmark.waits", str(file)]
+    command = [sys.executable, "-W", "ignore", "-m", "dev.benchmark.waits", str(file)]
     subprocess.run(command, env=airflow.environment, check=True)  # noqa: S603 - our own interpreter and module
     return time.monotonic() - began
 

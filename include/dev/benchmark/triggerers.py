@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -37,9 +36,6 @@ class Triggerer:
     def __init__(self, airflow: LocalAirflow, name: str) -> None:
         self.log = airflow.home / f"{name}.log"
         self._read = 0
-        # A trigger's log file stays open as long as it waits, and a shell's soft limit is often 1024.
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs"],

@@ -125,11 +125,8 @@ def transfer_client(
 
     :param scopes: what it asks Globus Auth for besides Transfer itself.
     """
-    # Not by way of `globus_sdk`, which does not have it yet in the first thread that asks.
-    from globus_sdk.transport import RequestsTransport, RetryConfig  # noqa: PLC0415 - loads much
-
-    transport = RequestsTransport(http_timeout=http_timeout)
-    once = RetryConfig(max_retries=0)
+    transport = globus_sdk.transport.RequestsTransport(http_timeout=http_timeout)
+    once = globus_sdk.transport.RetryConfig(max_retries=0)
     # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
     login = globus_sdk.ConfidentialAppAuthClient(
         settings.client_id,
