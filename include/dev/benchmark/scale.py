@@ -43,6 +43,7 @@ from standin.testing import spawn
 INTERVAL = 30.0  # seconds between two answers that each wait wants; a wait that has lasted for hours wants 60
 SAMPLE = 5.0
 _ENDED = 50  # jobs, and a fifth as many transfers, that end while a triggerer is dead
+_START_TIMEOUT = 300.0
 _LOAD_TIMEOUT = 1800.0
 _SEEN_TIMEOUT = 900.0
 _GROWTH_SECONDS = 300.0  # over which memory is judged at least: what is younger still grows into its caches
@@ -96,6 +97,11 @@ class Bench:
         )
         return [count for _, count in self._rows(query)]
 
+    def running_triggerers(self) -> int:
+        """How many triggerers have said that they run."""
+        query = "SELECT count(*) FROM job WHERE job_type = 'TriggererJob' AND state = 'running'"
+        return int(self._rows(query)[0][0])
+
     def _rows(self, query: str) -> list[Any]:
         with self.engine.connect() as connection:
             return list(connection.execute(sqlalchemy.text(query)))
@@ -124,7 +130,7 @@ def main() -> int:
 
 @contextmanager
 def _running(folder: Path, jobs: int, transfers: int, database: str) -> Iterator[Bench]:
-    """Everything but the triggerers, with all the waits in the database."""
+    """Everything but the triggerers and the waits."""
     report = Report()
     with ExitStack() as stack:
         facility = stack.enter_context(spawn(folder / "standin"))
@@ -144,7 +150,6 @@ def _running(folder: Path, jobs: int, transfers: int, database: str) -> Iterator
         airflow.wait_ready()
         rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
         rest.wait_for_dag(TRANSFER_AUTO_RECON)
-        report.row("waits written into the database", f"{_write_waits(airflow, waiting):.0f} s")
         os.environ["AIRFLOW__FACILITIES__PROGRESS_FOLDER"] = str(airflow.home / "progress")
         engine = sqlalchemy.create_engine(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
         stack.callback(engine.dispose)
@@ -165,6 +170,9 @@ def _write_waits(airflow: LocalAirflow, waiting: Waiting) -> float:
 def _measure(bench: Bench, count: int, duration: float) -> None:
     triggerers = [Triggerer(bench.airflow, f"triggerer-{number}") for number in range(count)]
     try:
+        wait_until(lambda: bench.running_triggerers() == count, _START_TIMEOUT)
+        seconds = _write_waits(bench.airflow, bench.waiting)
+        bench.report.row("waits written into the database", f"{seconds:.0f} s")
         _load(bench, triggerers)
         _steady(bench, triggerers, duration)
         _answers(bench)
