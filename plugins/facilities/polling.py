@@ -16,12 +16,14 @@ import itertools
 import random
 import sys
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from facilities.errors import TransientError
+
+_TOGETHER = 50  # answers that are handed out at once
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -221,14 +223,14 @@ class SharedPoller(Generic[T]):
         try:
             answers = await self._source.fetch(frozenset(s.remote_id for s in asked))
         except Exception as error:  # noqa: BLE001 - whatever went wrong is handed to all who wait
-            self._deliver_failure(asked + self._take_due(sys.maxsize), error, loop.time())
+            failed = self._note_failure(error, loop.time())
+            await _deliver((one, failed) for one in asked + self._take_due(sys.maxsize))
         else:
             self._failures = 0
             self._not_before = begun + self.pause if len(asked) == self._source.per_request else 0.0
-            for subscription in asked:
-                subscription.deliver(Answer(answers.get(subscription.remote_id)))
+            await _deliver((one, Answer(answers.get(one.remote_id))) for one in asked)
 
-    def _deliver_failure(self, asked: list[Subscription[T]], error: Exception, now: float) -> None:
+    def _note_failure(self, error: Exception, now: float) -> PollFailed:
         if self._failures == 0:
             self._failing_since = now
         self._failures += 1
@@ -236,9 +238,20 @@ class SharedPoller(Generic[T]):
         if isinstance(error, TransientError) and error.retry_after:
             backoff = max(backoff, min(error.retry_after, self.max_retry_after))
         self._not_before = now + backoff
-        failed = PollFailed(error, self._failures, now - self._failing_since)
-        for subscription in asked:
-            subscription.deliver(failed)
+        return PollFailed(error, self._failures, now - self._failing_since)
+
+
+async def _deliver(answers: Iterable[tuple[Subscription[T], Answer[T] | PollFailed]]) -> None:
+    """Hand out answers, some at a time, so that others get to run in between.
+
+    Each may write a line to its log. In Airflow 3.3.2 lines go to the triggerer's parent process, and writing
+    them blocks when the parent does not read. It does not while it sends new triggers
+    (`TriggerRunnerSupervisor.send_msg`): when neither reads, both stand still for ever.
+    """
+    for number, (subscription, answer) in enumerate(answers, 1):
+        subscription.deliver(answer)
+        if number % _TOGETHER == 0:
+            await asyncio.sleep(0)
 
 
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], SharedPoller[Any]]] = (
