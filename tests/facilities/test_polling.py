@@ -194,6 +194,29 @@ def test_the_cost_of_a_wait_does_not_grow_with_the_number_of_waits() -> None:
     assert comparisons_a_wait(4000) <= 3 * comparisons_a_wait(500)
 
 
+@pytest.mark.parametrize("failures", [[], [TransientError("down")]])
+def test_others_run_while_many_answers_are_handed_out(failures: list[Exception]) -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = failures
+        poller: SharedPoller[int] = SharedPoller(book)
+        answered: list[int] = []  # how many had their answer, each time that the others got to run
+
+        async def wait(name: str) -> None:
+            async with poller.subscribe(name) as subscription:
+                await subscription.next(5.0)
+                answered[-1] += 1
+
+        waits = [asyncio.create_task(wait(f"t{number}")) for number in range(1000)]
+        while not all(waiter.done() for waiter in waits):
+            answered.append(0)
+            await asyncio.sleep(0)
+        assert sum(answered) == 1000
+        assert max(answered) <= 100
+
+    run(main)
+
+
 def test_a_failure_reaches_all_who_wait() -> None:
     async def main() -> None:
         book = Book(per_request=10)
