@@ -35,7 +35,7 @@ from dev.chaos.system import best_database, postgres_programs
 from dev.local_airflow.postgres import running_postgres
 from dev.local_airflow.rest import Rest
 from dev.local_airflow.stack import LocalAirflow, wait_until
-from facilities.globus.hook import IDS_PER_REQUEST
+from facilities.globus.hook import GlobusHook
 from facilities.progress import read_progress
 from facilities.superfacility.hook import JOBS_PER_REQUEST, SlurmJobSource
 from standin.testing import spawn
@@ -250,7 +250,7 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
     rounds = seconds / (0.9 * bench.interval) + 1
     for name, requests, waits, per_request in (
         ("sacct", sacct, len(bench.waiting.job_ids), JOBS_PER_REQUEST),
-        ("Globus", globus, len(bench.waiting.transfer_ids), IDS_PER_REQUEST),
+        ("Globus", globus, len(bench.waiting.transfer_ids), GlobusHook.ids_per_request),
     ):
         allowed = rounds * (-(-waits // per_request) + triggerers)
         bench.report.check(

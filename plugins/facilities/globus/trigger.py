@@ -12,7 +12,7 @@ from typing import Any
 
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
-from facilities.globus.hook import IDS_PER_REQUEST, GlobusHook
+from facilities.globus.hook import GlobusHook
 from facilities.globus.model import Fault, TaskSnapshot, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
 from facilities.progress import Progress
@@ -285,7 +285,7 @@ def _tasks_of(globus_conn_id: str) -> BlockingSource[TaskSnapshot]:
             raise
         return found
 
-    return BlockingSource(look, hook.close, per_request=IDS_PER_REQUEST)
+    return BlockingSource(look, hook.close, per_request=hook.ids_per_request)
 
 
 def read_report(hook: GlobusHook, task_id: str) -> str:
