@@ -24,7 +24,8 @@ from reconstruction.arrays import Array, Int
 from reconstruction.program import cpus
 
 VARIABLE = "COSMIC_ARRAYS"  # auto (or unset), numpy, torch (on the CPU), cuda
-CPU_SAMPLES, GPU_SAMPLES = 2**14, 2**24
+CPU_SAMPLES, GPU_SAMPLES = 2**16, 2**24
+MAX_THREADS = 4  # more take turns at Python's lock: 14 on 16 cores were no faster than 4, with small parts slower
 GPU_SHARE = 0.6  # of its free memory, for the frames: the rest is for the object and what is computed
 
 Item = TypeVar("Item")
@@ -105,7 +106,7 @@ def choose() -> Backend:
 
 def _numpy() -> Backend:
     xp = importlib.import_module("array_api_compat.numpy")
-    return Backend(xp=xp, name=f"NumPy {np.__version__}", threads=cpus())
+    return Backend(xp=xp, name=f"NumPy {np.__version__}", threads=min(cpus(), MAX_THREADS))
 
 
 def _torch(torch: Any, device: str) -> Backend:
@@ -113,7 +114,7 @@ def _torch(torch: Any, device: str) -> Backend:
     name = f"torch {torch.__version__}"
     if device == "cpu":
         torch.set_num_threads(1)  # of its own in an operation: the solver's threads are enough
-        return Backend(xp=xp, name=name, threads=cpus())
+        return Backend(xp=xp, name=name, threads=min(cpus(), MAX_THREADS))
     room = GPU_SHARE * torch.cuda.mem_get_info()[0]
     return Backend(xp=xp, name=name, device=device, samples=GPU_SAMPLES, room=room)
 

@@ -39,7 +39,7 @@ from reconstruction.program import Progress, cpus
 from reconstruction.result import SCANNED, lit
 from reconstruction.scan import Scan
 from reconstruction.solver import Solution, count_scale
-from reconstruction.workers import Team, gpu_memory
+from reconstruction.workers import Team
 
 INIT_STEP, OBJECT_STEP, FINAL_STEP = 0.05, 0.02, 0.005
 OBJECT_EPOCHS = 3
@@ -80,7 +80,7 @@ def reconstruct(
     torch.set_num_threads(cpus())
     team = team or Team()
     print(f"computing with {team}", flush=True)
-    with gpu_memory(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # CDTools calls torch.meshgrid in a way that torch will one day read differently.
         warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
         solution = _Run(scan, parameters, geometry, team, earlier=earlier).solve()

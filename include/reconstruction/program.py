@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from reconstruction.scan import ScanError
 
 OUTPUT_VARIABLE = "COSMIC_OUTPUT"
 FAILED, USAGE = 1, 2
+_NO_GPU_MEMORY = re.compile(r"CUDA.*out of memory|ALLOC_FAILED")
 
 
 class UsageError(Exception):
@@ -29,6 +31,13 @@ def run(name: str, usage: str, work: Callable[[], None]) -> int:
         return USAGE
     except MemoryError as error:
         return _failed(name, f"not enough memory ({error}); ask for a node with more, or fewer frames.")
+    except RuntimeError as error:  # as torch, cuFFT and cuBLAS say it; torch's own class is not all of them
+        cause = ". ".join(str(error).partition("\n")[0].split(". ")[:2])
+        if not _NO_GPU_MEMORY.search(cause):
+            raise
+        return _failed(
+            name, f"not enough memory of the GPU ({cause}); ask for a node with more, or fewer frames."
+        )
     except (ScanError, OSError, ValueError, FloatingPointError) as error:
         return _failed(name, str(error))
     return 0

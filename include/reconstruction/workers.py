@@ -135,18 +135,6 @@ def launched() -> bool:
 
 
 @contextmanager
-def gpu_memory() -> Iterator[None]:
-    """What a GPU has not enough memory for fails as what the machine has not.
-
-    :raises MemoryError: naming the GPU.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"of the GPU: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
 def joined() -> Iterator[Team]:
     """The team of this process, as the launcher's environment says."""
     if not launched():

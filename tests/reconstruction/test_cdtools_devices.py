@@ -82,10 +82,6 @@ def test_frames_that_do_not_fit_a_gpu_stay_in_host_memory(devices: dict[str, Any
     assert devices["gpus_0"]["frames"] == {"399": "cpu", "401": "cpu"}
 
 
-def test_a_gpu_without_memory_left_is_named(devices: dict[str, Any]) -> None:
-    assert devices["out_of_memory"] == "of the GPU: CUDA out of memory. Tried to allocate 20 MiB."
-
-
 def test_halves_are_those_of_cdtools_without_a_copy(devices: dict[str, Any]) -> None:
     assert devices["halves"] == {"same": [True, True], "views": [True, True], "frames": 49}
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dev.demo.compare import compare_with_truth
-from reconstruction import cdtools_engine, ptychocam
+from reconstruction import cdtools_engine, program, ptychocam
 from reconstruction.cdtools_engine import NAMES, Parameters
 from reconstruction.program import UsageError
 from reconstruction.solver import Options
@@ -249,6 +249,40 @@ def test_where_results_cannot_go(programs: Any, synthetic: SyntheticScan, tmp_pa
     slash = programs.run("ptychocam", synthetic.cxi, COSMIC_OUTPUT=f"{tmp_path}/")
     assert slash.returncode == 2
     assert "COSMIC_OUTPUT is" in slash.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in", "CUDA error: out of memory"),
+        (
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB. If",
+            "CUDA out of memory. Tried to allocate 20.00 MiB",
+        ),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", "cuFFT error: CUFFT_ALLOC_FAILED"),
+    ],
+)
+def test_a_gpu_without_memory_left_is_one_line(
+    message: str, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an H200 whose memory another process held said it; no machine of the tests has a GPU."""
+
+    def work() -> None:
+        raise RuntimeError(message)
+
+    assert program.run("ptychocam", "", work) == 1
+    assert capsys.readouterr().err == (
+        f"ptychocam: error: not enough memory of the GPU ({cause}); ask for a node with more, or fewer "
+        "frames.\n"
+    )
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    def work() -> None:
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        program.run("ptychocam", "", work)
 
 
 def test_a_full_disk_is_one_line_too(programs: Any, synthetic: SyntheticScan, tmp_path: Path) -> None:
