@@ -111,14 +111,15 @@ def test_ten_thousand_waiters_share_as_few_requests_as_hold_them() -> None:
     async def main() -> None:
         book = Book(per_request=350)
         poller: SharedPoller[int] = SharedPoller(book)
+        poller.pause = 10.0  # so that a slow machine's second does not matter
         waits = (_wait_often(poller, f"t{number}", 60.0, rounds) for number in range(10_000))
         await asyncio.gather(*waits)
         needed = 10_000 / book.per_request
         assert sum(len(ids) for _, ids in book.asked) == rounds * 10_000
         assert rounds * needed <= len(book.asked) <= rounds * (needed + 1)
         times = [at for at, _ in book.asked]
-        assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= SharedPoller.pause * 0.99
-        assert times[-1] - times[0] <= rounds * (60.0 + needed * SharedPoller.pause)
+        assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= poller.pause * 0.9
+        assert times[-1] - times[0] <= rounds * (60.0 + needed * poller.pause)
 
     run(main)
 
