@@ -134,7 +134,7 @@ class _Board:
                             log.warning("The progress of waits cannot be written: %s", error)
                             warned = time.monotonic()
                     written = time.monotonic()
-                    rest = max((written - began) * _REST, WRITE_EVERY)
+                    rest = min(max((written - began) * _REST, WRITE_EVERY), _REPEAT_AFTER)
                 await asyncio.sleep(rest)
         finally:
             await asyncio.to_thread(_remove, name)

@@ -96,6 +96,24 @@ def test_fifteen_thousand_waits_are_written_and_read(folder: Path) -> None:
     asyncio.run(write())
 
 
+def test_a_write_that_took_long_does_not_make_readers_take_its_writer_for_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause in proportion to a write of ten minutes would be hours."""
+    monkeypatch.setattr(progress, "_REST", 1e9)
+    monkeypatch.setattr(progress, "_REPEAT_AFTER", 0.05)
+
+    async def waits() -> None:
+        note_progress(Ti("run"), Progress("PENDING"))
+        await until(lambda: len(read_progress()) == 1)
+        note_progress(Ti("run"), Progress("RUNNING"))
+        await until(lambda: [one.state for one in read_progress().values()] == ["RUNNING"])
+        forget_progress(Ti("run"))
+        await until(lambda: not list(folder.glob("*.json")))
+
+    asyncio.run(asyncio.wait_for(waits(), 60))
+
+
 def test_a_folder_that_cannot_be_written_or_read_costs_a_line_in_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
