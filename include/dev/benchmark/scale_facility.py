@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ true
 """
 _AT_ONCE = 500
 _BYTES = 10_000
+_SETTLED = 3.0  # seconds in which no transfer ends any more
 _TRICKLE = 0.1  # bytes per second of all transfers together: none ends
 
 
@@ -52,6 +54,9 @@ class Waiting:
         self.facility.control("globus", "bandwidth", bytes_per_second=None)
         until(lambda: len(self._succeeded()) >= count, within=600)
         self.facility.control("globus", "bandwidth", bytes_per_second=_TRICKLE)
+        before = -1
+        while before != (before := len(self._succeeded())):  # what was under way ends, too
+            time.sleep(_SETTLED)
         places = {task_id: len(self.job_ids) + place for place, task_id in enumerate(self.transfer_ids)}
         return [run_id_of(places[task_id]) for task_id in self._succeeded()]
 
