@@ -11,6 +11,9 @@ FAULTS ?= 60
 SEED ?= 1
 SHORT ?=
 DATABASE ?=
+JOBS ?= 10000
+TRANSFERS ?= 2000
+DURATION ?= 300
 ONLY ?=
 OLD ?=
 
@@ -31,7 +34,7 @@ SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_c
 RUN := PYTHONPATH=plugins:include .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help client demo test test-long test-slow lint bench chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
+.PHONY: help client demo test test-long test-slow lint bench bench-scale chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +63,9 @@ lint: $(VENV) ## Style, types and which package may import which, without changi
 
 bench: $(VENV) $(if $(filter reconstructions,$(or $(ONLY),$(if $(OLD),,reconstructions))),$(BENCH)) $(if $(OLD),$(OLD_FLOW)) $(if $(filter throughput,$(ONLY)),$(CELERY)) ## What the orchestration and the reconstructions cost, as ratios in one run (ONLY='imports latency cost throughput reconstructions'); OLD=checkout: beside the old flow
 	@$(RUN) -m dev.benchmark $(if $(OLD),--old '$(OLD)') $(ONLY)
+
+bench-scale: $(VENV) ## Ten thousand waiting jobs, two triggerers, one is killed: what it costs, and that all are seen (JOBS=10000 TRANSFERS=2000 DURATION=300 DATABASE=sqlite)
+	@$(RUN) -m dev.benchmark.scale --jobs '$(JOBS)' --transfers '$(TRANSFERS)' --duration '$(DURATION)' $(if $(DATABASE),--database '$(DATABASE)')
 
 chaos: $(VENV) ## Scans while everything is killed and cut off, then the books (SCANS=200 FAULTS=1000 SEED=1 DATABASE=sqlite)
 	@$(RUN) -m dev.chaos --scans '$(SCANS)' --faults '$(FAULTS)' --seed '$(SEED)' $(if $(DATABASE),--database '$(DATABASE)')
@@ -137,15 +143,13 @@ $(BENCH):
 $(OLD_FLOW):
 	$(need_python)
 	@echo "Installing Prefect 3.4.2 into .venv-old (half a minute, once)"
-	$(call new_venv,.venv-old)
-	@.venv-old/bin/pip install -q --no-compile -r requirements-bench-old.txt && touch $@
+	@$(INSTALL) .venv-old -r requirements-bench-old.txt && touch $@
 
 $(CELERY):
 	$(need_python)
 	@echo "Installing Airflow with Celery into .venv-celery (about a minute, once)"
-	$(call new_venv,.venv-celery)
-	@.venv-celery/bin/pip install -q --no-compile -r requirements-celery.txt -c constraints.txt
-	@.venv-celery/bin/pip install -q --no-deps -e . && touch $@
+	@$(INSTALL) .venv-celery -r requirements-celery.txt -c constraints.txt
+	@$(INSTALL) .venv-celery --no-deps -e . && touch $@
 
 # ptychodus without what its windows and servers need: its readers are all that is used.
 $(READERS):

@@ -1,23 +1,29 @@
 """Polls a service once for all: triggers that wait at one service share one request per interval.
 
 A trigger subscribes to the poller of its service and connection with the id that it waits for. One
-background task asks the service about all ids at once, at the shortest interval that a subscriber
-wants, and hands each subscriber its own answer. A failed poll is never a failed job: it is handed
-out as a `PollFailed`, and the next one comes later.
+background task sends one request at a time, for as many ids as a request holds: those whose answer is due,
+and, where there is room, those whose answer is due next. Up to one request's worth of ids are thus all asked
+for at the shortest interval that a subscriber wants; of more, each at its own. A failed poll is never a
+failed job: it is handed out as a `PollFailed`, and the next one comes later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
+import itertools
 import random
+import sys
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from facilities.errors import TransientError
+
+_TOGETHER = 50  # answers that are handed out at once
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -42,6 +48,9 @@ class PollFailed:
 class Source(Protocol[T_co]):
     """Where a poller gets its answers from; ids that the service does not list are left out of an answer."""
 
+    per_request: int
+    """How many ids one request holds."""
+
     async def fetch(self, ids: frozenset[str]) -> Mapping[str, T_co]: ...
     async def aclose(self) -> None: ...
 
@@ -51,13 +60,19 @@ class BlockingSource(Generic[T]):
 
     :param look: asks about ids, as `Source.fetch` does.
     :param close: releases connections.
+    :param per_request: how many ids one request holds.
     """
 
     def __init__(
-        self, look: Callable[[frozenset[str]], Mapping[str, T]], close: Callable[[], None] = lambda: None
+        self,
+        look: Callable[[frozenset[str]], Mapping[str, T]],
+        close: Callable[[], None] = lambda: None,
+        *,
+        per_request: int = sys.maxsize,
     ) -> None:
         self._look = look
         self._close = close
+        self.per_request = per_request
 
     async def fetch(self, ids: frozenset[str]) -> Mapping[str, T]:
         return await asyncio.to_thread(self._look, ids)
@@ -116,12 +131,17 @@ class Subscription(Generic[T]):
 class SharedPoller(Generic[T]):
     """Polls one source on behalf of all its subscribers. Belongs to one event loop."""
 
+    pause = 1.0  # seconds from one request to the next, at least, when there are more ids than one holds
     max_backoff = 300.0
     max_retry_after = 3600.0  # seconds; a service that asks for a longer pause gets this one
 
     def __init__(self, source: Source[T]) -> None:
         self._source = source
         self._subscriptions: set[Subscription[T]] = set()
+        # Who waits, by when the answer is due. An entry whose time is not its subscription's is void.
+        self._due: list[tuple[float, int, Subscription[T]]] = []
+        self._numbers = itertools.count()
+        self._wakes_at = float("inf")
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.closed = False
@@ -140,14 +160,18 @@ class SharedPoller(Generic[T]):
         try:
             yield subscription
         finally:
+            subscription.due = float("inf")
             self._subscriptions.discard(subscription)
-            self._changed.set()
+            if not self._subscriptions:
+                self._changed.set()
 
     def want(self, subscription: Subscription[T], within: float) -> None:
         """Ask for an answer within that many seconds, or up to a tenth earlier, so that waiters spread."""
         sooner = random.uniform(0.9, 1.0)  # noqa: S311 - no secret depends on it
         subscription.due = asyncio.get_running_loop().time() + within * sooner
-        self._changed.set()
+        heapq.heappush(self._due, (subscription.due, next(self._numbers), subscription))
+        if subscription.due < self._wakes_at:
+            self._changed.set()
 
     async def _run(self) -> None:
         try:
@@ -162,33 +186,51 @@ class SharedPoller(Generic[T]):
     async def _sleep_until_due(self) -> None:
         loop = asyncio.get_running_loop()
         while self._subscriptions:
-            due = max(min(s.due for s in self._subscriptions), self._not_before)
-            wait = due - loop.time()
+            first = self._first_due()
+            self._wakes_at = float("inf") if first is None else max(first, self._not_before)
+            wait = self._wakes_at - loop.time()
             if wait <= 0:
                 return
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), None if wait == float("inf") else wait)
+                await asyncio.wait_for(self._changed.wait(), None if first is None else wait)
             except TimeoutError:
                 return
 
+    def _first_due(self) -> float | None:
+        """When the next answer is due; None when nobody waits."""
+        while self._due:
+            due, _, subscription = self._due[0]
+            if due == subscription.due:
+                return due
+            heapq.heappop(self._due)
+        return None
+
+    def _take_due(self, count: int) -> list[Subscription[T]]:
+        """Take out those whose answers are due first: they do not wait for another one."""
+        taken: list[Subscription[T]] = []
+        while len(taken) < count and self._first_due() is not None:
+            subscription = heapq.heappop(self._due)[2]
+            subscription.due = float("inf")
+            taken.append(subscription)
+        return taken
+
     async def _poll(self) -> None:
         # Only those who wait: an answer counts for who was waiting when the request was sent.
-        asked = [s for s in self._subscriptions if s.due < float("inf")]
-        for subscription in asked:
-            subscription.due = float("inf")
+        asked = self._take_due(self._source.per_request)
         loop = asyncio.get_running_loop()
+        begun = loop.time()
         try:
             answers = await self._source.fetch(frozenset(s.remote_id for s in asked))
-        except Exception as error:  # noqa: BLE001 - whatever went wrong is handed to every subscriber
-            self._deliver_failure(asked, error, loop.time())
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is handed to all who wait
+            failed = self._note_failure(error, loop.time())
+            await _deliver((one, failed) for one in asked + self._take_due(sys.maxsize))
         else:
             self._failures = 0
-            self._not_before = 0.0
-            for subscription in asked:
-                subscription.deliver(Answer(answers.get(subscription.remote_id)))
+            self._not_before = begun + self.pause if len(asked) == self._source.per_request else 0.0
+            await _deliver((one, Answer(answers.get(one.remote_id))) for one in asked)
 
-    def _deliver_failure(self, asked: list[Subscription[T]], error: Exception, now: float) -> None:
+    def _note_failure(self, error: Exception, now: float) -> PollFailed:
         if self._failures == 0:
             self._failing_since = now
         self._failures += 1
@@ -196,9 +238,20 @@ class SharedPoller(Generic[T]):
         if isinstance(error, TransientError) and error.retry_after:
             backoff = max(backoff, min(error.retry_after, self.max_retry_after))
         self._not_before = now + backoff
-        failed = PollFailed(error, self._failures, now - self._failing_since)
-        for subscription in asked:
-            subscription.deliver(failed)
+        return PollFailed(error, self._failures, now - self._failing_since)
+
+
+async def _deliver(answers: Iterable[tuple[Subscription[T], Answer[T] | PollFailed]]) -> None:
+    """Hand out answers, some at a time, so that others get to run in between.
+
+    Each may write a line to its log. In Airflow 3.3.2 lines go to the triggerer's parent process, and writing
+    them blocks when the parent does not read. It does not while it sends new triggers
+    (`TriggerRunnerSupervisor.send_msg`): when neither reads, both stand still for ever.
+    """
+    for number, (subscription, answer) in enumerate(answers, 1):
+        subscription.deliver(answer)
+        if number % _TOGETHER == 0:
+            await asyncio.sleep(0)
 
 
 _pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], SharedPoller[Any]]] = (

@@ -17,7 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WRITE_EVERY = 2.0  # seconds
+WRITE_EVERY = 2.0  # seconds, or so many times what it took the last time:
+_REST = 20.0  # writing may take a twentieth of the time
 _REPEAT_AFTER = 30.0  # seconds after which an unchanged file is written again: its writer lives
 _STALE = 120.0  # seconds after which a file's writer is taken for dead
 _REMOVE = 86_400.0
 _NUMBERS, _TEXTS = ("done", "total", "rate", "elapsed", "limit"), ("state", "start_estimate", "trouble")
-_MAX_BYTES = 5_000_000  # 2,000 waits are 0.5 MB
+_MAX_BYTES = 20_000_000  # 10,000 waits are 1.5 MB
 
 
 @dataclass(frozen=True)
@@ -120,22 +121,21 @@ class _Board:
     async def _write_until_empty(self) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         written = warned = float("-inf")
+        rest = WRITE_EVERY
         try:
             while self._waits:
                 if self._changed or time.monotonic() - written >= _REPEAT_AFTER:
                     self._changed = False
-                    text = json.dumps({
-                        "written": time.time(),
-                        "waits": [[*wait, asdict(progress)] for wait, progress in self._waits.items()],
-                    })  # fmt: skip
+                    began = time.monotonic()
                     try:
-                        await asyncio.to_thread(_write, name, text, first=written < 0)
+                        await asyncio.to_thread(_write, name, dict(self._waits), first=written < 0)
                     except Exception as error:  # noqa: BLE001 - whatever it is: there is no progress then
                         if time.monotonic() - warned >= 3600:
                             log.warning("The progress of waits cannot be written: %s", error)
                             warned = time.monotonic()
                     written = time.monotonic()
-                await asyncio.sleep(WRITE_EVERY)
+                    rest = min(max((written - began) * _REST, WRITE_EVERY), _REPEAT_AFTER)
+                await asyncio.sleep(rest)
         finally:
             await asyncio.to_thread(_remove, name)
 
@@ -157,7 +157,12 @@ def _folder() -> Path | ObjectStoragePath:
     return ObjectStoragePath(location)
 
 
-def _write(name: str, text: str, *, first: bool) -> None:
+def _write(name: str, waits: Mapping[Wait, Progress], *, first: bool) -> None:
+    known = [
+        [*wait, {key: v for key, v in vars(one).items() if v not in (None, "")}]
+        for wait, one in waits.items()
+    ]
+    text = json.dumps({"written": time.time(), "waits": known}, separators=(",", ":"))
     folder = _folder()
     if first:
         folder.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,13 @@ def test_scale_is_possible(services: dict[str, dict[str, Any]]) -> None:
     assert not [name for name, service in services.items() if "container_name" in service]
 
 
+def test_a_triggerer_may_open_the_log_of_each_wait_that_it_may_hold(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    capacity = int(read_env_file(REPOSITORY / "include" / "airflow.env")["AIRFLOW__TRIGGERER__CAPACITY"])
+    assert services["triggerer"]["ulimits"]["nofile"] > capacity + 1000
+
+
 @pytest.mark.parametrize("script", ["start-worker", "start-standin"])
 def test_a_profile_on_the_command_line_only_is_refused(script: str) -> None:
     done = subprocess.run(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -45,7 +47,8 @@ async def _awaited(main: Callable[[], Awaitable[Any]]) -> Any:
 class Book:
     """A source that answers with how often it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_request: int = 1000) -> None:
+        self.per_request = per_request
         self.asked: list[tuple[float, frozenset[str]]] = []
         self.failures: list[Exception] = []
         self.unknown: set[str] = set()
@@ -92,6 +95,142 @@ def test_the_most_impatient_waiter_sets_the_time() -> None:
             await asyncio.gather(slow.next(100.0), quick.next(3.0))
         assert len(book.asked) == 1
         assert 2.7 <= book.asked[0][0] - begin <= 3.1
+
+    run(main)
+
+
+async def _wait_often(poller: SharedPoller[int], name: str, within: float, times: int) -> None:
+    async with poller.subscribe(name) as subscription:
+        for _ in range(times):
+            assert isinstance(await subscription.next(within), Answer)
+
+
+def test_ten_thousand_waiters_share_as_few_requests_as_hold_them() -> None:
+    rounds = 3
+
+    async def main() -> None:
+        book = Book(per_request=350)
+        poller: SharedPoller[int] = SharedPoller(book)
+        poller.pause = 10.0  # so that a slow machine's second does not matter
+        waits = (_wait_often(poller, f"t{number}", 60.0, rounds) for number in range(10_000))
+        await asyncio.gather(*waits)
+        needed = 10_000 / book.per_request
+        assert sum(len(ids) for _, ids in book.asked) == rounds * 10_000
+        assert rounds * needed <= len(book.asked) <= rounds * (needed + 1)
+        times = [at for at, _ in book.asked]
+        assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= poller.pause * 0.9
+        assert times[-1] - times[0] <= rounds * (60.0 + needed * poller.pause)
+
+    run(main)
+
+
+def test_the_impatient_do_not_make_others_be_asked_for() -> None:
+    async def main() -> None:
+        book = Book(per_request=10)
+        poller: SharedPoller[int] = SharedPoller(book)
+        patient = (_wait_often(poller, f"t{number}", 1000.0, 1) for number in range(100))
+        await asyncio.gather(_wait_often(poller, "quick", 5.0, 200), *patient)
+        of_patient = sum(len(ids - {"quick"}) for _, ids in book.asked)
+        assert of_patient == 100  # each was asked for once, in the room that a request had left
+        assert len(book.asked) <= 200 + 10
+
+    run(main)
+
+
+def test_none_is_starved_by_more_than_can_be_asked_for() -> None:
+    """Twenty requests' worth want an answer each two seconds, which takes a second a request."""
+
+    async def main() -> None:
+        book = Book(per_request=10)
+        poller: SharedPoller[int] = SharedPoller(book)
+        await asyncio.gather(*(_wait_often(poller, f"t{number}", 2.0, 10) for number in range(200)))
+        asked = Counter(name for _, ids in book.asked for name in ids)
+        assert set(asked.values()) == {10}
+        last = {name: at for at, ids in book.asked for name in ids}
+        assert max(last.values()) - min(last.values()) <= 2 * 20 * SharedPoller.pause
+
+    run(main)
+
+
+def test_the_cost_of_a_wait_does_not_grow_with_the_number_of_waits() -> None:
+    """Counted in comparisons of times, so that no slow machine matters."""
+
+    class Time(float):
+        compared = 0
+
+        def __lt__(self, other: float) -> bool:
+            Time.compared += 1
+            return super().__lt__(other)
+
+        def __eq__(self, other: object) -> bool:
+            Time.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = float.__hash__
+
+        def __add__(self, other: float) -> Time:
+            return Time(super().__add__(other))
+
+    class TimedLoop(FastLoop):
+        def time(self) -> float:
+            return Time(super().time())
+
+    def comparisons_a_wait(waits: int) -> float:
+        async def main() -> None:
+            poller: SharedPoller[int] = SharedPoller(Book(per_request=100))
+            gate = asyncio.Semaphore(50)  # they begin and end at different times
+
+            async def wait(number: int) -> None:
+                async with gate:
+                    await asyncio.sleep(number % 7)
+                await _wait_often(poller, f"t{number}", 10.0, 2)
+
+            await asyncio.gather(*(wait(number) for number in range(waits)))
+
+        Time.compared = 0
+        with asyncio.Runner(loop_factory=TimedLoop) as runner:
+            runner.run(main())
+        return Time.compared / waits
+
+    assert comparisons_a_wait(4000) <= 3 * comparisons_a_wait(500)
+
+
+@pytest.mark.parametrize("failures", [[], [TransientError("down")]])
+def test_others_run_while_many_answers_are_handed_out(failures: list[Exception]) -> None:
+    async def main() -> None:
+        book = Book()
+        book.failures = failures
+        poller: SharedPoller[int] = SharedPoller(book)
+        answered: list[int] = []  # how many had their answer, each time that the others got to run
+
+        async def wait(name: str) -> None:
+            async with poller.subscribe(name) as subscription:
+                await subscription.next(5.0)
+                answered[-1] += 1
+
+        waits = [asyncio.create_task(wait(f"t{number}")) for number in range(1000)]
+        while not all(waiter.done() for waiter in waits):
+            answered.append(0)
+            await asyncio.sleep(0)
+        assert sum(answered) == 1000
+        assert max(answered) <= 100
+
+    run(main)
+
+
+def test_a_failure_reaches_all_who_wait() -> None:
+    async def main() -> None:
+        book = Book(per_request=10)
+        book.failures = [TransientError("down")]
+        poller: SharedPoller[int] = SharedPoller(book)
+
+        async def wait(name: str) -> object:
+            async with poller.subscribe(name) as subscription:
+                return await subscription.next(5.0)
+
+        answers = await asyncio.gather(*(wait(f"t{number}") for number in range(100)))
+        assert len(book.asked) == 1
+        assert all(isinstance(answer, PollFailed) for answer in answers)
 
     run(main)
 

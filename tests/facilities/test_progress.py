@@ -70,6 +70,50 @@ def test_all_waits_of_a_process_are_in_one_file_until_they_end(folder: Path) -> 
     assert read_progress() == {}
 
 
+def test_fifteen_thousand_waits_are_written_and_read(folder: Path) -> None:
+    """As many as a triggerer may hold; the file stays below what readers take, with room for long ids."""
+    known = Progress(
+        "PENDING", start_estimate="2026-11-25T08:00:00-08:00", trouble="held (JobHeldUser)", limit=3600
+    )
+    waits = {
+        Wait("transfer_auto_recon", f"NS_{n:09}_0_0__r2", "ptychocam.wait"): known for n in range(15_000)
+    }
+
+    def sizes() -> list[int]:
+        return [path.stat().st_size for path in folder.glob("*.json")]
+
+    async def write() -> None:
+        for wait, one in waits.items():
+            note_progress(Ti(wait.run_id, wait.dag_id, wait.task_id), one)
+        await until(lambda: len(read_progress()) == len(waits))
+        (size,) = sizes()
+        assert size < progress._MAX_BYTES / 4
+        assert read_progress() == waits
+        for wait in waits:
+            forget_progress(Ti(wait.run_id, wait.dag_id, wait.task_id))
+        await until(lambda: not sizes())
+
+    asyncio.run(write())
+
+
+def test_a_write_that_took_long_does_not_make_readers_take_its_writer_for_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause in proportion to a write of ten minutes would be hours."""
+    monkeypatch.setattr(progress, "_REST", 1e9)
+    monkeypatch.setattr(progress, "_REPEAT_AFTER", 0.05)
+
+    async def waits() -> None:
+        note_progress(Ti("run"), Progress("PENDING"))
+        await until(lambda: len(read_progress()) == 1)
+        note_progress(Ti("run"), Progress("RUNNING"))
+        await until(lambda: [one.state for one in read_progress().values()] == ["RUNNING"])
+        forget_progress(Ti("run"))
+        await until(lambda: not list(folder.glob("*.json")))
+
+    asyncio.run(asyncio.wait_for(waits(), 60))
+
+
 def test_a_folder_that_cannot_be_written_or_read_costs_a_line_in_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,6 +57,25 @@ def test_control_decides_over_the_jobs_wish(nersc: Nersc) -> None:
     assert nersc.ended(job_id)["state"] == "NODE_FAIL"
 
 
+def test_many_jobs_wait_at_no_cost_until_they_are_released(nersc: Nersc) -> None:
+    held = script("true", directives="--hold")
+    ids = nersc.control("submit_many", script=held, count=300)["job_ids"]
+    assert len(set(ids)) == 300
+    assert {nersc.row("squeue", job_id)["reason"] for job_id in ids[:3]} == {"JobHeldUser"}
+    nersc.control("release", job_id=ids[1])
+    assert nersc.ended(ids[1])["state"] == "COMPLETED"
+    cancel(nersc, ids[2])
+    assert nersc.state(ids[2]) == f"CANCELLED by {os.getuid()}"
+    assert nersc.state(ids[0]) == "PENDING"
+    assert not set(ids[:1] + ids[3:]) - set(nersc.control("end_all")["ended"])
+
+
+@pytest.mark.parametrize("body", [{"script": "true"}, {"count": 1}, {"script": "true", "count": 1001}])
+def test_many_jobs_need_a_script_and_a_number(nersc: Nersc, body: dict[str, object]) -> None:
+    with pytest.raises(RuntimeError, match="400"):
+        nersc.control("submit_many", **body)
+
+
 def test_hold_needs_a_pending_job(nersc: Nersc) -> None:
     job_id = started(nersc)
     with pytest.raises(RuntimeError, match=f"Job {job_id} is RUNNING; this needs PENDING"):

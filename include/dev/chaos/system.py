@@ -95,7 +95,7 @@ def system(folder: Path, scans: list[Scan], *, at_once: int, database: str) -> I
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
         settings = SETTINGS | {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline)}
         if database == "postgresql":
-            database = stack.enter_context(running_postgres(_postgres_programs())).address
+            database = stack.enter_context(running_postgres(postgres_programs())).address
         if database != "sqlite":
             settings["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = database
         airflow = LocalAirflow(folder / "airflow", extra=settings)
@@ -110,7 +110,11 @@ def best_database() -> str:
     return "postgresql" if programs() else "sqlite"
 
 
-def _postgres_programs() -> Path:
+def postgres_programs() -> Path:
+    """Where PostgreSQL's programs are.
+
+    :raises RuntimeError: it is not installed.
+    """
     found = programs()
     if found is None:
         raise RuntimeError("PostgreSQL is not installed on this machine; use sqlite, or a server's address.")

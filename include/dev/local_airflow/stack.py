@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -93,6 +94,7 @@ class LocalAirflow:
 
     def start(self, *components: str) -> None:
         """Start the named components (all by default) without waiting for them."""
+        raise_file_limit()
         for name in components or COMPONENTS:
             log = (self.home / f"{name}.log").open("ab")
             self._started[name] = datetime.now(UTC)
@@ -200,6 +202,15 @@ def wait_until(condition: Callable[[], object], timeout: float, every: float = 0
             return False
         time.sleep(every)
     return True
+
+
+def raise_file_limit() -> None:
+    """Let this process and those that it starts open as many files as they may.
+
+    A triggerer has the log file of each waiting task open, and a shell's soft limit is often 1024.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def tail(path: Path, lines: int = 30) -> str:

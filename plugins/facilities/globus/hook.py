@@ -46,7 +46,6 @@ T = TypeVar("T")
 # Warns about each failed request without its name, which the errors raised here have.
 logging.getLogger("globus_sdk.transport.requests").setLevel(logging.ERROR)
 
-_IDS_PER_REQUEST = 100  # keeps the URL under 4 kB
 _MAX_PAUSE = 30.0
 _REPORT_LIMIT = 2000
 _EVENTS = 5  # of which the newest that says why is reported
@@ -74,6 +73,7 @@ class GlobusHook(BaseHook):
     default_conn_name = "globus_default"
     conn_type = "globus"
     hook_name = "Globus"
+    ids_per_request = 100  # of tasks; keeps the URL under 4 kB
 
     def __init__(
         self,
@@ -179,8 +179,8 @@ class GlobusHook(BaseHook):
         """Read many tasks with one request per hundred. Unknown ones are left out."""
         ids = sorted({check_task_id(task_id) for task_id in task_ids})
         found: dict[str, TaskSnapshot] = {}
-        for start in range(0, len(ids), _IDS_PER_REQUEST):
-            some = ids[start : start + _IDS_PER_REQUEST]
+        for start in range(0, len(ids), self.ids_per_request):
+            some = ids[start : start + self.ids_per_request]
             found |= {task.task_id: task for task in self._tasks({"task_id": some})}
         return found
 

@@ -83,7 +83,7 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
         self._logged_state: tuple[object, ...] | None = None
 
     def poller(self) -> SharedPoller[TaskSnapshot]:
-        """One `task_list` request per hundred tasks of a connection."""
+        """One `task_list` request for a hundred tasks of a connection."""
         return shared_poller(("globus", self.globus_conn_id), lambda: _tasks_of(self.globus_conn_id))
 
     def poll_interval(self, now: float) -> float:
@@ -285,7 +285,7 @@ def _tasks_of(globus_conn_id: str) -> BlockingSource[TaskSnapshot]:
             raise
         return found
 
-    return BlockingSource(look, hook.close)
+    return BlockingSource(look, hook.close, per_request=hook.ids_per_request)
 
 
 def read_report(hook: GlobusHook, task_id: str) -> str:

@@ -36,7 +36,9 @@ EMERGENCY_TIMEOUT = 7.0
 """Seconds for a request of `on_kill`, which has 30 s in the triggerer and 5 s in the worker."""
 
 _QUEUE_INTERVAL = 120.0  # seconds
+_FORGET_QUEUED = 3600.0  # seconds
 _STATUS_INTERVAL = 300.0  # seconds
+JOBS_PER_REQUEST = 350  # ids of eight digits in _MAX_IDS
 _MAX_IDS = 4000  # characters of a URL that a list of ids may take; servers accept 8000 in all
 _JOB_ID = re.compile(r"\d{1,18}(_\d+)?")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -266,19 +268,19 @@ class SuperfacilityHook(FileCalls, BaseHook):
 class SlurmJobSource(BlockingSource[SlurmJob]):
     """What the shared poller of jobs asks: all jobs of a connection that are waited for on a machine.
 
-    Requests: one to sacct an interval, for as many jobs as a URL holds (more than 350). squeue is asked too,
-    for all jobs that wait, every two minutes (only it has reasons and start estimates), and at once for jobs
-    that sacct does not know yet or shows in a state that a requeue may undo.
+    Requests: one to sacct for as many jobs as a URL holds (350). squeue is asked too, for those of them that
+    wait in the queue, every two minutes (only it has reasons and start estimates), and at once for jobs that
+    sacct does not know yet or shows in a state that a requeue may undo.
     """
 
     def __init__(self, superfacility_conn_id: str, machine: str) -> None:
         self._machine = machine
         self._hook = SuperfacilityHook(superfacility_conn_id, attempts=1)  # the poller asks again by itself
-        self._queued: dict[str, SlurmJob] = {}  # of jobs that wait
-        self._queue_asked_at = float("-inf")
+        self._queued: dict[str, tuple[float, SlurmJob]] = {}  # of jobs that wait, with when it was asked
+        self._tidied_at = float("-inf")
         self._status = ""
         self._status_asked_at = float("-inf")
-        super().__init__(self._find, self._hook.close)
+        super().__init__(self._find, self._hook.close, per_request=JOBS_PER_REQUEST)
 
     def _find(self, ids: frozenset[str]) -> Mapping[str, SlurmJob]:
         try:
@@ -299,17 +301,22 @@ class SlurmJobSource(BlockingSource[SlurmJob]):
         doubtful = {i for i in ids if i not in accounted or accounted[i].lost}
         waiting = {i for i in ids if i in accounted and accounted[i].state is SlurmState.PENDING}
         now = time.monotonic()
-        due = now - self._queue_asked_at >= _QUEUE_INTERVAL or not waiting <= self._queued.keys()
-        self._queued = {i: job for i, job in self._queued.items() if i in waiting}
+        for job_id in ids - waiting:
+            self._queued.pop(job_id, None)
+        known = {i: self._queued[i] for i in waiting if i in self._queued}
+        earlier = {i: job for i, (_, job) in known.items()}
+        due = len(known) < len(waiting) or any(now - at >= _QUEUE_INTERVAL for at, _ in known.values())
         if not doubtful and not (waiting and due):
-            return self._queued
+            return earlier
         try:
             queued = self._hook.jobs(self._machine, doubtful | waiting, "squeue")
         except FacilityError as error:
             log.info("squeue is left out this time: %s", error)
-            return self._queued
-        self._queue_asked_at = now
-        self._queued = {i: job for i, job in queued.items() if i in waiting}
+            return earlier
+        self._queued |= {i: (now, job) for i, job in queued.items() if i in waiting}
+        if now - self._tidied_at >= _FORGET_QUEUED:  # of jobs that nobody waits for any more
+            self._tidied_at = now
+            self._queued = {i: seen for i, seen in self._queued.items() if now - seen[0] < _FORGET_QUEUED}
         return queued
 
     def _machine_status(self) -> str:

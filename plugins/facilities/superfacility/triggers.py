@@ -79,7 +79,7 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
         return await super().wait()
 
     def poller(self) -> SharedPoller[SlurmJob]:
-        """One request for more than 350 jobs of a connection."""
+        """One request for 350 jobs of a connection."""
         conn_id, machine = self.superfacility_conn_id, self.machine
         return shared_poller(("superfacility", conn_id, machine), lambda: SlurmJobSource(conn_id, machine))
 

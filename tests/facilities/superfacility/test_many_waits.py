@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facilities.superfacility.hook import SuperfacilityHook, _lists_of_ids
+from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook, _lists_of_ids
 from facilities.superfacility.triggers import SlurmJobTrigger
 from standin.testing import Facility
 from support.globus import first_event
@@ -84,3 +84,26 @@ def test_parts_are_whole_and_fit(ids: set[str]) -> None:
     parts = _lists_of_ids(ids)
     assert [job_id for part in parts for job_id in part] == sorted(ids)
     assert all(part and len("%2C".join(part)) <= 4000 for part in parts)
+
+
+def test_a_thousand_waiting_jobs_are_asked_for_in_turns(nersc: Facility) -> None:
+    """squeue is asked once for each turn, and each job's answer is its own."""
+    held = script("true", directives="--hold")
+    ids = nersc.control("nersc", "submit_many", script=held, count=1000)["job_ids"]
+    turns = [frozenset(ids[start : start + 350]) for start in range(0, 1000, 350)]
+    nersc.clear_requests()
+
+    async def ask_twice() -> list[Any]:
+        source = SlurmJobSource(CONN_ID, "perlmutter")
+        assert source.per_request == 350
+        try:
+            return [await source.fetch(turn) for _ in range(2) for turn in turns]
+        finally:
+            await source.aclose()
+
+    answers = asyncio.run(ask_twice())
+    assert [frozenset(answer) for answer in answers] == turns * 2
+    assert {job.reason for answer in answers for job in answer.values()} == {"JobHeldUser"}  # squeue's word
+    seen = looks(nersc)
+    assert [ids_in(one) for one in seen if "sacct=true" in one["query"]] == turns * 2
+    assert [ids_in(one) for one in seen if "sacct=false" in one["query"]] == turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -23,13 +24,14 @@ from standin.nersc.schedulers.queue import NEVER, Plan, dependency_state, plan
 from standin.nersc.schedulers.rows import ALLOCATION, HELD, as_allocation, sacct_row, squeue_row
 from standin.nersc.schedulers.runs import collect_exited, runs_started
 from standin.nersc.schedulers.states import PENDING
-from standin.service import Control
+from standin.service import Control, ControlError
 from standin.store import write_atomically
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
 TOUCH_EVERY = 2.0
+MANY = 1000  # jobs that one call of `submit_many` makes, at most
 Outage = Callable[[], tuple[float, float] | None]
 
 
@@ -90,14 +92,20 @@ class BuiltinScheduler:
         """Look at all jobs once, and start what may start."""
         collect_exited()
         now = time.time()
-        for job in list(self._jobs.values()):
+        # Nothing happens to a held job until it is released or cancelled: ten thousand of them cost nothing.
+        moving = [
+            job for job in self._jobs.values() if not job.hold or job.state != PENDING or job.completing
+        ]
+        for job in moving:
             self._lifecycle.look(job, now)
             if not job.active:
                 del self._jobs[job.job_id]
-        for job in list(self._jobs.values()):
+        for job in moving:
             if job.state == PENDING and not job.hold:
                 self._check_dependency(job, now)
-        planned = plan(list(self._jobs.values()), self._options, now, self._outage())
+        planned = plan(
+            [job for job in moving if job.job_id in self._jobs], self._options, now, self._outage()
+        )
         self._carry_out(planned, now)
 
     def _carry_out(self, planned: Plan, now: float) -> None:
@@ -138,6 +146,13 @@ class BuiltinScheduler:
 
         :raises RejectedError: when sbatch would refuse.
         """
+        job = self._accept(submission)
+        if not job.hold:
+            self._step()
+        return str(job.job_id)
+
+    def _accept(self, submission: Submission) -> Job:
+        """Check a submission and put its job into the queue."""
         try:
             job = make_job(submission, Site(self._options, self._places.home, self._submitted))
         except UnavailableConfigurationError as refusal:
@@ -156,10 +171,22 @@ class BuiltinScheduler:
             write_atomically(folder / "slurm_script", submission.text, 0o700)
 
         job = self._ledger.add(job, submission.request_id, keep_script)
-        if job.active and job.job_id not in self._jobs:
-            self._jobs[job.job_id] = job
-            self._step()
-        return str(job.job_id)
+        if job.active:
+            job = self._jobs.setdefault(job.job_id, job)
+        return job
+
+    async def submit_many(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Submit `script` so many times (`count`), as one sbatch after the other would."""
+        script, count = body.get("script"), body.get("count")
+        if not isinstance(script, str) or not isinstance(count, int) or not 0 < count <= MANY:
+            raise ControlError(f"script must be a text, and count a number from 1 to {MANY}.")
+        try:
+            with self._ledger.together():
+                jobs = [self._accept(Submission(f"many-{uuid.uuid4()}", script)) for _ in range(count)]
+        except RejectedError as error:
+            raise ControlError(str(error)) from error
+        self._changed.set()
+        return {"job_ids": [str(job.job_id) for job in jobs]}
 
     def _submitted(self, qos: str) -> int:
         return sum(job.asked_qos == qos for job in self._jobs.values() if not job.ended)
@@ -262,7 +289,8 @@ class BuiltinScheduler:
 
     def controls(self) -> dict[str, Control]:
         """Verbs that act on jobs."""
-        return Mishaps(self._lifecycle, self._jobs_now, self._changed.set).controls()
+        mishaps = Mishaps(self._lifecycle, self._jobs_now, self._changed.set)
+        return {**mishaps.controls(), "submit_many": self.submit_many}
 
     def _jobs_now(self) -> dict[int, Job]:
         return self._jobs

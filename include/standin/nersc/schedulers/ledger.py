@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from standin.nersc.database import Database
@@ -34,6 +35,10 @@ class Ledger:
             keep(job)
             self.save(job, job.submit)
         return job
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is recorded in the block is recorded whole or not at all, and faster."""
+        return self._database.transaction()
 
     def next_index(self) -> int:
         """Number of the next row of the accounting database."""

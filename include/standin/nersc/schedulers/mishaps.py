@@ -129,7 +129,10 @@ class Mishaps:
     async def end_all(self, _body: Body) -> Body:
         """Cancel every job and kill its processes at once; for the end of a demonstration."""
         jobs = [job for job in self._jobs().values() if not job.ended]
-        for job in jobs:
+        with self._lifecycle.ledger.together():  # these have no processes
+            for job in (job for job in jobs if job.state == PENDING):
+                self._lifecycle.end(job, "CANCELLED", time.time(), by=0)
+        for job in (job for job in jobs if not job.ended):
             self._lifecycle.end(job, "CANCELLED", time.time(), by=0)
         self._changed()
         return {"ended": [str(job.job_id) for job in jobs]}
