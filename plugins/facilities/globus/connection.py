@@ -125,8 +125,11 @@ def transfer_client(
 
     :param scopes: what it asks Globus Auth for besides Transfer itself.
     """
-    transport = globus_sdk.transport.RequestsTransport(http_timeout=http_timeout)
-    once = globus_sdk.transport.RetryConfig(max_retries=0)
+    # globus_sdk has this module as an attribute only after somebody has imported it.
+    from globus_sdk.transport import RequestsTransport, RetryConfig  # noqa: PLC0415 - slow to import
+
+    transport = RequestsTransport(http_timeout=http_timeout)
+    once = RetryConfig(max_retries=0)
     # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
     login = globus_sdk.ConfidentialAppAuthClient(
         settings.client_id,

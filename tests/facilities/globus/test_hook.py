@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,6 +28,8 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import DeleteRequest
 from standin.testing import Facility
 from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
@@ -272,6 +278,21 @@ def test_the_connection_test(standin: Facility, monkeypatch: pytest.MonkeyPatch)
     ok, message = GlobusHook(CONN_ID).test_connection()
     assert not ok
     assert "put a valid client id and secret into the connection" in message
+
+
+def test_the_first_request_of_a_process_is_answered(standin: Facility) -> None:
+    """As in a worker, in which nothing has used globus_sdk before."""
+    ping = f"from facilities.globus.hook import GlobusHook; GlobusHook({CONN_ID!r}, attempts=1).ping()"
+    path = os.pathsep.join(str(REPOSITORY / folder) for folder in ("plugins", "include"))
+    done = subprocess.run(
+        [sys.executable, "-c", ping],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [entry["status"] for entry in standin.requests("globus")] == [200, 200]
 
 
 def test_secrets_are_in_no_log_and_no_text(
