@@ -225,6 +225,13 @@ def test_a_secret_that_is_taken_back_and_renewed(hook: GlobusHook, standin: Faci
     hook.ping()
 
 
+def test_the_connection_test_is_of_the_client_not_of_a_token(hook: GlobusHook, standin: Facility) -> None:
+    hook.ping()
+    standin.control("globus", "client", enabled=False)
+    hook.ping()  # a token stays valid
+    assert not GlobusHook(CONN_ID).test_connection()[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "says"),
     [
@@ -301,14 +308,14 @@ def test_secrets_are_in_no_log_and_no_text(
     caplog.set_level(logging.DEBUG)
     hook = GlobusHook(CONN_ID, attempts=1)
     hook.stat(place.source, place.path)
-    header = str(hook._client().authorizer.get_authorization_header())  # type: ignore[union-attr]
+    token = hook._token_source().get().text
     secret = hook.settings.client_secret
     standin.fault(kind="status", path="/stat", status=500)
     with pytest.raises(TransientError) as raised:
         hook.stat(place.source, place.path)
     texts = caplog.text + str(raised.value) + repr(raised.value) + repr(hook.settings) + repr(vars(hook))
     assert secret not in texts
-    assert header.removeprefix("Bearer ") not in texts
+    assert token not in texts
 
 
 def test_one_hook_for_many_threads(hook: GlobusHook, standin: Facility, place: Place) -> None:
