@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,9 @@ from facilities import tokens
 from facilities.tokens import Credentials, Token, Tokens, shared_tokens
 from standin.testing import Facility
 from support.globus import CONN_ID as GLOBUS
+from support.globus import Place, Run, making
 from support.superfacility import CONN_ID as NERSC
+from support.superfacility import Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = Credentials(["service", "conn", "https://api"], "a-secret")
@@ -177,3 +180,21 @@ def test_both_services_are_asked_for_one_token_by_three_processes(both: Facility
     assert asked == ["token", "token"]
     accounts = [entry for entry in both.requests("nersc") if "/account" in entry["path"]]
     assert len(accounts) == 1
+
+
+def test_twenty_scans_in_one_process_need_one_token_of_each_service(
+    both: Facility, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where no file can keep it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tokens, "FOLDER", tmp_path / "file" / "tokens")
+    for number in range(20):
+        place = Place(both, f"/2023/02/NS_{number}.cxi").write()
+        assert Run().finish(making(place))["files"] == 1
+        task = Task(both)
+        assert task.finish(task.submit("true"))
+    asked = Counter(
+        entry["path"].rsplit("/", 1)[-1] for entry in both.requests() if entry["method"] == "POST"
+    )
+    assert asked == {"token": 2, "transfer": 20, "perlmutter": 20}
+    assert len([entry for entry in both.requests("nersc") if "/account" in entry["path"]]) == 1
