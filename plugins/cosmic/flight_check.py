@@ -29,6 +29,7 @@ def check_globus() -> str:
     """Make sure that Globus and both collections accept the client; returns its identity."""
     collections = beamline().collections
     with closing(GlobusHook(GLOBUS_CONN_ID)) as hook:
+        hook.forget_token()
         hook.ping()
         log.info("Globus accepts %s.", hook.settings.identity)
         for collection in (collections.source, collections.destination):
@@ -45,6 +46,7 @@ def check_nersc(params: Any = None) -> float | None:
     """
     min_days_left = read_parameters(PARAMETERS, params)["min_days_left"]
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
+        hook.session.forget_token()
         user, left, client_id = hook.user, hook.days_left(), hook.session.client_id
     if left is None:
         log.warning(

@@ -96,9 +96,9 @@ def collect(
         )
     output = plan["output"]
     with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID)) as hook:
-        sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in RESULT_SUFFIXES}
+        sizes = {suffix: _size(hook, machine, output + suffix, job) for suffix in (".cxi", ".h5")}
         figures = _figures(hook, machine, output + ".json", job)
-        preview = hook.download(machine, output + ".png")
+        preview = _content(hook, machine, output + ".png", job)
         preview_size = check_png(preview, output + ".png")
         kept = {kept_results.FIGURES: json.dumps(figures).encode(), kept_results.PREVIEW: preview}
         kept |= _thumbnail(figures) | _pictures(hook, machine, output, figures)
@@ -247,9 +247,20 @@ def _size(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, An
     return size
 
 
-def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> dict[str, Any]:
+def _content(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> bytes:
     try:
-        figures = json.loads(hook.download(machine, path))
+        content = hook.download(machine, path)
+    except NotFoundError as error:
+        raise incomplete(path, "is missing", job) from error
+    if not content:
+        raise incomplete(path, "is empty", job)
+    return content
+
+
+def _figures(hook: SuperfacilityHook, machine: str, path: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    content = _content(hook, machine, path, job)
+    try:
+        figures = json.loads(content)
     except ValueError as error:
         raise incomplete(path, f"is not JSON ({error})", job) from error
     if not isinstance(figures, dict):

@@ -220,6 +220,7 @@ def test_globus_refusing_is_told(standin: Facility, write: Write, monkeypatch: p
     case = Case(monkeypatch, date(2024, 5, 7))
     write(case.path(1))
     standin.control("globus", "client", enabled=False)
+    standin.control("globus", "revoke_tokens")
     try:
         with pytest.raises(CredentialsError, match="What to do"):
             case.compare()

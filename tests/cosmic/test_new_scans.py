@@ -153,6 +153,7 @@ def test_wrong_settings_and_refusals_start_nothing(
         start()
     change_site("processing", parameters={})
     standin.control("globus", "client", enabled=False)
+    standin.control("globus", "revoke_tokens")
     try:
         with pytest.raises(CredentialsError, match="What to do"):
             start()

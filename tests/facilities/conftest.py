@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from airflow.sdk.execution_time import task_runner
 
+from facilities import tokens
 from standin.testing import Facility, running
 from support import globus, superfacility
 from support.airflow_says import AirflowSays
+
+
+@pytest.fixture(autouse=True)
+def no_tokens() -> None:
+    """No token is there from before."""
+    shutil.rmtree(tokens.FOLDER, ignore_errors=True)
+    tokens._shared.clear()
 
 
 @pytest.fixture

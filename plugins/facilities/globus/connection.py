@@ -1,8 +1,10 @@
-"""The connection type `globus`: its form, its reading, and the client that logs in with it."""
+"""The connection type `globus`: its form, its reading, how it gets a token, and the client of Transfer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 import globus_sdk
 
 from facilities.errors import CredentialsError, UserError
+from facilities.tokens import Credentials, Token
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -118,29 +121,62 @@ def _url(value: object, default: str, conn_id: str, key: str) -> str:
     return f"{parts.geturl().rstrip('/')}/"
 
 
-def transfer_client(
-    settings: GlobusSettings, scopes: Sequence[str], http_timeout: float
-) -> globus_sdk.TransferClient:
-    """A client of Transfer that logs in as the connection says and sends each request once.
+def credentials_of(settings: GlobusSettings, scopes: Sequence[str]) -> Credentials:
+    """What tokens are asked for with, as `facilities.tokens` takes it.
 
-    :param scopes: what it asks Globus Auth for besides Transfer itself.
+    :param scopes: what Globus Auth is asked for besides Transfer itself.
     """
-    transport = globus_sdk.transport.RequestsTransport(http_timeout=http_timeout)
-    once = globus_sdk.transport.RetryConfig(max_retries=0)
-    # Addresses and environment are given, so that GLOBUS_SDK_* variables change nothing.
-    login = globus_sdk.ConfidentialAppAuthClient(
-        settings.client_id,
-        settings.client_secret,
-        environment="production",
-        base_url=settings.auth_url,
-        transport=transport,
-        retry_config=once,
-    )
-    all_scopes = [str(globus_sdk.TransferClient.scopes.all), *scopes]
+    name = ["globus", settings.conn_id, settings.auth_url, settings.transfer_url, *scopes]
+    return Credentials(name, json.dumps([settings.client_id, settings.client_secret]))
+
+
+def ask_token(settings: GlobusSettings, scopes: Sequence[str], http_timeout: float) -> Token:
+    """Ask Globus Auth for a token for Transfer.
+
+    :raises globus_sdk.GlobusError: it gives none.
+    :raises TokenReplyError: its reply has no token.
+    """
+    with closing(_transport(http_timeout)) as transport:
+        # Addresses and environment are given, here and below, so that GLOBUS_SDK_* variables change nothing.
+        login = globus_sdk.ConfidentialAppAuthClient(
+            settings.client_id,
+            settings.client_secret,
+            environment="production",
+            base_url=settings.auth_url,
+            transport=transport,
+            retry_config=_once(),
+        )
+        all_scopes = [str(globus_sdk.TransferClient.scopes.all), *scopes]
+        try:
+            reply = login.oauth2_client_credentials_tokens(requested_scopes=all_scopes)
+            (token,) = reply.by_resource_server.values()
+            return Token(str(token["access_token"]), float(token["expires_at_seconds"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the SDK reads what it expects
+            raise TokenReplyError(f"{type(error).__name__}: {error}") from error
+
+
+class TokenReplyError(Exception):
+    """Globus Auth's reply to a request for a token cannot be read."""
+
+
+def transfer_client(settings: GlobusSettings, http_timeout: float) -> globus_sdk.TransferClient:
+    """A client of Transfer that sends each request once; it has no token yet."""
     return globus_sdk.TransferClient(
         environment="production",
         base_url=settings.transfer_url,
-        authorizer=globus_sdk.ClientCredentialsAuthorizer(login, all_scopes),
-        transport=transport,
-        retry_config=once,
+        transport=_transport(http_timeout),
+        retry_config=_once(),
     )
+
+
+def _transport(http_timeout: float) -> globus_sdk.transport.RequestsTransport:
+    # globus_sdk has this module as an attribute only after somebody has imported it.
+    from globus_sdk.transport import RequestsTransport  # noqa: PLC0415 - slow to import
+
+    return RequestsTransport(http_timeout=http_timeout)
+
+
+def _once() -> globus_sdk.transport.RetryConfig:
+    from globus_sdk.transport import RetryConfig  # noqa: PLC0415 - slow to import
+
+    return RetryConfig(max_retries=0)

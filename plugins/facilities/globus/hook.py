@@ -18,7 +18,13 @@ import tenacity
 from airflow.sdk import BaseHook
 
 from facilities.errors import FacilityError, UserError
-from facilities.globus.connection import GlobusSettings, transfer_client
+from facilities.globus.connection import (
+    GlobusSettings,
+    TokenReplyError,
+    ask_token,
+    credentials_of,
+    transfer_client,
+)
 from facilities.globus.errors import (
     Call,
     ExistsError,
@@ -41,6 +47,7 @@ from facilities.globus.model import (
 )
 from facilities.globus.submission import Request
 from facilities.retries import resending
+from facilities.tokens import Token, Tokens, shared_tokens
 
 T = TypeVar("T")
 # Warns about each failed request without its name, which the errors raised here have.
@@ -64,6 +71,7 @@ class GlobusHook(BaseHook):
     :param attempts: how often a request is sent when Globus cannot answer at the moment.
     :param first_pause: seconds before the second attempt; doubled each time.
     :param http_timeout: seconds that a request may take.
+    :param own_tokens: share no lock with other hooks of the process.
 
     Every method raises `TransientError` when Globus stays silent or busy, `CredentialsError` when it
     refuses the client, `NotFoundError` and other `UserError`s when it refuses what was asked.
@@ -83,6 +91,7 @@ class GlobusHook(BaseHook):
         first_pause: float = 1.0,
         http_timeout: float = 30.0,
         settings: GlobusSettings | None = None,
+        own_tokens: bool = False,
     ) -> None:
         super().__init__()
         self.globus_conn_id = globus_conn_id
@@ -90,7 +99,9 @@ class GlobusHook(BaseHook):
         self.first_pause = first_pause
         self.http_timeout = http_timeout
         self._settings = settings
+        self._own_tokens = own_tokens
         self._scopes: list[str] = []
+        self._tokens: Tokens | None = None
         self._transfer: globus_sdk.TransferClient | None = None
         self._lock = threading.RLock()
 
@@ -103,29 +114,37 @@ class GlobusHook(BaseHook):
         return self._settings
 
     def forget(self) -> None:
-        """Read the connection and fetch a token anew at the next call: somebody may have renewed a secret."""
+        """Read the connection anew at the next call: somebody may have renewed a secret."""
         with self._lock:
             self.close()
             self._settings = None
+
+    def forget_token(self) -> None:
+        """Get a new token with the next request."""
+        with self._lock:
+            self._token_source().forget()
 
     def close(self) -> None:
         """Release the connections to Globus; the next call opens new ones."""
         with self._lock:
             if self._transfer is not None:
                 self._transfer.transport.close()
-            self._transfer = None
+            self._transfer = self._tokens = None
 
     def for_emergency(self) -> GlobusHook:
         """A hook with the same settings that shares no lock with this one and does not repeat itself.
 
         For signal handlers: the interrupted code may be holding this hook's lock.
         """
-        return GlobusHook(self.globus_conn_id, attempts=1, http_timeout=5.0, settings=self.settings)
+        return GlobusHook(
+            self.globus_conn_id, attempts=1, http_timeout=5.0, settings=self.settings, own_tokens=True
+        )
 
     def test_connection(self) -> tuple[bool, str]:
         """Answer the connection form's Test button."""
         message = ""
         try:
+            self.forget_token()
             self.ping()
             message = f"Globus accepts {self.settings.identity}, and Transfer answers."
             for entry in self.settings.collections.split():
@@ -137,7 +156,7 @@ class GlobusHook(BaseHook):
         return True, message
 
     def ping(self) -> None:
-        """Make sure that Globus Auth accepts the client and that Transfer answers."""
+        """Make sure that Transfer answers; after `forget_token` also that Globus Auth accepts the client."""
         self._call("listing tasks", lambda transfer: transfer.task_list(limit=1))
 
     def task_url(self, task_id: str) -> str:
@@ -356,13 +375,15 @@ class GlobusHook(BaseHook):
     def _send(self, act: Callable[[globus_sdk.TransferClient], T], call: Call) -> Any:
         """Send once; again when it was refused for want of a fresh token or of a collection's consent."""
         refusal: globus_sdk.TransferAPIError | None = None
+        token: Token | None = None
         while True:
             try:
                 with self._lock:
-                    reply = act(self._client())
+                    token = self._token_source().get()
+                    reply = act(self._client(token))
                 return read_json(reply, call)
             except globus_sdk.TransferAPIError as error:
-                if not self._cure(error, refusal):
+                if not self._cure(error, refusal, token):
                     raise explain(error, call) from error
                 refusal = error
             except globus_sdk.AuthAPIError as error:
@@ -372,22 +393,39 @@ class GlobusHook(BaseHook):
                     self._scopes.clear()
                     self.close()
                 raise explain(refusal if refusal and asked_for_scope else error, call) from error
-            except (globus_sdk.GlobusError, ValueError, KeyError, TypeError, AttributeError) as error:
-                # The latter four: the SDK trips over a token reply that is not what it expects.
+            except (globus_sdk.GlobusError, TokenReplyError) as error:
                 raise explain(error, call) from error
 
-    def _cure(self, error: globus_sdk.TransferAPIError, earlier: globus_sdk.TransferAPIError | None) -> bool:
+    def _cure(
+        self,
+        error: globus_sdk.TransferAPIError,
+        earlier: globus_sdk.TransferAPIError | None,
+        token: Token | None,
+    ) -> bool:
         """Prepare for sending again what was not acted upon; returns whether that makes sense."""
         consent = error.info.consent_required
-        if consent and consent.required_scopes:
-            new = [scope for scope in consent.required_scopes if scope not in self._scopes]
-            self._scopes += new
-            self.close()
-            return bool(new)
-        # The SDK has marked the token as expired, so the next request fetches a new one.
-        return error.http_status == 401 and earlier is None
+        with self._lock:
+            if consent and consent.required_scopes:
+                new = [scope for scope in consent.required_scopes if scope not in self._scopes]
+                self._scopes += new
+                self.close()
+                return bool(new)
+            if error.http_status != 401 or earlier is not None or token is None:
+                return False
+            self._token_source().forget(token.text)
+            return True
 
-    def _client(self) -> globus_sdk.TransferClient:
+    def _client(self, token: Token) -> globus_sdk.TransferClient:
         if self._transfer is None:
-            self._transfer = transfer_client(self.settings, self._scopes, self.http_timeout)
+            self._transfer = transfer_client(self.settings, self.http_timeout)
+        self._transfer.authorizer = globus_sdk.AccessTokenAuthorizer(token.text)
         return self._transfer
+
+    def _token_source(self) -> Tokens:
+        if self._tokens is None:
+            settings, scopes, timeout = self.settings, tuple(self._scopes), self.http_timeout
+            make = Tokens if self._own_tokens else shared_tokens
+            self._tokens = make(
+                credentials_of(settings, scopes), lambda: ask_token(settings, scopes, timeout)
+            )
+        return self._tokens

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from facilities.errors import FailureClass, TransientError, UserError
 
 _MAX_PATH = 4096  # bytes
@@ -221,6 +223,16 @@ class TaskSnapshot:
             requested=parse_time(document.get("request_time")),
             completed=parse_time(document.get("completion_time")),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a trigger's event."""
+        values: dict[str, Any] = TypeAdapter(TaskSnapshot).dump_python(self, mode="json")
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskSnapshot:
+        """The task that `to_dict` made plain values of."""
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,10 @@ class GlobusTaskOperator(RemoteWorkOperator):
         end_wait(store)
         if ended["error"] is not None:
             raise FacilityError.from_fields(ended["error"])
+        seen = ended["result"]
         try:
-            return self._finish(self.make_request(), self.hook.get_task(self.remote_id))
+            task = TaskSnapshot.from_dict(seen) if seen else self.hook.get_task(self.remote_id)
+            return self._finish(self.make_request(), task)
         except TransientError as error:
             self.hold(context, error)
 

@@ -13,7 +13,7 @@ from typing import Any
 from facilities.cancellation import Cancellation
 from facilities.errors import BY_CLASS, CredentialsError, FacilityError, InfrastructureError, NotFoundError
 from facilities.globus.hook import GlobusHook
-from facilities.globus.model import Fault, TaskSnapshot, condense
+from facilities.globus.model import Fault, TaskSnapshot, TaskStatus, condense
 from facilities.polling import BlockingSource, SharedPoller, shared_poller
 from facilities.progress import Progress
 from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_duration
@@ -99,8 +99,9 @@ class GlobusTaskTrigger(WaitTrigger[TaskSnapshot]):
             return self._assess_absence()
         self._absences = 0
         self._last, self.state = value, value.state
-        if value.is_final:
-            return WaitEnd("ended")
+        if value.is_final:  # of a failed one the operator reads more
+            succeeded = value.status is TaskStatus.SUCCEEDED
+            return WaitEnd("ended", result=value.to_dict() if succeeded else None)
         self._look_for_trouble(value, now)
         self._log_progress(value, now)
         return self._assess_stall(now)

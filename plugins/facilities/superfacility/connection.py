@@ -1,22 +1,19 @@
-"""Reads a connection of type `superfacility`: its form, its client id and key, and the API's tokens.
+"""Reads a connection of type `superfacility`: its form, its client id and key, and how it gets a token.
 
 NERSC hands keys out as PEM and as JSON Web Key; both are taken, in the connection or in a file, and so are
 files as sfapi_client reads them (client id on the first line of a PEM, or `{"client_id", "secret"}`). Tokens
-come from sfapi_client and are shared by all sessions of a process: to make one takes a tenth of a second of
-computing, and a triggerer that cancels 200 jobs needs one, not 200.
+come from sfapi_client, and are shared (`facilities.tokens`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import stat
-import threading
+import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -28,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from facilities.errors import CredentialsError, FacilityError, TransientError, UserError
 from facilities.superfacility.errors import RENEW, failure_of_status
+from facilities.tokens import Credentials, Token
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -153,16 +151,23 @@ _BEGIN = "-----BEGIN"
 
 @dataclass(frozen=True)
 class ClientKey:
-    """A client and its key; `secret` is what sfapi_client takes: PEM text or a JWK as a dictionary."""
+    """A client and its key.
+
+    :param secret: what sfapi_client takes: PEM text or a JWK as a dictionary.
+    :param where: where it was found, for errors.
+    """
 
     client_id: str
     secret: str | dict[str, Any] = field(repr=False)
+    where: str = ""
 
 
 def read_client_key(config: SuperfacilityConfig, password: str | None) -> ClientKey:
     """Find the client id and the key that a connection gives or points to.
 
-    :raises CredentialsError: missing, unreadable, readable by others, or not an RSA private key.
+    Whether a PEM is an RSA private key is looked at when a token is asked for with it: that takes a while.
+
+    :raises CredentialsError: missing, unreadable, readable by others, or neither a PEM nor a JWK.
     """
     if config.key_file:
         text, where = _read_private_file(Path(config.key_file), config), f"key file {config.key_file}"
@@ -176,7 +181,7 @@ def read_client_key(config: SuperfacilityConfig, password: str | None) -> Client
         _refuse(config, "There is no client id", "give it as login, or its file as client_id_file.")
     if not client_id.isascii() or not client_id.isalnum():
         _refuse(config, f"The client id {client_id!r} is not letters and digits", "copy it from Iris again.")
-    return ClientKey(client_id, secret)
+    return ClientKey(client_id, secret, where)
 
 
 def _read_private_file(path: Path, config: SuperfacilityConfig) -> str:
@@ -215,17 +220,26 @@ def _parse(text: str, where: str, config: SuperfacilityConfig) -> tuple[str | di
         return _parse_json(text, where, config)
     first, _, rest = text.partition(_BEGIN)
     pem = (_BEGIN + rest).strip() + "\n"
-    if not rest or not _is_rsa_key(pem):
-        _refuse(config, f"The {where} is neither a PEM nor a JWK with an RSA private key", "copy it again.")
+    if not rest:
+        _refuse_key(config, where)
     return pem, first.strip() or None
 
 
-@lru_cache(maxsize=8)  # the check of the primes takes a while
+def check_key(key: ClientKey, config: SuperfacilityConfig) -> None:
+    """Check that a PEM is an RSA private key, its primes included."""
+    if isinstance(key.secret, str) and not _is_rsa_key(key.secret):
+        _refuse_key(config, key.where)
+
+
 def _is_rsa_key(pem: str) -> bool:
     try:
         return isinstance(load_pem_private_key(pem.encode(), password=None), RSAPrivateKey)
     except (ValueError, TypeError):  # its text could hold a part of the key: not shown
         return False
+
+
+def _refuse_key(config: SuperfacilityConfig, where: str) -> NoReturn:
+    _refuse(config, f"The {where} is neither a PEM nor a JWK with an RSA private key", "copy it again.")
 
 
 def _parse_json(
@@ -257,76 +271,48 @@ def _refuse(config: SuperfacilityConfig, what: str, next_step: str) -> NoReturn:
 _REFUSED_CLIENT = frozenset(
     {"invalid_client", "unauthorized_client", "invalid_grant", "access_denied", "invalid_request"}
 )
+_LIFE = 300.0  # seconds for which a token is used when NERSC does not say
 
 
-class Tokens:
-    """The bearer token of one client, renewed shortly before it expires. May be used by threads."""
+def credentials_of(key: ClientKey, config: SuperfacilityConfig) -> Credentials:
+    """What tokens are asked for with, as `facilities.tokens` takes it."""
+    name = ["superfacility", config.conn_id, config.api_url, config.token_url]
+    return Credentials(name, json.dumps([key.client_id, key.secret]))
 
-    def __init__(self, key: ClientKey, config: SuperfacilityConfig) -> None:
-        self._key = key
-        self._config = config
-        self._oauth: Any = None
-        self._last = ""
-        self._lock = threading.Lock()
 
-    def get(self) -> str:
-        """The token.
+def ask_token(key: ClientKey, config: SuperfacilityConfig) -> Token:
+    """Ask NERSC for a token.
 
-        :raises CredentialsError: NERSC refuses the client.
-        :raises TransientError: NERSC gives none at the moment.
-        """
-        with self._lock:
-            if self._oauth is None:
-                self._oauth = _oauth_client(self._key, self._config)
-            try:
-                self._last = str(self._oauth.token)
-            except Exception as error:
-                self._drop()
-                raise self._failure(error) from error
-            return self._last
+    :raises CredentialsError: the key is none, or NERSC refuses the client.
+    :raises TransientError: NERSC gives none at the moment.
+    """
+    check_key(key, config)
+    with closing(_oauth_client(key, config)) as client:
+        try:
+            reply = client._http_client().token  # the only place that has its end
+            return Token(str(reply["access_token"]), float(reply.get("expires_at") or time.time() + _LIFE))
+        except Exception as error:
+            raise _failure(error, key, config) from error
 
-    def forget(self, refused: str | None = None) -> None:
-        """Get a new token next time, unless another thread has replaced the `refused` one already."""
-        with self._lock:
-            if refused is None or refused == self._last:
-                self._drop()
 
-    def _drop(self) -> None:
-        if self._oauth is not None:
-            self._oauth.close()
-            self._oauth = None
-
-    def _failure(self, error: Exception) -> FacilityError:
-        conn_id = self._config.conn_id
-        what = f"NERSC gives no token to the client of connection {conn_id}"
-        refusal = str(getattr(error, "error", ""))  # of authlib's OAuthError
-        if refusal in _REFUSED_CLIENT:
-            return CredentialsError(
-                what,
-                remote_id=self._key.client_id,
-                state=refusal,
-                next_step="the client has expired, or the key is not its own: "
-                + RENEW.format(conn_id=conn_id),
-                details=str(getattr(error, "description", None) or ""),
-            )
-        if isinstance(error, httpx.HTTPStatusError):
-            return failure_of_status(error.response, what, client_id=self._key.client_id, conn_id=conn_id)
-        details = f"{type(error).__name__}: {error}"
-        return TransientError(
-            what, next_step="look at https://www.nersc.gov/live-status/motd if it stays so.", details=details
+def _failure(error: Exception, key: ClientKey, config: SuperfacilityConfig) -> FacilityError:
+    what = f"NERSC gives no token to the client of connection {config.conn_id}"
+    refusal = str(getattr(error, "error", ""))  # of authlib's OAuthError
+    if refusal in _REFUSED_CLIENT:
+        return CredentialsError(
+            what,
+            remote_id=key.client_id,
+            state=refusal,
+            next_step="the client has expired, or the key is not its own: "
+            + RENEW.format(conn_id=config.conn_id),
+            details=str(getattr(error, "description", None) or ""),
         )
-
-
-_shared: dict[tuple[object, ...], Tokens] = {}
-_shared_lock = threading.Lock()
-
-
-def shared_tokens(key: ClientKey, config: SuperfacilityConfig) -> Tokens:
-    """The tokens of this process for a client; a renewed key has tokens of its own, and so has a fork."""
-    fingerprint = hashlib.sha256(json.dumps(key.secret).encode()).digest()
-    identity = (os.getpid(), config.conn_id, config.api_url, config.token_url, key.client_id, fingerprint)
-    with _shared_lock:
-        return _shared.setdefault(identity, Tokens(key, config))
+    if isinstance(error, httpx.HTTPStatusError):
+        return failure_of_status(error.response, what, client_id=key.client_id, conn_id=config.conn_id)
+    details = f"{type(error).__name__}: {error}"
+    return TransientError(
+        what, next_step="look at https://www.nersc.gov/live-status/motd if it stays so.", details=details
+    )
 
 
 def _oauth_client(key: ClientKey, config: SuperfacilityConfig) -> Any:

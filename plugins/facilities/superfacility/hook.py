@@ -57,7 +57,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
     :param superfacility_conn_id: the connection.
     :param attempts: how often a read is sent at most when the service does not answer; actions are sent once.
     :param timeout: seconds to wait for each reply.
-    :param own_tokens: share no token, and no lock, with other hooks of the process.
+    :param own_tokens: share no lock with other hooks of the process.
     """
 
     conn_name_attr = "superfacility_conn_id"
@@ -116,7 +116,7 @@ class SuperfacilityHook(FileCalls, BaseHook):
     def forget(self) -> None:
         """Read the connection anew at the next call: somebody may have renewed a key."""
         self.close()
-        for name in ("config", "_connection", "account"):
+        for name in ("config", "_connection"):
             self.__dict__.pop(name, None)
 
     # Jobs
@@ -218,11 +218,10 @@ class SuperfacilityHook(FileCalls, BaseHook):
 
     # The client and the machine
 
-    @cached_property
+    @property
     def account(self) -> Mapping[str, Any]:
-        """Who the client acts for: name, uid and so on."""
-        what = "Looking up the user of the client"
-        return expect_ok(self.session.get("account/", what), what, otherwise=TransientError)
+        """Who the client acts for: `name` and `uid`."""
+        return self.session.account
 
     @property
     def user(self) -> str:

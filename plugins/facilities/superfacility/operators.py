@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -19,6 +17,7 @@ from facilities.cancellation import Cancellation, task_is_over, timed_out
 from facilities.deferral import RemoteWorkOperator
 from facilities.errors import InfrastructureError, TransientError, UserError
 from facilities.links import RemoteWorkLink
+from facilities.private_files import write_private
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_end import LogFiles
 from facilities.superfacility.job_script import SlurmResources, check_body, render_file
@@ -279,7 +278,9 @@ class SfapiSubmitJobOperator(SlurmOperator):
         """Keep the script, and look whether the task and the machine are still there."""
         if self.script_copy_dir:
             try:
-                self._script_copy = str(write_private(Path(self.script_copy_dir), f"{name}.sh", script))
+                self._script_copy = str(
+                    write_private(Path(self.script_copy_dir), f"{name}.sh", script.encode())
+                )
             except OSError as error:  # a full disk does not keep the job from being submitted
                 self.log.warning("No copy of the job script was kept: %s", error)
         if self._kill_requested and task_is_over(self._ti):
@@ -341,21 +342,3 @@ class SfapiSubmitJobOperator(SlurmOperator):
                 next_step=f"put it into one of {', '.join(folders)}.",
             )
         return found
-
-
-def write_private(folder: Path, name: str, text: str) -> Path:
-    """Write a file that only its owner can read, whole or not at all.
-
-    :raises OSError: it cannot be written.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        target = folder / name
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target

@@ -14,10 +14,21 @@ from typing import Any
 
 import httpx
 
-from facilities.errors import FacilityError, LostReplyError
+from facilities.errors import FacilityError, LostReplyError, TransientError
 from facilities.retries import resending
-from facilities.superfacility.connection import ClientKey, SuperfacilityConfig, Tokens, shared_tokens
-from facilities.superfacility.errors import failure_of_network, failure_of_status, read_object
+from facilities.superfacility.connection import (
+    ClientKey,
+    SuperfacilityConfig,
+    ask_token,
+    credentials_of,
+)
+from facilities.superfacility.errors import (
+    expect_ok,
+    failure_of_network,
+    failure_of_status,
+    read_object,
+)
+from facilities.tokens import Tokens, shared_tokens
 
 _FIRST_WAIT = 0.5  # seconds before a GET is sent again; doubled each time
 _LONGEST_WAIT = 10.0
@@ -28,7 +39,7 @@ class SfapiSession:
 
     :param attempts: how often a GET is sent at most, when the service does not answer.
     :param timeout: seconds to wait for a connection, and for each part of a reply.
-    :param own_tokens: share no token, and no lock, with other sessions of the process.
+    :param own_tokens: share no lock with other sessions of the process.
     """
 
     def __init__(
@@ -51,12 +62,22 @@ class SfapiSession:
     def close(self) -> None:
         """Release the connections."""
         self._http.close()
-        if self._own_tokens and "_tokens" in self.__dict__:
-            self._tokens.forget()
 
     def forget_token(self) -> None:
         """Get a new token with the next request."""
         self._tokens.forget()
+
+    @property
+    def account(self) -> Mapping[str, Any]:
+        """Who the client acts for: `name` and `uid`; asked for once with each token."""
+        token = self._tokens.get()
+        if token.facts.get("name"):
+            return token.facts
+        what = "Looking up the user of the client"
+        reply = expect_ok(self.get("account/", what), what, otherwise=TransientError)
+        facts = {key: reply.get(key) for key in ("name", "uid")}
+        self._tokens.add_facts(token, **facts)
+        return facts
 
     @property
     def client_id(self) -> str:
@@ -99,11 +120,11 @@ class SfapiSession:
     def _request(
         self, method: str, path: str, what: str, *, public: bool = False, **content: Any
     ) -> httpx.Response:
-        token = None if public else self._tokens.get()
+        token = None if public else self._tokens.get().text
         response = self._exchange(method, path, what, token, content)
         if response.status_code in (401, 403) and token is not None:
             self._tokens.forget(token)
-            response = self._exchange(method, path, what, self._tokens.get(), content)
+            response = self._exchange(method, path, what, self._tokens.get().text, content)
         if response.is_success:
             return response
         failure: FacilityError = self._failure(response, what)
@@ -132,7 +153,9 @@ class SfapiSession:
 
     @cached_property
     def _tokens(self) -> Tokens:
-        return (Tokens if self._own_tokens else shared_tokens)(self._key, self.config)
+        key, config = self._key, self.config
+        make = Tokens if self._own_tokens else shared_tokens
+        return make(credentials_of(key, config), lambda: ask_token(key, config))
 
 
 @cache

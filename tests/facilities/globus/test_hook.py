@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,6 +28,8 @@ from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import DeleteRequest
 from standin.testing import Facility
 from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def wait_for_end(hook: GlobusHook, task_id: str) -> Any:
@@ -219,6 +225,13 @@ def test_a_secret_that_is_taken_back_and_renewed(hook: GlobusHook, standin: Faci
     hook.ping()
 
 
+def test_the_connection_test_is_of_the_client_not_of_a_token(hook: GlobusHook, standin: Facility) -> None:
+    hook.ping()
+    standin.control("globus", "client", enabled=False)
+    hook.ping()  # a token stays valid
+    assert not GlobusHook(CONN_ID).test_connection()[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "says"),
     [
@@ -274,20 +287,35 @@ def test_the_connection_test(standin: Facility, monkeypatch: pytest.MonkeyPatch)
     assert "put a valid client id and secret into the connection" in message
 
 
+def test_the_first_request_of_a_process_is_answered(standin: Facility) -> None:
+    """As in a worker, in which nothing has used globus_sdk before."""
+    ping = f"from facilities.globus.hook import GlobusHook; GlobusHook({CONN_ID!r}, attempts=1).ping()"
+    path = os.pathsep.join(str(REPOSITORY / folder) for folder in ("plugins", "include"))
+    done = subprocess.run(
+        [sys.executable, "-c", ping],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [entry["status"] for entry in standin.requests("globus")] == [200, 200]
+
+
 def test_secrets_are_in_no_log_and_no_text(
     standin: Facility, place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
     hook = GlobusHook(CONN_ID, attempts=1)
     hook.stat(place.source, place.path)
-    header = str(hook._client().authorizer.get_authorization_header())  # type: ignore[union-attr]
+    token = hook._token_source().get().text
     secret = hook.settings.client_secret
     standin.fault(kind="status", path="/stat", status=500)
     with pytest.raises(TransientError) as raised:
         hook.stat(place.source, place.path)
     texts = caplog.text + str(raised.value) + repr(raised.value) + repr(hook.settings) + repr(vars(hook))
     assert secret not in texts
-    assert header.removeprefix("Bearer ") not in texts
+    assert token not in texts
 
 
 def test_one_hook_for_many_threads(hook: GlobusHook, standin: Facility, place: Place) -> None:

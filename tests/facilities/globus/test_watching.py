@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from typing import Any
@@ -48,11 +49,25 @@ def said(watch: GlobusTaskTrigger) -> list[str]:
 
 @pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
 def test_an_ended_task_is_finished_whatever_became_of_it(status: str) -> None:
-    assert watching().take(seen(status=status), 1.0) == WaitEnd("ended")
+    end = watching().take(seen(status=status), 1.0)
+    assert end is not None
+    assert (end.outcome, end.error, end.cancel) == ("ended", None, False)
+
+
+def test_the_end_of_a_success_has_the_task_with_it_and_a_failure_is_read_again() -> None:
+    answer = seen(status="SUCCEEDED", request_time="2026-01-01T00:00:00+00:00", files_transferred=1)
+    end, failed = watching().take(answer, 1.0), watching().take(seen(status="FAILED"), 1.0)
+    assert end is not None
+    assert failed is not None
+    assert end.result is not None
+    assert TaskSnapshot.from_dict(json.loads(json.dumps(end.result))) == answer.value
+    assert failed.result is None
 
 
 def test_an_ended_task_is_finished_even_after_the_limit() -> None:
-    assert watching(remaining=10.0).take(seen(status="SUCCEEDED"), 99.0) == WaitEnd("ended")
+    end = watching(remaining=10.0).take(seen(status="SUCCEEDED"), 99.0)
+    assert end is not None
+    assert end.error is None
 
 
 def test_the_limit_cancels() -> None:

@@ -18,6 +18,7 @@ from facilities.superfacility.connection import (
     TOKEN_URL,
     ClientKey,
     SuperfacilityConfig,
+    check_key,
     read_client_key,
 )
 from facilities.superfacility.hook import SuperfacilityHook
@@ -33,7 +34,10 @@ def pem() -> str:
 
 def _read(password: str | None = None, login: str | None = "abcdefghijklm", **extra: Any) -> ClientKey:
     connection = Connection(conn_id="c", conn_type="superfacility", login=login, extra=json.dumps(extra))
-    return read_client_key(SuperfacilityConfig.from_connection(connection, "c"), password)
+    config = SuperfacilityConfig.from_connection(connection, "c")
+    key = read_client_key(config, password)
+    check_key(key, config)
+    return key
 
 
 @pytest.mark.parametrize("where", ["password", "file"])

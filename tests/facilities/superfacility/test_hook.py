@@ -276,7 +276,7 @@ def test_no_secret_shows_in_errors_logs_or_addresses(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     assert hook.user
-    token = hook.session._tokens.get()
+    token = hook.session._tokens.get().text
     nersc.fault(kind="status", status=403, body={"detail": "no"}, times=2, **JOBS)
     with pytest.raises(CredentialsError) as caught:
         hook.jobs_of_user("perlmutter", "squeue")

@@ -230,8 +230,8 @@ def test_tokens_that_are_revoked_while_waiting_are_renewed(waiting: Task) -> Non
     deferral = waiting.start(waiting.wait(job_id))
 
     def revoke() -> None:
-        waiting.facility.control("nersc", "revoke_tokens")
         waiting.facility.clear_requests()
+        waiting.facility.control("nersc", "revoke_tokens")
 
     def renewed() -> bool:
         """Refused, a new token, answered: only then the next revocation, or the new token is refused too."""
