@@ -50,7 +50,7 @@ def session(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setattr(scan_index, "_REFRESH_AFTER", 0.0)
     monkeypatch.setattr(scan_index, "read_progress", dict)
     monkeypatch.setattr(scans, "index", index)
-    monkeypatch.setattr(scans, "lists", scans.Lists(index))
+    monkeypatch.setattr(scans, "lists", scans.Lists())
     with create_session(scoped=False) as session:
         empty(session)
         yield session
@@ -136,11 +136,8 @@ def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Sessio
     assert pages.get("reader", LIST, **{"If-None-Match": f"W/{tag}"}).status_code == 304, "after a proxy"
     assert tag in pages.get("reader", PAGE).text.replace("&#34;", '"')
 
-    other = ScanIndex()
-    other.refresh(session)
-    assert scans.Lists(other).make(scans.asked(), "", scans.Rights(True, False))[0] == tag, (
-        "another server's is the same"
-    )
+    other = scans.Lists().make(ScanIndex().refresh(session), scans.asked(), "", scans.Rights(True, False))
+    assert other[0] == tag, "another server's is the same"
 
     session.execute(DagRun.__table__.update().values(state="success", end_date=POSTED + TOOK))
     session.commit()

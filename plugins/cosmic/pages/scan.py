@@ -37,6 +37,7 @@ from cosmic.scan_records import File, Run, Scan
 
 router = APIRouter()
 AskedRun = Annotated[str, Query(alias="run", max_length=250)]
+_KEPT_NEWS = 200  # scans
 
 
 @router.get("/scans/{scan}", response_class=HTMLResponse, dependencies=[MayReadScans])
@@ -79,19 +80,38 @@ def run_details(
 def scan_data(scan: ScanName, session: SessionDep, request: Request) -> Response:
     """State, files, runs and results; 304 when the reader has them already.
 
-    Made from the index in memory, so that it costs the same however many look.
+    Made once for all who look, when the scan has changed.
     """
-    content = json.dumps(_data(_scan(session, scan), address(request)), allow_nan=False).encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    etag, content = news.make(_scan(session, scan), address(request))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json", headers=headers)
 
 
+class News:
+    """The data of scans as they were last made."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], tuple[Scan, str, bytes]] = {}
+
+    def make(self, scan: Scan, airflow: str) -> tuple[str, bytes]:
+        """ETag and JSON of a scan's data; a scan that has changed is another object."""
+        known, etag, content = self._made.get((scan.name, airflow), (None, "", b""))
+        if known is not scan:
+            content = json.dumps(_data(scan, airflow), allow_nan=False).encode()
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            if len(self._made) >= _KEPT_NEWS:
+                self._made = {}
+            self._made[scan.name, airflow] = scan, etag, content
+        return etag, content
+
+
+news = News()
+
+
 def _scan(session: SessionDep, name: str) -> Scan:
-    index.refresh(session)
-    found = index.scan(name)
+    found = index.refresh(session).scan(name) or index.refresh(session, at_once=True).scan(name)
     if found is None:
         raise HTTPException(
             404, f"No scan {name} has a run here: it was not posted yet, or its runs are deleted."

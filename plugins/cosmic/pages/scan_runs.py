@@ -107,8 +107,7 @@ def runs_of_scan(session: Session, name: str) -> ScanRuns | None:
 
     :param name: such as `NS_230216033`, or a lone file's: `test.1a2b3c4d`.
     """
-    index.refresh(session)
-    known = index.scan(name)
+    known = index.refresh(session).scan(name)
     # Those with ids of their own. The index may be two seconds behind; the ids of others begin with the name.
     others = [
         run.id

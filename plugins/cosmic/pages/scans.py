@@ -32,8 +32,9 @@ from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, has_a
 from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
-from cosmic.scan_index import ScanIndex, index
-from cosmic.scan_records import STATES, File, Filters, Scan
+from cosmic.scan_index import index
+from cosmic.scan_records import STATES, File, Scan
+from cosmic.scan_snapshot import Filters, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +116,14 @@ AskedDep = Annotated[Asked, Depends(asked)]
 @router.get("/scans", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> HTMLResponse:
     """The page."""
-    index.refresh(session)
-    airflow = address(request)
-    etag, content = lists.make(asked, airflow, rights_of(user))
+    scans, airflow = index.refresh(session), address(request)
+    etag, content = lists.make(scans, asked, airflow, rights_of(user))
     return render(
         "scans.html",
         airflow=airflow,
         asked=asked,
         state_names=STATE_NAMES,
-        proposals=index.proposals()[:500],
+        proposals=scans.proposals[:500],
         etag=etag,
         content=content,
     )
@@ -132,8 +132,7 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
 @router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> Response:
     """What changes of the page; 304 when the reader has it already."""
-    index.refresh(session)
-    etag, content = lists.make(asked, address(request), rights_of(user))
+    etag, content = lists.make(index.refresh(session), asked, address(request), rights_of(user))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
@@ -143,24 +142,23 @@ def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: R
 class Lists:
     """Lists as they were last made, by what was asked for."""
 
-    def __init__(self, index: ScanIndex) -> None:
-        self._index = index
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], tuple[str, str]] = {}
 
-    def make(self, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
-        """ETag and HTML of a list, made anew when the index has changed."""
+    def make(self, scans: Snapshot, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
+        """ETag and HTML of a list, made anew when anything has changed."""
         zone = local_zone()
         today = datetime.now(zone).date()
-        key = (self._index.version, today, asked, airflow, rights)
+        key = (scans.version, today, asked, airflow, rights)
         if made := self._made.get(key):
             return made
         with self._lock:
             if made := self._made.get(key):
                 return made
             kept = {other: made for other, made in self._made.items() if other[0] == key[0]}
-            page = self._index.page(asked.filters, asked.number)
-            counts = self._index.day_counts(_days_around(asked.filters.day or today, today))
+            page = scans.page(asked.filters, asked.number)
+            counts = scans.day_counts(_days_around(asked.filters.day or today, today))
             content = fragment(
                 "scan_list.html",
                 asked=asked,
@@ -180,7 +178,7 @@ class Lists:
             return etag, content
 
 
-lists = Lists(index)
+lists = Lists()
 
 
 class LoadAtStart:
