@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 
 from cosmic.task_names import step_name
 
-_OF_RUN, _OF_TASK, _OF_GROUP = "patch_dag_run", "patch_task_instance", "patch_task_group_instances"
+_OF_RUN = "patch_dag_run"
+_OF_TASKS = "patch_task_instance", "patch_task_group_instances"
 _BY_ITSELF = "failed"  # what a worker enters that reports its task's end
 _TAKES = timedelta(minutes=1)  # a request at most, from its entry to its effect
 
@@ -30,7 +31,7 @@ _TAKES = timedelta(minutes=1)  # a request at most, from its entry to its effect
 class Cancellation:
     """Somebody has ended a run, or a task of it.
 
-    :param what: `the run`, or a step's name.
+    :param what: `the run`, a step's name, or that of an engine whose tasks were ended together.
     """
 
     who: str
@@ -69,7 +70,7 @@ def cancellations(session: Session, *runs: Any) -> dict[str, Cancellation]:
         )
         .where(
             DagRun._state == "failed",
-            Log.event.in_((_OF_RUN, _OF_TASK, _OF_GROUP, _BY_ITSELF)),
+            Log.event.in_((_OF_RUN, *_OF_TASKS, _BY_ITSELF)),
             Log.dttm.is_not(None),
             *runs,
         )
@@ -97,12 +98,13 @@ def _ended(entry: Any, own_end: datetime | None) -> str:
         return ""
     if entry.event == _OF_RUN:
         return "the run" if _at_once(entry.dttm, entry.end_date) else ""
-    task, group = entry.failed_task or "", fields.get("group_id") or ""
-    is_named = task == entry.task_id if entry.event == _OF_TASK else task.startswith(f"{group}.")
-    if not is_named or _at_once(entry.dttm, own_end):
-        return ""
+    task, group = entry.failed_task or "", str(fields.get("group_id") or "")
+    what = (
+        group if task.startswith(f"{group}.") else step_name(task) if task and task == entry.task_id else ""
+    )
     # Of a task that was tried before, Airflow leaves the end of that try.
-    return step_name(task) if _at_once(entry.dttm, entry.task_ended, entry.task_changed) else ""
+    is_now = _at_once(entry.dttm, entry.task_ended, entry.task_changed) and not _at_once(entry.dttm, own_end)
+    return what if is_now else ""
 
 
 def _at_once(asked: datetime, *moments: datetime | None) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -511,6 +514,85 @@ def test_who_looks_within_two_seconds_costs_no_query(
         for _ in range(100):
             index.refresh(session)
     assert statements == []
+
+
+def test_who_looks_while_it_is_read_is_given_what_was_before(
+    written: Written, index: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+    from cosmic.scan_snapshot import Filters
+
+    written.run("NS_260701033_0_0", path(), "running")
+    before = index.refresh(session)
+    written.change("NS_260701033_0_0", _state="success", end_date=POSTED + TOOK)
+    session.commit()
+    is_reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> dict[Wait, Progress]:
+        is_reading.set()
+        assert go_on.wait(60)
+        return {}
+
+    def read() -> None:
+        with create_session(scoped=False) as own:
+            index.refresh(own)
+
+    monkeypatch.setattr(scan_index, "read_progress", slow)
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(read)
+        assert is_reading.wait(60)
+        look = threads.submit(lambda: index.refresh(session).page(Filters(), 1).scans[0].outcomes)
+        try:
+            assert look.result(timeout=60) == {"active"}
+        finally:
+            go_on.set()
+        reading.result()
+    assert index.snapshot.scan(NAME).outcomes == {"done"}
+    assert before.scan(NAME).files[0].run.state == "running", "a snapshot does not change"
+
+
+def test_each_snapshot_is_as_if_it_had_been_made_at_once(
+    written: Written, index: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+    from cosmic.scan_snapshot import Filters
+
+    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    chance = random.Random(1)
+    ids: dict[str, int] = {}
+    for step in range(60):
+        name = f"NS_2607{chance.randrange(1, 4):02}{chance.randrange(10):03}"
+        file = f"2026/07/{name[3:9]}/{name}_ccdframes_0_0.cxi"
+        if name in ids and chance.random() < 0.5:
+            session.execute(delete(DagRun).where(DagRun.id == ids.pop(name)))
+        elif name in ids:
+            states = {"state": chance.choice(["failed", "success"]), "end_date": POSTED + step * TOOK}
+            session.execute(update(DagRun.__table__).where(DagRun.id == ids[name]).values(states))
+        else:
+            posted = POSTED + timedelta(minutes=chance.randrange(100))
+            ids[name] = written.run(f"{name}_0_0", file, "running", posted=posted)
+        scans, at_once = index.refresh(session), scan_index.ScanIndex().refresh(session)
+        for filters in (
+            Filters(),
+            Filters(state="failed"),
+            *(Filters(day=date(2026, 7, n)) for n in (1, 2, 3)),
+        ):
+            assert scans.page(filters, 1) == at_once.page(filters, 1)
+        days = [date(2026, 7, n) for n in (1, 2, 3)]
+        assert scans.day_counts(days) == at_once.day_counts(days)
+
+
+def test_a_scan_that_was_posted_a_moment_ago_is_there_for_who_asks_for_it(
+    written: Written, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+
+    monkeypatch.setattr(scan_index, "_REFRESH_AFTER", 3600.0)
+    index = scan_index.ScanIndex()
+    index.refresh(session)
+    written.run("NS_260701033_0_0", path(), "queued")
+    assert index.refresh(session).scan(NAME) is None
+    assert index.refresh(session, at_once=True).scan(NAME) is not None
 
 
 @pytest.mark.long
