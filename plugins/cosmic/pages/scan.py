@@ -25,8 +25,9 @@ from sqlalchemy import select
 
 from cosmic import kept_results
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.pages import addresses
 from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, ScanName, address, fragment, has_already, render
+from cosmic.pages.rendering import HEADERS, ScanName, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, doing, state_of
@@ -167,7 +168,7 @@ def _details(session: SessionDep, user: GetUserDep, airflow: str, chosen: Run) -
         sections=parameters(conf, engines),
         figures=figures,
         jobs=[engine for engine in ENGINES if engine in summary.jobs or _has(summary, engine)],
-        addresses=_address(airflow, chosen.run_id),
+        addresses=addresses.run_page(airflow, chosen.run_id),
     )
     return {"news": news, "details": details}
 
@@ -184,16 +185,12 @@ def _held(run: DagRun, engine: str) -> Mapping[str, Any] | None:
         return None
 
 
-def _address(airflow: str, run_id: str) -> str:
-    return f"{airflow}{URL_PREFIX}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
-
-
 def _data(scan: Scan, airflow: str) -> dict[str, Any]:
     """What the page's script works with."""
     state, words = state_of(scan)
     return {
         "scan": scan.name,
-        "base": f"{airflow}{URL_PREFIX}/scans/{quote(scan.name, safe='')}",
+        "base": addresses.scan_page(airflow, scan.name),
         "try_again": TRY_AGAIN,
         "state": {"name": state, "words": _plain(words)},
         "files": [_file(file, airflow) for file in scan.files],
@@ -214,7 +211,7 @@ def _file(file: File, airflow: str) -> dict[str, Any]:
 def _run(run: Run, airflow: str) -> dict[str, Any]:
     return {
         "id": run.run_id,
-        "address": _address(airflow, run.run_id),
+        "address": addresses.run_page(airflow, run.run_id),
         "posted": run.posted.isoformat(),
         "outcome": run.outcome,
         "words": _plain(doing(run)) if run.outcome == "active" else [],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from statistics import median
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -27,8 +27,9 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cosmic.beamline import local_zone
-from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, has_already, render
+from cosmic.dag_constants import FIND_MISSED_SCANS
+from cosmic.pages.addresses import run_page, scan_page
+from cosmic.pages.rendering import HEADERS, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
@@ -222,16 +223,15 @@ def _days_around(day: date, today: date) -> list[date]:
 
 def _row(scan: Scan, airflow: str) -> Row:
     state, words = state_of(scan)
-    pages = f"{airflow}{URL_PREFIX}"
     thumbnail = ""
     if scan.picture:
         run_id, engine, when = scan.picture
-        of_run = f"{pages}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
         # A result that was made again has another address: browsers keep pictures for a while.
-        thumbnail = f"{of_run}/{engine}/thumbnail.png?{urlencode({'of': when.isoformat()})}"
+        version = urlencode({"of": when.isoformat()})
+        thumbnail = f"{run_page(airflow, run_id)}/{engine}/thumbnail.png?{version}"
     return Row(
         scan,
-        f"{pages}/scans/{quote(scan.name, safe='')}",
+        scan_page(airflow, scan.name),
         thumbnail,
         state,
         words,
