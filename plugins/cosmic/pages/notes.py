@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from cosmic.pages.addresses import page_before, scan_page
 from cosmic.pages.airflow_api import call_airflow, change_run
 from cosmic.pages.forms import refused, text_of
@@ -25,8 +25,9 @@ from cosmic.pages.scan_runs import ScanRuns, find_runs
 from cosmic.pages.security import MayReadScans, OwnForm, require
 
 MAX_NOTE = 1000  # characters, Airflow's own limit
-RUN_AGAIN_NOTE = "Run again from the scan's page"
+RUN_AGAIN_NOTE = "Run again from the scan's page"  # of the runs that the button starts
 _CHANGES = 20  # of the audit log that are looked at
+_POSTING = timedelta(minutes=1)  # in which what is posted with a run is written
 
 router = APIRouter(dependencies=[MayReadScans])
 
@@ -41,18 +42,28 @@ class Note:
 
 
 def note_of(session: Session, runs: ScanRuns) -> Note:
-    """A scan's note, which is that of its first run: it outlives clearing and running again."""
-    first = runs.runs[0]
-    run = session.get(DagRun, first.number)
+    """A scan's note, which is that of its first run: it outlives clearing and running again.
+
+    What a program has posted with the run, such as the client's `submit_scan on ...`, is nobody's note.
+    """
+    run = session.get(DagRun, runs.runs[0].number)
+    held = run.dag_run_note if run else None
+    if run is None or held is None or not held.content:
+        return Note("")
     changes = session.scalars(
         select(Log)
-        .where(Log.dag_id == TRANSFER_AUTO_RECON, Log.run_id == first.run_id, Log.event == "patch_dag_run")
+        .where(Log.dag_id == run.dag_id, Log.run_id == run.run_id, Log.event == "patch_dag_run")
         .order_by(Log.dttm.desc())
         .limit(_CHANGES)
     )
-    last = next((entry for entry in changes if '"note"' in (entry.extra or "")), None)
-    text = (run.note if run else None) or ""
-    return Note(text, last.owner_display_name or last.owner or "", last.dttm) if last else Note(text)
+    if last := next((entry for entry in changes if '"note"' in (entry.extra or "")), None):
+        return Note(held.content, last.owner_display_name or last.owner or "", last.dttm)
+    posted = run.created_at or run.run_after
+    if held.updated_at - posted > _POSTING:  # by a person of whom the audit log has nothing any more
+        return Note(held.content, when=held.updated_at)
+    if run.triggered_by == DagRunTriggeredByType.UI and held.content != RUN_AGAIN_NOTE:
+        return Note(held.content, run.triggering_user_name or "", posted)
+    return Note("")
 
 
 @router.post("/scans/{scan}/notes")
