@@ -72,7 +72,7 @@ def test_hostile_names_and_causes_add_no_header_and_no_mail(
     mailbox: Mailbox, hook: Webhook, text: str
 ) -> None:
     event = Event(
-        id="1", kind="scan", at=0, subject=text, what=text, advice=text, command=text, url="", previews=[]
+        id="1", kind="scan", at=0, subject=text, what=text, advice=text, command=text, url="", pictures=[]
     )
     message = compose([event])
     for url in (mailbox.url, f"{mailbox.url}&format=html", hook.url):
