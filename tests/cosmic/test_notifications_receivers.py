@@ -125,6 +125,22 @@ def test_a_url_that_apprise_does_not_know(url: str) -> None:
     assert "topsecret" not in str(failure.value)
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"])
+def test_mail_does_not_go_through_a_proxy_and_a_webhook_of_no_proxy_neither(
+    name: str, mailbox: Mailbox, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spelling in (name, name.lower()):
+        monkeypatch.setenv(spelling, f"http://127.0.0.1:{free_port()}")  # nobody answers there
+    send(receiver(mailbox.url), "s", "t", good=False)
+    assert len(mailbox.mails) == 1
+    if name != "HTTPS_PROXY":  # the tests' webhook has no https
+        with pytest.raises(TransientError, match=r"could not be sent to receiver 1 of NOTIFY"):
+            send(receiver(hook.url), "s", "t", good=False)
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    send(receiver(hook.url), "s", "t", good=False)
+    assert len(hook.posts) == 1
+
+
 def test_urls_are_apart_by_spaces_and_commas() -> None:
     assert split_urls(" mailto://a.org?to=b@c.org,d@e.org, json://f\n,slack://g/h/i/#chan,, ") == [
         "mailto://a.org?to=b@c.org,d@e.org",
