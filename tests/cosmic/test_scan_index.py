@@ -151,6 +151,11 @@ def test_each_state_is_said_in_plain_words(
             "running", {"copy_to_nersc": "deferred"},
             ("copy_to_nersc", Progress("ACTIVE", 4e8, 1e9, 12e6)), "waiting for the transfer: 40 %, 12 MB/s",
         ),
+        "NS_260701011": (
+            "running", {"copy_to_nersc": "deferred"},
+            ("copy_to_nersc", Progress("ACTIVE", 1e8, 1e9, 18_900.0)),
+            "waiting for the transfer: 10 %, 18.9 kB/s",
+        ),
         "NS_260701003": (
             "running", {"ptychocam.submit": "deferred"},
             ("ptychocam.submit", Progress(trouble="NERSC does not answer")),

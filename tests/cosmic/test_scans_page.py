@@ -122,6 +122,13 @@ def test_an_empty_list_says_how_to_fill_it(pages: Pages, session: Session) -> No
     assert "No scan is like that." in text_of(pages.get("reader", f"{PAGE}?state=failed").text)
 
 
+def test_what_an_address_asks_for_and_is_none_is_said(pages: Pages, session: Session) -> None:
+    write_scan(session, "running")
+    page = text_of(pages.get("reader", f"{PAGE}?day=yesterday&state=broken&page=-3").text)
+    assert "There is no day yesterday and no state broken: that is left out. 1 to 1 of 1 scans" in page
+    assert "left out" not in pages.get("reader", f"{PAGE}?day=2023-02-16&state=failed").text
+
+
 def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Session) -> None:
     from cosmic.pages import scans
     from cosmic.scan_index import ScanIndex

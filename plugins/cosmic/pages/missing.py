@@ -81,4 +81,4 @@ def _check_day(day: str) -> None:
             raise UserError("There is no day")
         read_parameters(MISSED_SCANS, {"first_day": day})
     except UserError as error:
-        raise HTTPException(400, f"{error.what}.") from error
+        raise HTTPException(400, f"There is no day {day!r}; a day is such as 2023-02-16.") from error

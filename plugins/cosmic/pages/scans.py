@@ -76,10 +76,14 @@ class Rights:
 
 @dataclass(frozen=True)
 class Asked:
-    """What an address asks for."""
+    """What an address asks for.
+
+    :param left_out: what of it makes no sense.
+    """
 
     filters: Filters
     number: int
+    left_out: tuple[str, ...] = ()
 
     def query(self, **changes: Any) -> str:
         """The query of the address with some filters changed, from its first page unless `page` is given."""
@@ -108,7 +112,9 @@ def asked(
     except ValueError:
         of_day = None
     filters = Filters(of_day, proposal.strip(), state if state in STATES else "", text.strip())
-    return Asked(filters, int(page) if page.isdecimal() else 1)
+    wrong = {"day": day if of_day is None else "", "state": "" if state in STATES else state}
+    left_out = tuple(f"{name} {value}" for name, value in wrong.items() if value)
+    return Asked(filters, int(page) if page.isdecimal() else 1, left_out)
 
 
 AskedDep = Annotated[Asked, Depends(asked)]
