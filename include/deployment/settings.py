@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     # Who is notified when something is wrong.
     notify: Annotated[SecretStr, AfterValidator(_urls)] | None = None
 
+    # The network, for all services.
+    https_proxy: str | None = None
+    no_proxy: str | None = None
+
     # The stack. docker-compose.yaml uses these too.
     compose_profiles: Annotated[frozenset[str], NoDecode, BeforeValidator(_profiles)] = frozenset()
     compose_project_name: str | None = None

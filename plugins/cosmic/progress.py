@@ -129,7 +129,7 @@ def _transfer(far: Progress) -> Words:
     if far.total and far.done is not None:
         parts.append(f"{min(far.done / far.total, 1):.0%}".replace("%", " %"))
     if far.rate:
-        parts.append(f"{far.rate / 1e6:.3g} MB/s")
+        parts.append(f"{far.rate / 1e6:.3g} MB/s" if far.rate >= 1e6 else f"{far.rate / 1e3:.3g} kB/s")
     if far.trouble:
         parts.append(far.trouble)
     return [_TRANSFER + (f": {', '.join(parts)}" if parts else "")]

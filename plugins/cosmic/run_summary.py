@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from airflow.models.dagrun import DagRun
-from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cosmic.cancellations import Cancellation, cancellations
 from cosmic.dag_constants import COPY_TASK, NO_STACK_KEY, REPORT_TASK, STACK_SCAN, TRANSFER_AUTO_RECON
 from cosmic.failures import reprocess_command, stack_command
 from cosmic.parameters import ENGINES, RECONSTRUCTION, STACK
 from cosmic.scan_files import ScanFiles, scan_files
+from cosmic.task_names import step_name
 from facilities.failures import ERROR_KEY
-
-_STEPS = {
-    "check_scan": "check of the request",
-    "check_path": "check of the request",
-    COPY_TASK: "copy to NERSC",
-    "submit": "submission to Slurm",
-    "wait": "Slurm job",
-    "collect": "check of the result",
-}
-"""Names for people of tasks, without the engine; others keep their own."""
 
 _DOING = {
     "deferred": "waiting at the facility",
@@ -39,8 +28,6 @@ _DOING = {
     "scheduled": "about to run",
     "restarting": "about to run",
 }
-ENDED_BY_HAND = ("patch_dag_run", "patch_task_instance", "patch_task_group_instances", "bulk_task_instances")
-"""Events of Airflow's audit log: somebody set the state of a run or of tasks. Those in bulk name no run."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +45,6 @@ class Step:
     engine: str
     error: Mapping[str, Any] | None
     log_url: str
-
-
-@dataclass(frozen=True)
-class Cancellation:
-    """Somebody ended the run, or a task of it, by hand.
-
-    :param what: `the run`, or a step's name.
-    """
-
-    who: str
-    when: datetime
-    what: str
 
 
 @dataclass(frozen=True)
@@ -179,7 +154,7 @@ def summarize_end(session: Session, run: DagRun, prefix: str) -> RunSummary:
     xcoms = XComs(session, run)
     reconstructions = [found for name in ENGINES if (found := xcoms.mapping(f"{name}.collect"))]
     failed = [_step(task, xcoms, prefix) for task in tasks if task.state == "failed"]
-    cancelled = _cancellation(session, run, tasks) if run.state == "failed" else None
+    cancelled = cancellations(session, DagRun.id == run.id).get(run.run_id) if run.state == "failed" else None
     return RunSummary(
         run=run,
         outcome=_outcome(run, cancelled, failed, reconstructions),
@@ -220,42 +195,6 @@ def _step(task: TaskInstance, xcoms: XComs, prefix: str) -> Step:
         error=error,
         log_url=f"{prefix}/dags/{task.dag_id}/runs/{task.run_id}/tasks/{task.task_id}{mapped}",
     )
-
-
-def step_name(task_id: str) -> str:
-    """A task's name for people."""
-    engine, _, rest = task_id.rpartition(".")
-    name = _STEPS.get(rest, rest.replace("_", " "))
-    return f"{engine}: {name}" if engine else name[0].upper() + name[1:]
-
-
-def _cancellation(session: Session, run: DagRun, tasks: Iterable[TaskInstance]) -> Cancellation | None:
-    """Who has ended the run by hand, by Airflow's audit log, since it last began."""
-    began = run.start_date or run.queued_at
-    by_hand = select(Log).where(
-        Log.dag_id == run.dag_id, Log.run_id == run.run_id, Log.event.in_(ENDED_BY_HAND)
-    )
-    failed = {task.task_id for task in tasks if task.state == "failed"}
-    for entry in session.scalars(by_hand.order_by(Log.dttm.desc())):
-        if entry.dttm is None or (began and entry.dttm < began) or not sets_failed(entry.extra):
-            continue
-        if entry.event == "patch_dag_run":
-            what = "the run"
-        elif entry.task_id in failed:
-            what = step_name(entry.task_id)
-        else:
-            continue
-        return Cancellation(entry.owner_display_name or entry.owner or "somebody", entry.dttm, what)
-    return None
-
-
-def sets_failed(extra: str | None) -> bool:
-    """Whether an entry of the audit log is that somebody has set a state to failed."""
-    try:
-        fields = json.loads(extra or "")
-    except ValueError:
-        return False
-    return isinstance(fields, dict) and (fields.get("state") or fields.get("new_state")) == "failed"
 
 
 def _jobs(xcoms: XComs, done: set[str]) -> dict[str, str]:

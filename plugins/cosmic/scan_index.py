@@ -2,47 +2,33 @@
 
 Airflow's database knows runs; people ask for scans, by day, proposal, state or text. The index is read once,
 and then brought up to date when somebody asks, at most every two seconds, with a fixed number of queries that
-read what may have changed. What is asked of it costs no query, however many look and however many runs there
-are.
+read what may have changed. Who looks is given a snapshot, which costs no query and no waiting, however many
+look and however many runs there are.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
 
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.dagrun import DagRun
-from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import beamline, local_zone
+from cosmic.cancellations import cancellations
 from cosmic.dag_constants import FIND_MISSED_SCANS, REPORT_TASK, TRANSFER_AUTO_RECON
 from cosmic.parameters import ENGINES
-from cosmic.run_summary import ENDED_BY_HAND, sets_failed
 from cosmic.runs import ACTIVE
-from cosmic.scan_records import (
-    LONGEST,
-    NOTHING,
-    DayCount,
-    Filters,
-    Page,
-    Run,
-    Scan,
-    by_age,
-    number,
-    place_of,
-    result_of,
-    scan_of,
-)
+from cosmic.scan_records import LONGEST, NOTHING, Run, Scan, place_of, result_of, scan_of
+from cosmic.scan_snapshot import Comparison, Snapshot
 from facilities.errors import UserError
 from facilities.failures import ERROR_KEY
 from facilities.progress import Progress, read_progress
@@ -50,7 +36,6 @@ from facilities.progress import Progress, read_progress
 RESULTS = "cosmic_reconstructions"
 """The asset whose events have the figures of results."""
 
-PER_PAGE = 50
 _DOING = ("scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule")
 _REFRESH_AFTER = 2.0  # seconds
 _SWEEP_AFTER = 60.0  # seconds between two looks for what was changed or removed by hand
@@ -62,88 +47,42 @@ _EXPLAINED_WITHIN = timedelta(minutes=5)  # after a run's end its reason may sti
 
 
 class ScanIndex:
-    """The index. While one thread brings it up to date, others are shown what it was before.
+    """The index. While one thread brings it up to date, others are given the snapshot before.
 
     Example::
 
-        index.refresh(session)
-        for scan in index.page(Filters(state="failed"), 1).scans:
+        scans = index.refresh(session)
+        for scan in scans.page(Filters(state="failed"), 1).scans:
             print(scan.name, [file.run.error for file in scan.files])
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self.version = 0  # another one whenever anything has changed
+        self.snapshot = Snapshot()
+        self._lock = threading.RLock()  # of all else
         self._refreshed = self._swept = float("-inf")
         self._changed: set[str] = set()  # names of scans that are to be made anew from their runs
+        self._compared: dict[date, Comparison] = {}  # those that the snapshot has not
         self._runs: dict[int, Run] = {}
         self._ids: dict[str, int] = {}
         self._active: set[int] = set()
         self._unexplained: set[int] = set()  # failed, and it is not known why
         self._of_scan: dict[str, set[int]] = {}
-        self._scans: dict[str, Scan] = {}
-        self._order: list[str] = []
-        self._of_day: dict[date, set[str]] = {}
-        self._missed: dict[date, tuple[datetime, Mapping[str, Any]]] = {}
         self._last_event = 0
         self._last_change = self._last_table = datetime(1970, 1, 1, tzinfo=UTC)
 
-    # Reading
+    def refresh(self, session: Session, *, at_once: bool = False) -> Snapshot:
+        """Read what has changed, unless that was done within the last two seconds or is being done.
 
-    def page(self, filters: Filters, number: int) -> Page:
-        """A page of the scans that are asked for, the newest first."""
-        with self._lock:
-            if filters == Filters():
-                names: Sequence[str] = self._order
-            elif filters.day is not None:
-                of_day = self._of_day.get(filters.day, ())
-                some = [scan for name in of_day if filters.match(scan := self._scans[name])]
-                names = [scan.name for scan in sorted(some, key=by_age)]
-            else:
-                names = [name for name in self._order if filters.match(self._scans[name])]
-            pages = max(-(-len(names) // PER_PAGE), 1)
-            number = min(max(number, 1), pages)
-            shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
-            return Page([self._scans[name] for name in shown], number, pages, len(names))
-
-    def scan(self, name: str) -> Scan | None:
-        """A scan by its name."""
-        with self._lock:
-            return self._scans.get(name)
-
-    def day_counts(self, days: Iterable[date]) -> list[DayCount]:
-        """The files of some days."""
-        with self._lock:
-            return [self._count(day) for day in days]
-
-    def proposals(self) -> list[str]:
-        """All proposals, the newest first."""
-        with self._lock:
-            found = dict.fromkeys(self._scans[name].proposal for name in self._order)
-            return [proposal for proposal in found if proposal]
-
-    def _count(self, day: date) -> DayCount:
-        files = [file for name in self._of_day.get(day, ()) for file in self._scans[name].files]
-        count = Counter(file.run.outcome for file in files)
-        counted = DayCount(day, count["done"], count["active"], count["failed"], count["stopped"])
-        if day not in self._missed:
-            return counted
-        when, row = self._missed[day]
-        # What was started since is not missing any more.
-        missing = max(_count(row, "missing") - _count(row, "started"), 0)
-        return replace(counted, on_disk=_count(row, "on_disk"), missing=missing, compared=when)
-
-    # Bringing it up to date
-
-    def refresh(self, session: Session) -> None:
-        """Read what has changed, unless that was done within the last two seconds or is being done."""
+        :param at_once: read in any case: a reader asks for what is not there (yet).
+        """
         first = self._refreshed == float("-inf")
-        if time.monotonic() - self._refreshed < _REFRESH_AFTER or not self._lock.acquire(blocking=first):
-            return
+        recent = time.monotonic() - self._refreshed < _REFRESH_AFTER and not at_once
+        if recent or not self._lock.acquire(blocking=first or at_once):
+            return self.snapshot
         try:
             now = time.monotonic()
-            if now - self._refreshed < _REFRESH_AFTER:
-                return
+            if now - self._refreshed < _REFRESH_AFTER and not at_once:
+                return self.snapshot
             first = self._refreshed == float("-inf")
             self._read_runs(session, all_of_them=first)
             if first or now - self._swept >= _SWEEP_AFTER:
@@ -152,19 +91,38 @@ class ScanIndex:
             self._read_results(session)
             self._read_active(session)
             self._explain(session)
-            tables = self._read_tables(session)
-            self.version += bool(self._changed) or tables
-            self._rebuild()
+            self._read_comparisons(session)
+            self._publish()
             self._refreshed = time.monotonic()
         finally:
             self._lock.release()
+        return self.snapshot
 
-    def remove_deleted(self, session: Session) -> None:
+    def remove_deleted(self, session: Session) -> Snapshot:
         """Take out at once what was deleted: a reader has met a run that is gone."""
         with self._lock:
             self._sweep(session)
-            self.version += bool(self._changed)
-            self._rebuild()
+            self._publish()
+        return self.snapshot
+
+    def _publish(self) -> None:
+        zone = local_zone()
+        changed = {name: self._scan_of(name, zone) for name in self._changed}
+        self.snapshot = self.snapshot.changed(changed, self._compared)
+        self._changed, self._compared = set(), {}
+
+    def _scan_of(self, name: str, zone: tzinfo) -> Scan | None:
+        ids = self._of_scan.get(name)
+        if not ids:
+            self._of_scan.pop(name, None)
+            return None
+        return scan_of(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)], zone)
+
+    def _change(self, run: Run, **values: Any) -> None:
+        changed = replace(run, **values)
+        if self._runs.get(run.id) != changed:
+            self._runs[run.id] = changed
+            self._changed.add(run.place.scan)
 
     def _read_runs(self, session: Session, *, all_of_them: bool) -> None:
         """Runs that are new, active, or were active."""
@@ -209,16 +167,12 @@ class ScanIndex:
             place = place_of(row.run_id, conf.get("file_path"), forms)
             asked_for = any(str(conf.get(f"do_{engine}")).lower() in ("1", "true") for engine in ENGINES)
             run = Run(row.id, row.run_id, place, asked_for, state, posted, row.start_date, row.end_date)
-            self._runs[row.id] = run
             self._ids[row.run_id] = row.id
             self._of_scan.setdefault(run.place.scan, set()).add(row.id)
-        else:
-            run.state, run.started, run.ended = state, row.start_date, row.end_date
-            run.error = run.stopped_by = ""
-            run.tasks = run.progress = NOTHING
+        nothing = {"error": "", "stopped_by": "", "tasks": NOTHING, "progress": NOTHING}
+        self._change(run, state=state, started=row.start_date, ended=row.end_date, **nothing)
         for group, states in ((self._active, ACTIVE), (self._unexplained, {"failed"})):
             (group.add if state in states else group.discard)(run.id)
-        self._changed.add(run.place.scan)
 
     def _remove(self, run_id: int) -> None:
         run = self._runs.pop(run_id)
@@ -257,8 +211,7 @@ class ScanIndex:
             result = result_of(engine, when, extra)
             known = run.results.get(engine)
             if known is None or known.when < when:
-                run.results = {**run.results, engine: result}
-                self._changed.add(run.place.scan)
+                self._change(run, results={**run.results, engine: result})
 
     def _read_active(self, session: Session) -> None:
         """What the active runs are at."""
@@ -277,8 +230,7 @@ class ScanIndex:
         for run in map(self._runs.__getitem__, self._active):
             of_run, progress_of_run = tasks.get(run.run_id, NOTHING), waits.get(run.run_id, NOTHING)
             if (run.tasks, run.progress) != (of_run, progress_of_run):
-                run.tasks, run.progress = of_run, progress_of_run
-                self._changed.add(run.place.scan)
+                self._change(run, tasks=of_run, progress=progress_of_run)
 
     def _explain(self, session: Session) -> None:
         """Why runs failed, or who has ended them."""
@@ -297,12 +249,10 @@ class ScanIndex:
             )
             .where(XComModel.key == ERROR_KEY, XComModel.dag_id == TRANSFER_AUTO_RECON)
         )
-        by_hand = select(Log.run_id, Log.dttm, Log.owner, Log.owner_display_name, Log.extra).where(
-            Log.dag_id == TRANSFER_AUTO_RECON, Log.event.in_(ENDED_BY_HAND)
-        )
+        by_hand: list[Any] = [DagRun.dag_id == TRANSFER_AUTO_RECON]
         if len(failed) <= _MANY:
             errors = errors.where(XComModel.dag_run_id.in_(failed))
-            by_hand = by_hand.where(Log.run_id.in_([run.run_id for run in failed.values()]))
+            by_hand.append(DagRun.id.in_(failed))
         # The first task that failed counts: it comes last. Of a cleared run there may be errors from before.
         for run_id, error, when, its_task_failed in session.execute(
             errors.order_by(has_failed, XComModel.timestamp.desc())
@@ -310,60 +260,33 @@ class ScanIndex:
             run = failed.get(run_id)
             text = str(error.get("what") or "") if isinstance(error, dict) else ""
             if run and text and (its_task_failed or run.started is None or when >= run.started):
-                run.error = text[:LONGEST]
-                self._changed.add(run.place.scan)
-        for name, when, owner, display_name, extra in session.execute(by_hand.order_by(Log.dttm)):
-            run = failed.get(self._ids.get(name or "", 0))
-            since_start = run and when and (run.started is None or when >= run.started)
-            if run and since_start and not run.stopped_by and sets_failed(extra):
-                run.stopped_by = str(display_name or owner or "somebody")[:LONGEST]
-                self._changed.add(run.place.scan)
+                self._change(self._runs[run_id], error=text[:LONGEST])
+        for name, cancellation in cancellations(session, *by_hand).items():
+            run_id = self._ids.get(name, 0)
+            if run_id in failed:
+                self._change(self._runs[run_id], stopped_by=cancellation.who[:LONGEST])
         recently = datetime.now(UTC) - _EXPLAINED_WITHIN
         self._unexplained = {
-            run_id for run_id, run in failed.items() if not run.error and run.ended and run.ended > recently
+            run.id
+            for run in map(self._runs.__getitem__, failed)
+            if not run.error and run.ended and run.ended > recently
         }
 
-    def _read_tables(self, session: Session) -> bool:
-        """The days that `find_missed_scans` has compared; True when something is new."""
+    def _read_comparisons(self, session: Session) -> None:
+        """The days that `find_missed_scans` has compared."""
         tables = select(XComModel.task_id, XComModel.timestamp, XComModel.value).where(
             XComModel.dag_id == FIND_MISSED_SCANS,
             XComModel.task_id.in_((REPORT_TASK, "compare")),
             XComModel.key.in_(("return_value", "rows")),
             XComModel.timestamp > self._last_table - _LATE_FOR,
         )
-        new = False
         for _, when, rows in session.execute(tables.order_by(XComModel.timestamp)):
             self._last_table = max(self._last_table, when)
             for row in rows if isinstance(rows, list) else ():
                 day = _day_of(row)
-                if day is not None and (day not in self._missed or self._missed[day][0] < when):
-                    self._missed[day] = (when, row)
-                    new = True
-        return new
-
-    # Scans of runs
-
-    def _rebuild(self) -> None:
-        """Make the scans anew whose runs have changed."""
-        before = {name: self._scans[name].posted for name in self._changed if name in self._scans}
-        zone = local_zone()
-        for name in self._changed:
-            self._rebuild_scan(name, zone)
-        if before != {name: self._scans[name].posted for name in self._changed if name in self._scans}:
-            self._order = [scan.name for scan in sorted(self._scans.values(), key=by_age)]
-        self._changed = set()
-
-    def _rebuild_scan(self, name: str, zone: tzinfo) -> None:
-        old = self._scans.pop(name, None)
-        if old is not None:
-            self._of_day[old.day].discard(name)
-        ids = self._of_scan.get(name)
-        if not ids:
-            self._of_scan.pop(name, None)
-            return
-        scan = scan_of(name, [self._runs[run_id] for run_id in sorted(ids, reverse=True)], zone)
-        self._scans[name] = scan
-        self._of_day.setdefault(scan.day, set()).add(name)
+                known = day and (self._compared.get(day) or self.snapshot.comparisons.get(day))
+                if day and (not known or known.when < when):
+                    self._compared[day] = Comparison(when, row)
 
 
 index = ScanIndex()
@@ -391,10 +314,6 @@ def _forms() -> Sequence[str]:
         return beamline().collections.source.scan_names
     except UserError:  # its settings are wrong, which the failed tasks say
         return ()
-
-
-def _count(row: Mapping[str, Any], key: str) -> int:
-    return int(number(row.get(key)) or 0)
 
 
 def _day_of(row: object) -> date | None:

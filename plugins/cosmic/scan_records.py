@@ -56,9 +56,9 @@ class Place(NamedTuple):
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """A run of `transfer_auto_recon`.
+    """A run of `transfer_auto_recon`, as it was at one moment.
 
     :param asked_for: whether a reconstruction was.
     :param state: Airflow's.
@@ -154,52 +154,6 @@ class Scan:
         return (run_id, engine, when) if when else None
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What is asked for; empty means all. `text` is looked for in names, proposal, sample and errors."""
-
-    day: date | None = None
-    proposal: str = ""
-    state: str = ""
-    text: str = ""
-
-    def match(self, scan: Scan) -> bool:
-        """Whether a scan is asked for."""
-        return (
-            (self.day is None or scan.day == self.day)
-            and (not self.proposal or scan.proposal == self.proposal)
-            and (not self.state or self.state in scan.outcomes)
-            and all(word in scan.searched for word in self.text.casefold().split())
-        )
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of scans; `number` is from 1 to `pages`, and `total` counts the scans of all pages."""
-
-    scans: Sequence[Scan]
-    number: int
-    pages: int
-    total: int
-
-
-@dataclass(frozen=True)
-class DayCount:
-    """A day's scan files: by their runs now, and as `find_missed_scans` has last compared the day.
-
-    :param compared: when it did; None: never, then `on_disk` and `missing` are None as well.
-    """
-
-    day: date
-    done: int
-    active: int
-    failed: int
-    stopped: int
-    on_disk: int | None = None
-    missing: int | None = None
-    compared: datetime | None = None
-
-
 def place_of(run_id: str, given: object, forms: Sequence[str]) -> Place:
     """What a run is about; a file that belongs to no scan is one by itself, and so is a run of none."""
     try:
@@ -242,10 +196,6 @@ def scan_of(name: str, runs: Sequence[Run], zone: tzinfo) -> Scan:
         sample,
         "\n".join(dict.fromkeys(texts)).casefold(),
     )
-
-
-def by_age(scan: Scan) -> tuple[float, str]:
-    return -scan.posted.timestamp(), scan.name
 
 
 def result_of(engine: str, when: datetime, extra: object) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from support.browser import chromium, logged_in
+from support.browser import chromium, signed_in
 from support.live import Live
 
 _FAILED = pytest.StashKey[bool]()
@@ -55,7 +55,8 @@ def _page(
 ) -> Iterator[Page]:
     """A page. Its end is kept when the test fails, and always where BROWSER_SCREENSHOTS names a folder."""
     folder = os.environ.get("BROWSER_SCREENSHOTS")
-    with logged_in(browser, live.airflow.url, user, live.airflow.passwords[user]) as page:
+    with signed_in(browser, live.airflow, user) as context:
+        page = context.new_page()
         yield page
         if folder or request.node.stash.get(_FAILED, False):
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:120]

@@ -15,6 +15,7 @@ from airflow.models.asset import AssetEvent
 from airflow.models.dagrun import DagRun
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType
 from playwright.sync_api import Page, Route
 from sqlalchemy import select, update
 
@@ -107,6 +108,7 @@ def written(pages: Pages, texts: list[str]) -> Iterator[tuple[str, str]]:
         assert run
         run.conf = {name: next(left) for name in RECONSTRUCTION} | {"file_path": run.conf["file_path"]}
         run.note = (note, "1")
+        run.triggered_by = DagRunTriggeredByType.UI  # what a person has typed into its form
         figures: dict[str, Any] = {
             name: dict(zip(some(50), some(50), strict=True)) for name in ("metadata", "parameters")
         }
@@ -197,6 +199,7 @@ def test_none_of_them_runs(page: Page, replies: dict[str, httpx.Response], texts
             "frames": 0,
             "bases": 0,
         }, path
+    assert 'class="note"' in replies[next(path for path in replies if "?run=" in path)].text
     there = sum(f"window.pwned({number})" in shown for number in range(COUNT))
     assert there > 0.97 * COUNT  # a note has room for some, a list for the first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Frame, Page, expect
 from cosmic.dag_constants import FIND_MISSED_SCANS
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
-from dev.local_airflow.rest import Rest
+from support.browser import signed_in
 from support.live import SLOW, Live, Pipeline, install_engines
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
@@ -32,9 +33,27 @@ def pipeline(live_airflow: Live) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def done(pipeline: Pipeline) -> str:
+def begun(pipeline: Pipeline) -> Iterator[dict[str, tuple[str, str]]]:
+    """Files with their runs, all begun at once: those that tests stop, and one with a result."""
+    one = pipeline.new_scan("hold")
+    other = pipeline.live.scan(one.replace("_0_0.cxi", "_1_0.cxi"), b"hold\n")
+    scans = {
+        "one": one,
+        "other": other,
+        "plain": pipeline.new_scan("hold"),
+        "forged": pipeline.new_scan("hold"),
+    }
+    ok = pipeline.new_scan("ok")
+    runs = {name: (scan, pipeline.start(scan)) for name, scan in scans.items()}
+    yield {**runs, "done": (ok, pipeline.start(ok, n_iter=123, use_illu_mask=True))}
+    for scan in scans.values():
+        pipeline.let_go(scan)
+
+
+@pytest.fixture(scope="module")
+def done(pipeline: Pipeline, begun: dict[str, tuple[str, str]]) -> str:
     """A run with a result; returns its id."""
-    run_id = pipeline.start(pipeline.new_scan("ok"), n_iter=123, use_illu_mask=True)
+    _, run_id = begun["done"]
     assert pipeline.finish(run_id) == "success"
     return run_id
 
@@ -42,28 +61,20 @@ def done(pipeline: Pipeline) -> str:
 @pytest.fixture
 def open_page(browser: Browser, live_airflow: Live, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a page for a user who is logged in; all pages of a test are of one browser."""
-    airflow = live_airflow.airflow
-    contexts = []
+    with ExitStack() as contexts:
+        pages: list[Page] = []
 
-    def open_page(path: str, user: str = "beamline", **options: Any) -> Page:
-        context = browser.new_context(
-            base_url=airflow.url, viewport={"width": 1300, "height": 1100}, **options
-        )
-        context.set_default_timeout(SLOW * 1000)
-        contexts.append(context)
-        token = Rest(airflow.url, user, airflow.passwords[user]).token
-        context.add_cookies([{"name": "_token", "value": token, "url": airflow.url, "sameSite": "Lax"}])
-        page = context.new_page()
-        page.goto(path)
-        return page
+        def open_page(path: str, user: str = "beamline", **options: Any) -> Page:
+            context = contexts.enter_context(signed_in(browser, live_airflow.airflow, user, **options))
+            context.set_default_timeout(SLOW * 1000)
+            pages.append(context.new_page())
+            pages[-1].goto(path)
+            return pages[-1]
 
-    yield open_page
-    folder = os.environ.get("BROWSER_SCREENSHOTS")
-    for number, page in enumerate(page for context in contexts for page in context.pages):
-        if folder:
+        yield open_page
+        folder = os.environ.get("BROWSER_SCREENSHOTS")
+        for number, page in enumerate(pages if folder else []):
             page.screenshot(path=f"{folder}/{request.node.name}-{number}.png", full_page=True)
-    for context in contexts:
-        context.close()
 
 
 def tab(run_id: str) -> str:
@@ -86,11 +97,9 @@ def audit(pipeline: Pipeline, run_id: str) -> list[tuple[str, str]]:
 
 
 def test_stop_asks_stops_and_says_by_whom_in_airflows_own_frame_and_alone(
-    pipeline: Pipeline, open_page: Open
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], open_page: Open
 ) -> None:
-    scan = pipeline.new_scan("hold")
-    other = pipeline.live.scan(scan.replace("_0_0.cxi", "_1_0.cxi"), b"hold\n")
-    run_id, other_id = pipeline.start(scan), pipeline.start(other)
+    (scan, run_id), (_, other_id) = begun["one"], begun["other"]
     for each in (run_id, other_id):
         pipeline.wait_for_task(each, "ptychocam.wait", "deferred")
     page = open_page(f"/dags/{DAG_ID}/runs/{run_id}/plugin/cosmic-result")
@@ -211,8 +220,10 @@ def test_the_missing_ones_of_a_day_are_started(pipeline: Pipeline, open_page: Op
     assert audit(pipeline, missing) == [("trigger_dag_run", "beamline")]
 
 
-def test_the_buttons_work_without_script(pipeline: Pipeline, open_page: Open) -> None:
-    run_id = pipeline.start(pipeline.new_scan("hold"))
+def test_the_buttons_work_without_script(
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], open_page: Open
+) -> None:
+    _, run_id = begun["plain"]
     page = open_page(tab(run_id), java_script_enabled=False)
     page.get_by_role("link", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop").click()
@@ -220,9 +231,10 @@ def test_the_buttons_work_without_script(pipeline: Pipeline, open_page: Open) ->
     assert pipeline.finish(run_id) == "failed"
 
 
-def test_a_page_of_another_server_cannot_press_them(pipeline: Pipeline, open_page: Open) -> None:
-    scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
+def test_a_page_of_another_server_cannot_press_them(
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], open_page: Open
+) -> None:
+    scan, run_id = begun["forged"]
     page = open_page(f"/cosmic/scans/{scan_of(run_id)}/stop")
     token = page.locator("input[name=csrf_token]").input_value()
     fields = {"csrf_token": token, "newest": "999999", "run_id": ""}

@@ -29,12 +29,19 @@ def pipeline(live_airflow: Live) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def scan(pipeline: Pipeline) -> str:
+def begun(pipeline: Pipeline) -> Iterator[dict[str, tuple[str, str]]]:
+    """Files with their runs, all begun at once: those of SCAN by their numbers, others by what they do."""
+    paths = {what: pipeline.new_scan(what) for what in ("old", "hold", "fail 3")}
+    for place in ("0_0", "0_1", "1_0"):
+        paths[place] = pipeline.live.scan(f"{DAY}/{SCAN}_ccdframes_{place}.cxi", b"ok\n")
+    yield {what: (path, pipeline.start(path, n_iter=800)) for what, path in paths.items()}
+    pipeline.let_go(paths["hold"])
+
+
+@pytest.fixture(scope="module")
+def scan(pipeline: Pipeline, begun: dict[str, tuple[str, str]]) -> str:
     """All runs of SCAN, at their end."""
-    runs = []
-    for energy, region in ((0, 0), (0, 1), (1, 0)):
-        path = pipeline.live.scan(f"{DAY}/{SCAN}_ccdframes_{energy}_{region}.cxi", b"ok\n")
-        runs.append(pipeline.start(path, n_iter=800))
+    runs = [begun[place][1] for place in ("0_0", "0_1", "1_0")]
     assert [pipeline.finish(run_id) for run_id in runs] == ["success"] * 3
     again = pipeline.rest.trigger(
         "transfer_auto_recon",
@@ -228,6 +235,22 @@ def test_a_run_that_is_stopped_before_its_picture_is_not_waited_for(scan: str, p
     expect(note).to_have_text("This run has left no picture.")
 
 
+def test_a_run_without_a_picture_leads_to_the_newest_one(scan: str, page: Page) -> None:
+    def answer(route: Route) -> None:
+        news = page.request.get(route.request.url).json()
+        for run in (run for file in news["files"] for run in file["runs"] if run["id"] == f"{scan}_0_0__r2"):
+            run |= {"outcome": "failed", "results": {}}
+        route.fulfill(json=news)
+
+    page.route(re.compile(f"/scans/{scan}/data$"), answer)
+    open_scan(page, scan)
+    expect(page.locator("#viewer-note")).to_have_text("This run has left no picture.")
+    page.get_by_role("button", name=re.compile(f"^Show the picture of run {scan}_")).click()
+    expect(page.get_by_role("img", name=re.compile("^amplitude"))).to_be_visible()
+    expect(page.locator("#other-picture")).to_be_hidden()
+    assert re.search(rf"run={scan}_(0_0|0_1|1_0)&", page.url)
+
+
 def test_an_error_that_is_no_number_is_not_drawn_as_nothing(scan: str, page: Page) -> None:
     errors = {"errors": [1, 0.5, 0.25, None], "iterations": 4, "engine": "ptychocam"}
     page.route(re.compile("figures.json"), lambda route: route.fulfill(json=errors))
@@ -236,10 +259,9 @@ def test_an_error_that_is_no_number_is_not_drawn_as_nothing(scan: str, page: Pag
 
 
 def test_the_page_stands_when_nersc_is_down_and_says_what_it_has_not(
-    pipeline: Pipeline, scan: str, page: Page
+    pipeline: Pipeline, scan: str, begun: dict[str, tuple[str, str]], page: Page
 ) -> None:
-    old = pipeline.new_scan("old")
-    old_run = pipeline.start(old)
+    _, old_run = begun["old"]
     assert pipeline.finish(old_run) == "success"
     pipeline.facility.fault(service="nersc", path="/utilities", kind="status", status=503, times=10_000)
     try:
@@ -255,10 +277,9 @@ def test_the_page_stands_when_nersc_is_down_and_says_what_it_has_not(
 
 
 def test_a_scan_that_goes_on_shows_its_job_and_then_its_picture_without_a_reload(
-    pipeline: Pipeline, page: Page
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], page: Page
 ) -> None:
-    path = pipeline.new_scan("hold")
-    run_id = pipeline.start(path)
+    path, run_id = begun["hold"]
     pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
     (job,) = pipeline.jobs_of(path)
     pipeline.wait_for(lambda: pipeline.job_states(path) == ["RUNNING"], "the job runs")
@@ -276,9 +297,9 @@ def test_a_scan_that_goes_on_shows_its_job_and_then_its_picture_without_a_reload
 
 
 def test_a_failed_scan_says_why_and_what_to_do_and_narrow_dark_screens_work(
-    pipeline: Pipeline, page: Page
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], page: Page
 ) -> None:
-    run_id = pipeline.start(pipeline.new_scan("fail 3"))
+    _, run_id = begun["fail 3"]
     assert pipeline.finish(run_id) == "failed"
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 800})

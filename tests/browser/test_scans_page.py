@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect
 
 from cosmic.scan_names import scan_name
 from cosmic.scans import parse_scan_path
-from support.browser import logged_in
+from support.browser import signed_in
 from support.live import SLOW, Live, Pipeline, install_engines
 
 pytestmark = [pytest.mark.live, pytest.mark.long, pytest.mark.needs("chromium"), pytest.mark.timeout(900)]
@@ -32,11 +32,21 @@ def pipeline(live_airflow: Live) -> Pipeline:
     return Pipeline(live_airflow)
 
 
+@pytest.fixture(scope="module")
+def begun(pipeline: Pipeline) -> Iterator[dict[str, tuple[str, str]]]:
+    """Scans with their runs, all begun at once."""
+    scans = {"done": pipeline.new_scan(), "held": pipeline.new_scan("hold"), "failed": pipeline.new_scan()}
+    (pipeline.facility.collection("data7012") / scans["failed"]).unlink()
+    long = pipeline.live.scan(f"2023/02/230216/{'x' * 70}_{'long-name' * 12}.cxi", b"ok\n")
+    yield {name: (scan, pipeline.start(scan)) for name, scan in {**scans, "long": long}.items()}
+    pipeline.let_go(scans["held"])
+
+
 @pytest.fixture
 def page(browser: Browser, live_airflow: Live, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of `beamline`, just logged in."""
-    airflow = live_airflow.airflow
-    with logged_in(browser, airflow.url, "beamline", airflow.passwords["beamline"]) as page:
+    """A page of `beamline`."""
+    with signed_in(browser, live_airflow.airflow, "beamline") as context:
+        page = context.new_page()
         yield page
         keep(page, request.node.name)
 
@@ -67,10 +77,12 @@ def slow_scan(pipeline: Pipeline, behaviour: str) -> str:
 
 
 def test_one_click_after_the_login_a_scan_is_followed_from_its_copy_to_its_result(
-    pipeline: Pipeline, page: Page
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], page: Page
 ) -> None:
-    done = pipeline.new_scan()
-    assert pipeline.finish(pipeline.start(done)) == "success"
+    done, run_id = begun["done"]
+    assert pipeline.finish(run_id) == "success"
+    page.goto("/")
+    page.get_by_test_id("nav-sidebar").get_by_role("link", name="Scans").wait_for()
     began = time.monotonic()
     page.get_by_test_id("nav-sidebar").get_by_role("link", name="Scans").click()
     frame = page.frame_locator("iframe")
@@ -99,10 +111,9 @@ def test_one_click_after_the_login_a_scan_is_followed_from_its_copy_to_its_resul
 
 
 def test_a_list_that_changes_keeps_focus_and_scroll_and_says_what_has_ended(
-    pipeline: Pipeline, page: Page
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], page: Page
 ) -> None:
-    scan = pipeline.new_scan("hold")
-    run_id = pipeline.start(scan)
+    scan, run_id = begun["held"]
     page.set_viewport_size({"width": 1300, "height": 300})
     page.goto("/cosmic/scans?day=2023-02-16")
     expect(row(page, scan)).to_contain_text("running")
@@ -122,9 +133,12 @@ def test_a_list_that_changes_keeps_focus_and_scroll_and_says_what_has_ended(
     expect(page.get_by_role("status")).to_have_text(re.compile(f"{name} is done"))
 
 
-def test_a_failure_says_why_and_filters_stay_in_the_address(pipeline: Pipeline, page: Page) -> None:
-    scan = "2023/02/230216/NS_230216997_ccdframes_0_0.cxi"
-    assert pipeline.finish(pipeline.start(scan)) == "failed"
+def test_a_failure_says_why_and_filters_stay_in_the_address(
+    pipeline: Pipeline, begun: dict[str, tuple[str, str]], page: Page
+) -> None:
+    scan, run_id = begun["failed"]
+    number = re.sub(r".*NS_(\d+)_.*", r"\1", scan)
+    assert pipeline.finish(run_id) == "failed"
     page.goto("/cosmic/scans")
     expect(row(page, scan)).to_contain_text("failed: There is no /2023/02/230216")
     page.get_by_label("State").select_option("failed")
@@ -132,11 +146,11 @@ def test_a_failure_says_why_and_filters_stay_in_the_address(pipeline: Pipeline, 
     expect(page.locator("#scans tbody tr")).not_to_have_count(0)
     others = page.locator("#scans tbody tr:not([data-state=failed], [data-state=partial])")
     expect(others).to_have_count(0)
-    page.get_by_label("Search").press_sequentially("230216997")
+    page.get_by_label("Search").press_sequentially(number)
     expect(page.locator("#scans tbody tr")).to_have_count(1)
-    expect(page).to_have_url(re.compile(r"\?text=230216997&state=failed$"))
+    expect(page).to_have_url(re.compile(rf"\?text={number}&state=failed$"))
     page.reload()
-    expect(page.get_by_label("Search")).to_have_value("230216997")
+    expect(page.get_by_label("Search")).to_have_value(number)
     expect(row(page, scan)).to_be_visible()
     page.get_by_role("link", name="Show all").click()
     expect(page).to_have_url(re.compile("/cosmic/scans$"))
@@ -146,34 +160,41 @@ def test_nothing_is_asked_while_the_tab_is_hidden_and_an_outage_is_said(
     pipeline: Pipeline, page: Page
 ) -> None:
     asked: list[str] = []
+    page.clock.install()
     page.goto("/cosmic/scans")
     page.on("request", lambda request: asked.append(request.url) if "scan-list" in request.url else None)
     hidden = "value => { Object.defineProperty(document, 'hidden', {value, configurable: true}); "
     hidden += "document.dispatchEvent(new Event('visibilitychange')); }"
     page.evaluate(hidden, True)
     asked.clear()
-    page.wait_for_timeout(7000)  # more than two intervals
+    page.clock.run_for(60_000)
     assert asked == []
     with page.expect_response(lambda reply: "scan-list" in reply.url) as waiting:
         page.evaluate(hidden, False)
     assert waiting.value.status in (200, 304)
 
     page.route("**/scan-list*", lambda route: route.abort())
+    page.clock.run_for(4000)
     expect(page.get_by_role("alert")).to_contain_text("Airflow does not answer: the list is as of")
     keep(page, "outage")
     page.unroute("**/scan-list*")
+    page.clock.run_for(60_000)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1300), ("dark", 1300), ("dark", 390)])
 def test_it_is_readable_in_both_themes_and_on_a_telephone(
-    pipeline: Pipeline, page: Page, theme: str, width: int
+    begun: dict[str, tuple[str, str]], page: Page, theme: str, width: int
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
-    page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
+    page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
     page.goto("/cosmic/scans?day=2023-02-16")
-    expect(page.locator("#scans tbody tr").first).to_be_visible()
+    long = page.locator("#scans tbody tr", has_text="xxxxxxxx").first
+    expect(long).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+    state = long.locator("td.state").bounding_box()
+    assert state
+    assert state["width"] > 150, "a long name leaves no place for the state"
     style = "getComputedStyle(document.body)"
     colors = page.evaluate(f"[{style}.backgroundColor, {style}.color]")
     lightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors]

@@ -42,7 +42,7 @@ def event(number: int, at: float, kind: Kind = "scan") -> Event:
         advice="a",
         command="",
         url="",
-        previews=[],
+        pictures=[],
     )
 
 

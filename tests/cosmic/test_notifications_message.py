@@ -24,7 +24,7 @@ def event(kind: Kind = "scan", subject: str = "scan NS_230216033_0_0", **fields:
         "advice": "run it again with more.",
         "command": "submit_scan.py reprocess x.cxi",
         "url": "https://cosmic.example.org/cosmic/dags/d/runs/r",
-        "previews": [],
+        "pictures": [],
     }
     return Event(**{**made, **fields})  # type: ignore[typeddict-item]
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
+from airflow.models.asset import AssetEvent
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.utils.session import create_session
-from sqlalchemy import delete
+from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import DEFAULT_FILE
 from cosmic.notifications.book import Event, due, read_book
 from cosmic.notifications.message import compose
 from cosmic.notifications.receivers import Receiver, send
+from support.many_scans import asset, event_row, facts
 from support.receivers import mail_server
 
 NOW = datetime(2026, 7, 1, 19, 0, tzinfo=UTC)
@@ -36,11 +38,15 @@ def news() -> Any:
 
 
 @pytest.fixture
-def session(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    """The session's database without runs."""
+def session(airflow_database: None, news: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """The session's database without runs, and an index that has read nothing."""
+    from cosmic.scan_index import ScanIndex
+
+    monkeypatch.setattr(news, "index", ScanIndex())
     monkeypatch.setenv("AIRFLOW__COSMIC__BEAMLINE_FILE", str(DEFAULT_FILE))
     with create_session() as session:
-        session.execute(delete(DagRun))
+        for table in (AssetEvent, DagRun):
+            session.execute(delete(table))
         yield session
         session.rollback()
 
@@ -257,16 +263,43 @@ def test_that_a_client_expires_is_an_event_of_few_days(
     assert ids == ["client 14", "client 7", "client 3", "client 2", "client 1"]
 
 
-def test_a_picture_of_what_was_reconstructed_is_the_runs_own(
-    add: Callable[..., DagRun], events: Callable[..., list[Event]], xcoms: Callable[..., None]
+def test_pictures_are_of_the_runs_own_results_or_else_of_an_earlier_runs(
+    add: Callable[..., DagRun], events: Callable[..., list[Event]], session: Session
 ) -> None:
-    add()
+    def result(run: DagRun, engine: str) -> None:
+        row = event_row(
+            asset(session), run.run_id, engine, run.created_at + HOUR, facts("NS_230216033", SCAN)
+        )
+        session.execute(insert(AssetEvent.__table__), [row])
+
+    first = add(state="success", run_after=NOW - 9 * HOUR)
+    second = add("NS_230216033_0_0__r2")
+    other = {"file_path": SCAN.replace("033", "034")}
+    add("NS_230216034_0_0", conf=other, state="success")
+    add("NS_230216034_0_0__r2", conf=other)
+    third = add("NS_230216033_0_0__r3", state="success")
+    result(first, "ptychocam")
+    result(first, "cdtools")
+    result(second, "cdtools")
+    result(third, "ptychocam")  # of a later run: not what failed
+
+    found = {event["subject"]: event["pictures"] for event in events()}
+    assert found["scan NS_230216034_0_0__r2"] == []
+    own, earlier = found["scan NS_230216033_0_0__r2"]
     folder = "/global/cfs/cdirs/als/gsharing/data_mover/7012/2023/02/230216"
-    own = f"{folder}/NS_230216033_ccdframes_0_0_ptychocam.png"
-    xcoms({("ptychocam.collect", "return_value"): {"engine": "ptychocam", "preview": own}})
-    assert events()[0]["previews"] == [own]
-    xcoms({("ptychocam.collect", "return_value"): {"engine": "ptychocam", "preview": "/etc/passwd"}})
-    assert events()[0]["previews"] == []
+    assert earlier == {
+        "name": "earlier_run_NS_230216033_0_0_ptychocam.png",
+        "run_id": "NS_230216033_0_0",
+        "run_after": (NOW - 9 * HOUR).isoformat(),
+        "engine": "ptychocam",
+        "path": f"{folder}/NS_230216033_ccdframes_0_0_ptychocam.png",
+    }
+    assert own["name"] == "NS_230216033_0_0__r2_cdtools.png"
+    assert own["path"].startswith(f"{folder}/NS_230216033_ccdframes_0_0_cdtools")
+
+    session.execute(delete(DagRun).where(DagRun.run_id == first.run_id))
+    session.expire_all()
+    assert [len(event["pictures"]) for event in events() if "033" in event["subject"]] == [1]
 
 
 # Who may ask

@@ -72,7 +72,7 @@ def test_hostile_names_and_causes_add_no_header_and_no_mail(
     mailbox: Mailbox, hook: Webhook, text: str
 ) -> None:
     event = Event(
-        id="1", kind="scan", at=0, subject=text, what=text, advice=text, command=text, url="", previews=[]
+        id="1", kind="scan", at=0, subject=text, what=text, advice=text, command=text, url="", pictures=[]
     )
     message = compose([event])
     for url in (mailbox.url, f"{mailbox.url}&format=html", hook.url):
@@ -123,6 +123,22 @@ def test_a_url_that_apprise_does_not_know(url: str) -> None:
     with pytest.raises(UserError, match="Apprise does not know such a URL") as failure:
         send(receiver(url), "s", "t", good=False)
     assert "topsecret" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"])
+def test_mail_does_not_go_through_a_proxy_and_a_webhook_of_no_proxy_neither(
+    name: str, mailbox: Mailbox, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spelling in (name, name.lower()):
+        monkeypatch.setenv(spelling, f"http://127.0.0.1:{free_port()}")  # nobody answers there
+    send(receiver(mailbox.url), "s", "t", good=False)
+    assert len(mailbox.mails) == 1
+    if name != "HTTPS_PROXY":  # the tests' webhook has no https
+        with pytest.raises(TransientError, match=r"could not be sent to receiver 1 of NOTIFY"):
+            send(receiver(hook.url), "s", "t", good=False)
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    send(receiver(hook.url), "s", "t", good=False)
+    assert len(hook.posts) == 1
 
 
 def test_urls_are_apart_by_spaces_and_commas() -> None:

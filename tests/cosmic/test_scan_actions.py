@@ -8,16 +8,17 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from airflow.models.dagrun import DagRun
+from airflow.models.dagrun import DagRun, DagRunNote
 from airflow.models.log import Log
 from airflow.utils.session import create_session
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import joinedload
 
 from cosmic.beamline import DEFAULT_FILE, beamline
@@ -278,6 +279,55 @@ def test_two_people_do_not_overwrite_each_others_notes(pages: Pages, scan: Scan)
     assert form_of(both)["note"] == "theirs"
     assert pages.post("beamline", f"{scan.page}/notes", form_of(both)).status_code == 303
     assert next(iter(scan.runs().values())).note == "theirs"
+
+
+def post(scan: Scan, note: str, **headers: str) -> str:
+    """Start a run with a note; its page's address."""
+    body = {"logical_date": None, "conf": {"file_path": scan.path(0), "do_ptychocam": True}, "note": note}
+    address = f"/api/v2/dags/{TRANSFER_AUTO_RECON}/dagRuns"
+    run_id = scan.pages.send("POST", "beamline", address, headers, json=body).json()["dag_run_id"]
+    return f"/cosmic/dags/{TRANSFER_AUTO_RECON}/runs/{run_id}"
+
+
+def test_what_a_program_has_posted_with_a_run_is_nobodys_note(pages: Pages, scan: Scan) -> None:
+    page = post(scan, "submit_scan on vm, asked for at 2023-02-16T03:10:00")
+    assert 'class="note"' not in pages.get("reader", page).text
+    form = form_of(pages.get("ada", page))
+    assert form["note"] == ""
+    assert pages.post("ada", f"{scan.page}/notes", form | {"note": "hers"}).status_code == 303
+    assert '<p class="note">hers</p>' in pages.get("reader", page).text
+
+
+def test_what_a_person_has_written_into_airflows_form_is_their_note(pages: Pages, scan: Scan) -> None:
+    page = post(scan, "for the paper", Referer="http://airflow.example/dags/transfer_auto_recon")
+    html = pages.get("reader", page).text
+    assert '<p class="note">for the paper</p>' in html
+    assert "Note by beamline" in html
+
+
+def test_of_a_scan_whose_first_run_was_deleted_the_next_ones_own_words_are_no_note(
+    pages: Pages, scan: Scan
+) -> None:
+    first = scan.start()
+    set_states(first, "success")
+    pages.press("ada", f"{scan.page}/run-again")
+    assert scan.runs()[f"{first}__r2"].note == "Run again from the scan's page"
+    pages.send("DELETE", "admin", f"/api/v2/dags/{TRANSFER_AUTO_RECON}/dagRuns/{first}", {})
+    page = pages.get("reader", f"/cosmic/dags/{TRANSFER_AUTO_RECON}/runs/{first}__r2")
+    assert page.status_code == 200
+    assert 'class="note"' not in page.text
+
+
+def test_a_note_stays_when_the_audit_log_is_cleaned(pages: Pages, scan: Scan) -> None:
+    page = post(scan, "submit_scan on vm")
+    form = form_of(pages.get("ada", page)) | {"note": "hers"}
+    assert pages.post("ada", f"{scan.page}/notes", form).status_code == 303
+    (run,) = scan.runs().values()
+    with create_session(scoped=False) as session:
+        session.execute(delete(Log).where(Log.run_id == run.run_id))
+        later = run.created_at + timedelta(minutes=9)
+        session.execute(update(DagRunNote).where(DagRunNote.dag_run_id == run.id).values(updated_at=later))
+    assert '<p class="note">hers</p>' in pages.get("reader", page).text
 
 
 def test_a_note_that_is_too_long_is_refused(pages: Pages, scan: Scan) -> None:

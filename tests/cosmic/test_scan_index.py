@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -127,11 +130,11 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Any:
 def read(index: Any, session: Session) -> Callable[[], dict[str, str]]:
     """Refreshes, and gives each scan's words."""
     from cosmic.progress import state_of
-    from cosmic.scan_records import Filters
+    from cosmic.scan_snapshot import Filters
 
     def read() -> dict[str, str]:
         index.refresh(session)
-        scans = index.page(Filters(), 1).scans
+        scans = index.snapshot.page(Filters(), 1).scans
         return {scan.name: "".join(map(str, state_of(scan)[1])) for scan in scans}
 
     return read
@@ -147,6 +150,11 @@ def test_each_state_is_said_in_plain_words(
         "NS_260701002": (
             "running", {"copy_to_nersc": "deferred"},
             ("copy_to_nersc", Progress("ACTIVE", 4e8, 1e9, 12e6)), "waiting for the transfer: 40 %, 12 MB/s",
+        ),
+        "NS_260701011": (
+            "running", {"copy_to_nersc": "deferred"},
+            ("copy_to_nersc", Progress("ACTIVE", 1e8, 1e9, 18_900.0)),
+            "waiting for the transfer: 10 %, 18.9 kB/s",
         ),
         "NS_260701003": (
             "running", {"ptychocam.submit": "deferred"},
@@ -201,7 +209,7 @@ def test_an_end_is_said_with_its_reason(written: Written, read: Callable[[], dic
     written.error("NS_260701103_0_0", "ptychocam.wait", "the probe has no support")
     written.error("NS_260701104_0_0", "cdtools.wait", "out of memory")
     written.result("NS_260701104_0_0")
-    written.log("NS_260701105_0_0", "Ada", POSTED + TOOK)
+    written.log("NS_260701105_0_0", "Ada", POSTED + TOOK - timedelta(seconds=6))
     assert list(read().items()) == [
         ("NS_260701100", "done"),
         ("NS_260701101", "done, with 2 warnings"),
@@ -221,7 +229,7 @@ def test_an_end_is_said_with_its_reason(written: Written, read: Callable[[], dic
 def test_all_files_of_a_scan_are_one_row(
     written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cosmic.scan_records import Filters
+    from cosmic.scan_snapshot import Filters
 
     for energy in range(10):
         state = "success" if energy < 4 else "failed" if energy < 6 else "running"
@@ -236,11 +244,11 @@ def test_all_files_of_a_scan_are_one_row(
     assert read() == {
         NAME: "4 of 10 done, 2 failed (the probe has no support), 4 to go: 4 waiting for the transfer"
     }
-    scan = index.scan(NAME)
+    scan = index.snapshot.scan(NAME)
     assert (scan.day, scan.proposal, scan.sample, scan.posted) == (DAY, "ALS-1", "rock", POSTED)
     assert [file.energy for file in scan.files] == list(range(10))
     assert scan.outcomes == {"done", "failed", "active"}
-    assert index.page(Filters(state="failed"), 1).total == 1
+    assert index.snapshot.page(Filters(state="failed"), 1).total == 1
 
 
 def test_a_run_that_changes_is_seen_at_the_next_look(
@@ -248,28 +256,28 @@ def test_a_run_that_changes_is_seen_at_the_next_look(
 ) -> None:
     written.run("NS_260701033_0_0", path(), "running")
     assert read() == {NAME: "waiting to begin"}
-    version = index.version
+    version = index.snapshot.version
     assert read()
-    assert index.version == version, "nothing has changed"
+    assert index.snapshot.version == version, "nothing has changed"
 
     written.change("NS_260701033_0_0", _state="failed", end_date=POSTED + TOOK)
     assert read() == {NAME: "failed: no task has left a reason; its worker may have been ended"}
-    assert index.version > version
+    assert index.snapshot.version > version
 
     written.change("NS_260701033_0_0", _state="running", start_date=POSTED + TOOK, end_date=None)
     assert read() == {NAME: "waiting to begin"}
     written.change("NS_260701033_0_0", _state="success", end_date=POSTED + 2 * TOOK)
     written.result("NS_260701033_0_0", error=0.05)
     assert read() == {NAME: "done"}
-    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
+    assert index.snapshot.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
 
     written.run("NS_260701033_0_0__r2", path(), "queued", posted=POSTED + 3 * TOOK)
     assert read() == {NAME: "waiting to begin"}
-    assert [run.run_id for run in index.scan(NAME).files[0].runs] == [
+    assert [run.run_id for run in index.snapshot.scan(NAME).files[0].runs] == [
         "NS_260701033_0_0__r2",
         "NS_260701033_0_0",
     ]
-    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
+    assert index.snapshot.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
 
 
 def test_what_a_look_has_read_before_it_failed_is_shown_after_the_next(
@@ -295,7 +303,7 @@ def test_a_result_of_a_deleted_run_is_not_that_of_the_next_with_its_id(
     written.run("NS_260701033_0_0", path(), "success")
     written.result("NS_260701033_0_0", error=0.05, when=POSTED - TOOK)
     assert "without a result" in read()[NAME]
-    assert index.scan(NAME).picture is None
+    assert index.snapshot.scan(NAME).picture is None
 
 
 def test_a_file_that_is_posted_again_after_its_run_was_deleted_has_its_new_result(
@@ -313,7 +321,7 @@ def test_a_file_that_is_posted_again_after_its_run_was_deleted_has_its_new_resul
     assert read()
     written.result("NS_260701033_0_0", error=0.05, when=again)
     assert read() == {NAME: "done"}
-    assert index.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
+    assert index.snapshot.scan(NAME).picture[:2] == ("NS_260701033_0_0", "ptychocam")
 
 
 def test_a_deleted_runs_number_may_be_that_of_another_scans_run(
@@ -362,7 +370,7 @@ def test_what_is_changed_or_removed_by_hand_is_seen(
     written: Written, read: Callable[[], dict[str, str]], index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cosmic import scan_index
-    from cosmic.scan_records import Filters
+    from cosmic.scan_snapshot import Filters
 
     written.run("NS_260701033_0_0", path(), "failed")
     written.run("NS_260701034_0_0", path(name="NS_260701034"), "success")
@@ -372,8 +380,8 @@ def test_what_is_changed_or_removed_by_hand_is_seen(
     assert read()[NAME].startswith("done")
     written.session.execute(delete(DagRun).where(DagRun.run_id == "NS_260701034_0_0"))
     assert list(read()) == [NAME]
-    assert index.scan("NS_260701034") is None
-    assert index.page(Filters(day=DAY), 1).total == 1
+    assert index.snapshot.scan("NS_260701034") is None
+    assert index.snapshot.page(Filters(day=DAY), 1).total == 1
 
 
 def test_a_run_with_a_number_that_json_has_not_hides_no_other(
@@ -404,24 +412,24 @@ def test_a_file_of_no_day_belongs_to_the_day_at_the_beamline(
     evening = datetime(2026, 7, 2, 2, 30, tzinfo=UTC)  # half past seven on the first
     written.run("manual__2", "test/a.cxi", "success", posted=evening)
     (name,) = read()
-    assert index.scan(name).day == DAY
+    assert index.snapshot.scan(name).day == DAY
 
 
 def test_filters_and_pages(written: Written, read: Callable[[], dict[str, str]], index: Any) -> None:
-    from cosmic.scan_records import Filters
+    from cosmic.scan_snapshot import Filters
 
     write_runs(written.session, 300, per_day=100, last_day=date(2026, 6, 30))
     read()
 
     def total(**filters: Any) -> int:
-        return int(index.page(Filters(**filters), 1).total)
+        return int(index.snapshot.page(Filters(**filters), 1).total)
 
     scans = total()
     assert 100 < scans < 300
-    assert index.page(Filters(), 1).pages == -(-scans // 50)
-    assert len(index.page(Filters(), 1).scans) == 50
-    assert index.page(Filters(), 999).number == index.page(Filters(), 1).pages
-    posted = [scan.posted for number in (1, 2) for scan in index.page(Filters(), number).scans]
+    assert index.snapshot.page(Filters(), 1).pages == -(-scans // 50)
+    assert len(index.snapshot.page(Filters(), 1).scans) == 50
+    assert index.snapshot.page(Filters(), 999).number == index.snapshot.page(Filters(), 1).pages
+    posted = [scan.posted for number in (1, 2) for scan in index.snapshot.page(Filters(), number).scans]
     assert posted == sorted(posted, reverse=True)
     by_day = [total(day=date(2026, 6, day)) for day in (28, 29, 30)]
     assert all(by_day)
@@ -432,7 +440,7 @@ def test_filters_and_pages(written: Written, read: Callable[[], dict[str, str]],
     assert 0 < total(state="failed") < scans
     assert total(state="stopped") == 0
     assert total(text="NS_260630001") == 1
-    assert index.proposals() == ["ALS-00006"]
+    assert index.snapshot.proposals == ["ALS-00006"]
 
 
 def test_the_days_as_the_comparison_with_the_disk_has_left_them(
@@ -453,7 +461,7 @@ def test_the_days_as_the_comparison_with_the_disk_has_left_them(
         written.session.execute(insert(TaskInstance.__table__), [table])
         written.session.execute(insert(XComModel.__table__), [xcom | {"dag_id": FIND_MISSED_SCANS}])
     read()
-    today, other = index.day_counts([DAY, DAY - timedelta(days=1)])
+    today, other = index.snapshot.day_counts([DAY, DAY - timedelta(days=1)])
     assert (today.on_disk, today.missing, today.compared) == (9, 2, POSTED + TOOK)
     assert (today.done, today.failed, today.active, today.stopped) == (1, 1, 0, 0)
     assert (other.on_disk, other.missing, other.compared, other.done) == (None, None, None, 0)
@@ -479,7 +487,7 @@ def test_the_number_of_queries_does_not_grow_with_runs(
     written: Written, index: Any, session: Session
 ) -> None:
     from cosmic.scan_index import ScanIndex
-    from cosmic.scan_records import Filters
+    from cosmic.scan_snapshot import Filters
 
     numbers = []
     for count in (100, 2000):
@@ -493,7 +501,7 @@ def test_the_number_of_queries_does_not_grow_with_runs(
         with counted(session) as second:
             index.refresh(session)
             for filters in (Filters(), Filters(state="failed"), Filters(text="probe")):
-                index.page(filters, 1)
+                index.snapshot.page(filters, 1)
         numbers.append((len(first), len(second)))
     assert numbers[0] == numbers[1]
     assert numbers[0][1] <= 8
@@ -511,6 +519,85 @@ def test_who_looks_within_two_seconds_costs_no_query(
         for _ in range(100):
             index.refresh(session)
     assert statements == []
+
+
+def test_who_looks_while_it_is_read_is_given_what_was_before(
+    written: Written, index: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+    from cosmic.scan_snapshot import Filters
+
+    written.run("NS_260701033_0_0", path(), "running")
+    before = index.refresh(session)
+    written.change("NS_260701033_0_0", _state="success", end_date=POSTED + TOOK)
+    session.commit()
+    is_reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> dict[Wait, Progress]:
+        is_reading.set()
+        assert go_on.wait(60)
+        return {}
+
+    def read() -> None:
+        with create_session(scoped=False) as own:
+            index.refresh(own)
+
+    monkeypatch.setattr(scan_index, "read_progress", slow)
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(read)
+        assert is_reading.wait(60)
+        look = threads.submit(lambda: index.refresh(session).page(Filters(), 1).scans[0].outcomes)
+        try:
+            assert look.result(timeout=60) == {"active"}
+        finally:
+            go_on.set()
+        reading.result()
+    assert index.snapshot.scan(NAME).outcomes == {"done"}
+    assert before.scan(NAME).files[0].run.state == "running", "a snapshot does not change"
+
+
+def test_each_snapshot_is_as_if_it_had_been_made_at_once(
+    written: Written, index: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+    from cosmic.scan_snapshot import Filters
+
+    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    chance = random.Random(1)
+    ids: dict[str, int] = {}
+    for step in range(60):
+        name = f"NS_2607{chance.randrange(1, 4):02}{chance.randrange(10):03}"
+        file = f"2026/07/{name[3:9]}/{name}_ccdframes_0_0.cxi"
+        if name in ids and chance.random() < 0.5:
+            session.execute(delete(DagRun).where(DagRun.id == ids.pop(name)))
+        elif name in ids:
+            states = {"state": chance.choice(["failed", "success"]), "end_date": POSTED + step * TOOK}
+            session.execute(update(DagRun.__table__).where(DagRun.id == ids[name]).values(states))
+        else:
+            posted = POSTED + timedelta(minutes=chance.randrange(100))
+            ids[name] = written.run(f"{name}_0_0", file, "running", posted=posted)
+        scans, at_once = index.refresh(session), scan_index.ScanIndex().refresh(session)
+        for filters in (
+            Filters(),
+            Filters(state="failed"),
+            *(Filters(day=date(2026, 7, n)) for n in (1, 2, 3)),
+        ):
+            assert scans.page(filters, 1) == at_once.page(filters, 1)
+        days = [date(2026, 7, n) for n in (1, 2, 3)]
+        assert scans.day_counts(days) == at_once.day_counts(days)
+
+
+def test_a_scan_that_was_posted_a_moment_ago_is_there_for_who_asks_for_it(
+    written: Written, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic import scan_index
+
+    monkeypatch.setattr(scan_index, "_REFRESH_AFTER", 3600.0)
+    index = scan_index.ScanIndex()
+    index.refresh(session)
+    written.run("NS_260701033_0_0", path(), "queued")
+    assert index.refresh(session).scan(NAME) is None
+    assert index.refresh(session, at_once=True).scan(NAME) is not None
 
 
 @pytest.mark.long

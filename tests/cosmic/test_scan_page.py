@@ -348,6 +348,39 @@ def test_data_is_sent_again_only_when_it_differs(session: Session) -> None:
     assert scan.scan_data("NS_230216033", session, request).status_code == 304
 
 
+def test_data_are_made_once_for_all_who_look(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cosmic.pages import scan
+    from cosmic.scan_index import ScanIndex
+
+    monkeypatch.setattr(scan, "index", index := ScanIndex())
+    made: list[str] = []
+
+    def count(found: Any, airflow: str, make: Any = scan._data) -> Any:
+        made.append(found.name)
+        return make(found, airflow)
+
+    monkeypatch.setattr(scan, "_data", count)
+    run = add_run(session, "NS_230216033_0_0", "running")
+    other = add_run(session, "NS_230216034_0_0", "running")
+
+    def look() -> list[str]:
+        made.clear()
+        request: Any = SimpleNamespace(scope={"root_path": "/cosmic"}, headers={})
+        replies = [scan.scan_data("NS_230216033", session, request) for _ in range(20)]
+        assert len({reply.headers["ETag"] for reply in replies}) == 1
+        return made
+
+    assert look() == ["NS_230216033"]
+    other.state = DagRunState.FAILED
+    session.flush()
+    index.refresh(session, at_once=True)
+    assert look() == [], "only another scan has changed"
+    run.state = DagRunState.FAILED
+    session.flush()
+    index.refresh(session, at_once=True)
+    assert look() == ["NS_230216033"]
+
+
 def test_vendored_parts_are_those_of_their_packages() -> None:
     from cosmic.pages.vendor import FILES, FOLDER, vendored
 

@@ -50,7 +50,7 @@ def session(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setattr(scan_index, "_REFRESH_AFTER", 0.0)
     monkeypatch.setattr(scan_index, "read_progress", dict)
     monkeypatch.setattr(scans, "index", index)
-    monkeypatch.setattr(scans, "lists", scans.Lists(index))
+    monkeypatch.setattr(scans, "lists", scans.Lists())
     with create_session(scoped=False) as session:
         empty(session)
         yield session
@@ -122,6 +122,13 @@ def test_an_empty_list_says_how_to_fill_it(pages: Pages, session: Session) -> No
     assert "No scan is like that." in text_of(pages.get("reader", f"{PAGE}?state=failed").text)
 
 
+def test_what_an_address_asks_for_and_is_none_is_said(pages: Pages, session: Session) -> None:
+    write_scan(session, "running")
+    page = text_of(pages.get("reader", f"{PAGE}?day=yesterday&state=broken&page=-3").text)
+    assert "There is no day yesterday and no state broken: that is left out. 1 to 1 of 1 scans" in page
+    assert "left out" not in pages.get("reader", f"{PAGE}?day=2023-02-16&state=failed").text
+
+
 def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Session) -> None:
     from cosmic.pages import scans
     from cosmic.scan_index import ScanIndex
@@ -136,11 +143,8 @@ def test_a_list_is_sent_again_only_when_it_differs(pages: Pages, session: Sessio
     assert pages.get("reader", LIST, **{"If-None-Match": f"W/{tag}"}).status_code == 304, "after a proxy"
     assert tag in pages.get("reader", PAGE).text.replace("&#34;", '"')
 
-    other = ScanIndex()
-    other.refresh(session)
-    assert scans.Lists(other).make(scans.asked(), "", scans.Rights(True, False))[0] == tag, (
-        "another server's is the same"
-    )
+    other = scans.Lists().make(ScanIndex().refresh(session), scans.asked(), "", scans.Rights(True, False))
+    assert other[0] == tag, "another server's is the same"
 
     session.execute(DagRun.__table__.update().values(state="success", end_date=POSTED + TOOK))
     session.commit()

@@ -102,6 +102,15 @@ def test_every_variable_of_the_file_is_a_documented_setting() -> None:
     assert used - {"SETTINGS_FILE"} <= documented
 
 
+def test_a_proxy_is_not_asked_for_services_of_the_stack(services: dict[str, dict[str, Any]]) -> None:
+    for name in ("api-server", "scheduler", "worker", "triggerer", "dag-processor", "init"):
+        environment = services[name]["environment"]
+        for spelling in ("NO_PROXY", "no_proxy"):
+            without = environment[spelling].replace("${NO_PROXY:-localhost}", "hook.example.org").split(",")
+            assert set(without) == {"hook.example.org", "127.0.0.1", "api-server", "standin"}, name
+        assert environment["HTTPS_PROXY"] == environment["https_proxy"] == "${HTTPS_PROXY:-}"
+
+
 def test_scale_is_possible(services: dict[str, dict[str, Any]]) -> None:
     assert not [name for name, service in services.items() if "container_name" in service]
 

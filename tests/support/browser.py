@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+
+from dev.local_airflow.rest import Rest
+from dev.local_airflow.stack import LocalAirflow
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -40,19 +43,16 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def logged_in(browser: Browser, url: str, user: str, password: str) -> Iterator[Page]:
-    """A page of a user, in the beamline's time zone."""
+def signed_in(browser: Browser, airflow: LocalAirflow, user: str, **options: Any) -> Iterator[BrowserContext]:
+    """A browser's profile of a user, with a token in place of the login, in the beamline's time zone."""
+    size = {"width": 1300, "height": 1100}
     context = browser.new_context(
-        base_url=url, viewport={"width": 1300, "height": 1100}, timezone_id="America/Los_Angeles"
+        **{"base_url": airflow.url, "viewport": size, "timezone_id": "America/Los_Angeles", **options}
     )
     context.set_default_timeout(TIMEOUT * 1000)
-    page = context.new_page()
-    page.goto("/auth/login")
-    page.fill("input[name=username]", user)
-    page.fill("input[type=password]", password)
-    page.click("button[type=submit]")
-    page.wait_for_url(re.compile("^(?!.*/auth/login)"))
-    yield page
+    token = Rest(airflow.url, user, airflow.passwords[user]).token
+    context.add_cookies([{"name": "_token", "value": token, "url": airflow.url, "sameSite": "Lax"}])
+    yield context
     context.close()
 
 

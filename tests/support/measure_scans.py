@@ -53,10 +53,9 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
             "a text": {"text": "probe no support"},
         }.items():
             with timed(f"{what}, after a change"):
-                index.refresh(session)
-                scans.lists.make(scans.asked(**query), "", scans.Rights(True, True))
+                scans.lists.make(index.refresh(session), scans.asked(**query), "", scans.Rights(True, True))
         with timed("first page, nothing new"):
-            scans.lists.make(scans.asked(), "", scans.Rights(True, True))
+            scans.lists.make(index.snapshot, scans.asked(), "", scans.Rights(True, True))
         index._swept = float("-inf")
         with timed("once a minute: look for what was changed by hand"):
             index.refresh(session)

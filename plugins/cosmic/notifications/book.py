@@ -15,6 +15,16 @@ OVERLAP = 600.0  # seconds: a run's end is in the database up to so long after i
 MAX_AGE = 3 * 86400.0  # seconds: what could not be sent for so long is dropped
 
 
+class Picture(TypedDict):
+    """A reconstruction of which a message has a picture."""
+
+    name: str  # of the attachment; it says of which run and engine it is
+    run_id: str
+    run_after: str  # with the run's id: where its pictures are kept
+    engine: str
+    path: str  # at NERSC
+
+
 class Event(TypedDict):
     """Something that people are to be notified of.
 
@@ -29,7 +39,7 @@ class Event(TypedDict):
     advice: str
     command: str  # that runs it again; empty when there is none
     url: str
-    previews: list[str]  # absolute paths at NERSC
+    pictures: list[Picture]
 
 
 class ReceiverBook(TypedDict):
@@ -172,7 +182,7 @@ def _outage_event(service: str, outage: Outage, now: float, page: str) -> Event:
         advice="nothing: scans wait, and go on by themselves.",
         command="",
         url=page,
-        previews=[],
+        pictures=[],
     )
 
 

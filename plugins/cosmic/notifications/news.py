@@ -7,10 +7,10 @@ Nothing is changed, and nothing of the request reaches a query but a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import jwt
 from airflow.api_fastapi.auth.tokens import JWTValidator, get_sig_validation_args
@@ -30,13 +30,15 @@ from cosmic.dag_constants import (
     STACK_SCAN,
     TRANSFER_AUTO_RECON,
 )
-from cosmic.notifications.book import Event, Kind, duration
+from cosmic.notifications.book import Event, Kind, Picture, duration
 from cosmic.notifications.tasks import AUDIENCE
-from cosmic.pages.rendering import URL_PREFIX
-from cosmic.parameters import ENGINES
+from cosmic.pages.addresses import run_page
+from cosmic.pages.scan_runs import scan_of_run
 from cosmic.plan import result_prefix
 from cosmic.run_requests import PARAMETERS
 from cosmic.run_summary import RunSummary, Step, XComs, summarize, summarize_end
+from cosmic.scan_index import index
+from cosmic.scan_snapshot import Snapshot
 from cosmic.scans import parse_scan_path
 from facilities.errors import UserError
 
@@ -49,6 +51,7 @@ _KINDS: Mapping[str, Kind] = {
     STACK_SCAN: "scan",
     FLIGHT_CHECK: "check",
 }
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._+~-]")
 _DAYS_LEFT = (1, 2, 3, 7)
 """When to notify again that the client expires, besides `notify.client_days`."""
 
@@ -93,7 +96,7 @@ def read_news(session: Session, since: datetime, now: datetime) -> list[Event]:
 def page_url(dag_id: str, run_id: str) -> str:
     """Address of the page about a run, for people."""
     address = conf.get("api", "base_url", fallback="") or "http://localhost:8080"
-    return f"{address.rstrip('/')}{URL_PREFIX}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return run_page(address.rstrip("/"), run_id, dag_id)
 
 
 def _failures(session: Session, since: datetime) -> Iterator[Event]:
@@ -106,14 +109,15 @@ def _failures(session: Session, since: datetime) -> Iterator[Event]:
         )
         .order_by(DagRun.end_date.desc())
     )
+    scans = index.refresh(session, at_once=True)
     for place, run in enumerate(session.scalars(failed)):
         described = place < MAX_DESCRIBED
         summary = summarize_end(session, run, "") if described else None
         if summary is None or summary.outcome != "cancelled":
-            yield _failure(run, summary)
+            yield _failure(run, summary, _pictures(session, run, scans) if described else [])
 
 
-def _failure(run: DagRun, summary: RunSummary | None) -> Event:
+def _failure(run: DagRun, summary: RunSummary | None, pictures: list[Picture]) -> Event:
     what = advice = command = ""
     if summary is not None:
         step = next((step for step in summary.failed if step.error), None)
@@ -128,7 +132,7 @@ def _failure(run: DagRun, summary: RunSummary | None) -> Event:
         advice=advice,
         command=command,
         url=page_url(run.dag_id, run.run_id),
-        previews=_previews(run, summary),
+        pictures=pictures,
     )
 
 
@@ -154,16 +158,32 @@ def _subject(run: DagRun) -> str:
     return "flight check" if run.dag_id == FLIGHT_CHECK else str(run.dag_id)
 
 
-def _previews(run: DagRun, summary: RunSummary | None) -> list[str]:
-    """Pictures of what a failed run has reconstructed; only its own, whatever its XComs name."""
-    if summary is None or not summary.reconstructions or run.dag_id != TRANSFER_AUTO_RECON:
-        return []
-    try:
-        scan = parse_scan_path((run.conf or {}).get("file_path"))
-        own = {engine: f"{result_prefix(beamline(), scan, engine, run)}.png" for engine in ENGINES}
-    except UserError:
-        return []
-    return [done["preview"] for done in summary.reconstructions if own.get(done["engine"]) == done["preview"]]
+def _pictures(session: Session, run: DagRun, scans: Snapshot) -> list[Picture]:
+    """What there is to see of its file: of each engine the run's own result, or else an earlier run's."""
+    scan = scans.scan(scan_of_run(run.run_id, run.conf)) if run.dag_id == TRANSFER_AUTO_RECON else None
+    files = [file for file in scan.files if any(its.id == run.id for its in file.runs)] if scan else []
+    earlier = [its for file in files for its in file.runs if its.id <= run.id]  # the newest first
+    newest = {engine: its for its in reversed(earlier) for engine in its.results}
+    found = []
+    for engine, its in sorted(newest.items(), key=lambda item: -item[1].id):
+        of = session.get(DagRun, its.id)
+        if of is None or of.run_id != its.run_id:  # it was deleted a moment ago
+            continue
+        try:
+            path = result_prefix(beamline(), parse_scan_path((of.conf or {}).get("file_path")), engine, of)
+        except UserError:
+            continue
+        name = _NOT_IN_A_NAME.sub("_", f"{'' if of is run else 'earlier_run_'}{of.run_id}_{engine}.png")
+        found.append(
+            Picture(
+                name=name,
+                run_id=of.run_id,
+                run_after=of.run_after.isoformat(),
+                engine=engine,
+                path=f"{path}.png",
+            )
+        )
+    return found
 
 
 def _late(session: Session, now: datetime) -> Iterator[Event]:
@@ -188,7 +208,7 @@ def _late(session: Session, now: datetime) -> Iterator[Event]:
             advice="look at its page for what it waits for; it goes on by itself, or can be ended.",
             command="",
             url=page_url(run.dag_id, run.run_id),
-            previews=[],
+            pictures=[],
         )
 
 
@@ -218,7 +238,7 @@ def _missed(session: Session, since: datetime, now: datetime) -> Iterator[Event]
             ),
             command="",
             url=page_url(run.dag_id, run.run_id),
-            previews=[],
+            pictures=[],
         )
 
 
@@ -249,7 +269,7 @@ def _client(session: Session, now: datetime) -> Iterator[Event]:
             ),
             command="",
             url=page_url(run.dag_id, run.run_id),
-            previews=[],
+            pictures=[],
         )
 
 

@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import timedelta
-from pathlib import PurePosixPath
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import httpx
 from airflow.configuration import conf
 from airflow.sdk import Variable, task
 
+from cosmic import kept_results
 from cosmic.beamline import beamline, notify_limits
 from cosmic.dag_constants import SUPERFACILITY_CONN_ID
 from cosmic.notifications import book as books
@@ -111,21 +111,34 @@ def _send(receiver: Receiver, due: Sequence[Event]) -> str:
     return message.subject
 
 
+class _Run(NamedTuple):
+    run_id: str
+    run_after: datetime
+
+
 def _pictures(events: Sequence[Event]) -> dict[str, bytes]:
-    """The first previews of what failed in part, by name; those that NERSC does not give now are left out."""
-    paths = [path for event in events for path in event["previews"]][:MAX_PICTURES]
+    """The first pictures, by name: as they are kept, or else NERSC's; without those that it does not give."""
     pictures: dict[str, bytes] = {}
-    if not paths:
-        return pictures
-    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID, attempts=1)) as hook:
-        for path in paths:
-            try:
-                content = hook.download(beamline().job.machine, path)
-                check_png(content, path)
-                pictures[PurePosixPath(path).name] = content
-            except FacilityError as error:
-                log.warning("A message goes without its picture. %s", error)
+    nersc_answers = True
+    for wanted in [picture for event in events for picture in event["pictures"]][:MAX_PICTURES]:
+        run = _Run(wanted["run_id"], datetime.fromisoformat(wanted["run_after"]))
+        content = kept_results.read(run, wanted["engine"], kept_results.PREVIEW)
+        try:
+            if content is None and nersc_answers:
+                content = _from_nersc(wanted["path"])
+        except FacilityError as error:
+            log.warning("A message goes without its picture. %s", error)
+            nersc_answers = not isinstance(error, TransientError)
+        if content is not None:
+            pictures[wanted["name"]] = content
     return pictures
+
+
+def _from_nersc(path: str) -> bytes:
+    with closing(SuperfacilityHook(SUPERFACILITY_CONN_ID, attempts=1)) as hook:
+        content = hook.download(beamline().job.machine, path)
+    check_png(content, path)
+    return content
 
 
 def _keep(book: Book) -> None:

@@ -16,6 +16,8 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from fastapi import Request
 
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
+
 AT_ONCE = 4  # requests
 _TOKEN_LASTS = 600  # seconds
 
@@ -38,6 +40,17 @@ class Answer(NamedTuple):
     def accepted(self) -> bool:
         """Whether it was done."""
         return self.status < 300
+
+
+def change_run(run_id: str, body: dict[str, Any]) -> Call:
+    """The call that changes a run of `transfer_auto_recon`: its state, its note."""
+    return Call("PATCH", ("dags", TRANSFER_AUTO_RECON, "dagRuns", run_id), body)
+
+
+def start_run(dag_id: str, run_id: str, conf: dict[str, Any], note: str) -> Call:
+    """The call that starts a run."""
+    body = {"dag_run_id": run_id, "logical_date": None, "conf": conf, "note": note}
+    return Call("POST", ("dags", dag_id, "dagRuns"), body)
 
 
 async def call_airflow(request: Request, user: BaseUser, calls: Iterable[Call]) -> list[Answer]:

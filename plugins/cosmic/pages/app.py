@@ -11,7 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from cosmic.pages import actions, downloads, job_log, pictures, result, scan, scans, vendor
+from cosmic.pages import (
+    downloads,
+    job_log,
+    missing,
+    notes,
+    pictures,
+    result,
+    run_again,
+    scan,
+    scans,
+    stop,
+    vendor,
+)
 from cosmic.pages.rendering import address, render
 from cosmic.pages.security import remember_user
 
@@ -30,7 +42,10 @@ app = FastAPI(
     openapi_url=None,
     dependencies=[Depends(remember_user)],  # no page without a login
 )
-app.include_router(actions.router)
+app.include_router(missing.router)  # before those with a scan's name in them
+app.include_router(stop.router)
+app.include_router(run_again.router)
+app.include_router(notes.router)
 app.include_router(downloads.router)
 app.include_router(scans.router)
 app.include_router(result.router)

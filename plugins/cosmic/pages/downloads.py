@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from cosmic.beamline import beamline
-from cosmic.pages.actions import Buttons
+from cosmic.pages.buttons import Buttons
 from cosmic.pages.pictures import nersc
 from cosmic.pages.rendering import HEADERS, RunId, ScanName, address, render, template_function
 from cosmic.pages.scan_runs import ScanRun, runs_of_scan, tasks_of

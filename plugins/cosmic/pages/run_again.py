@@ -1,19 +1,35 @@
-"""The form of *Run again*: the parameters of the job and the engines, and what a reader has changed in it."""
+"""The button *Run again*: a form with the last parameters of a scan or a run, and what it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.utils.session import create_session
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
 from starlette.datastructures import FormData
 
-from cosmic.parameters import RECONSTRUCTION, Parameter
+from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.pages.addresses import page_before, run_page, scan_page
+from cosmic.pages.airflow_api import call_airflow, start_run
+from cosmic.pages.forms import MAX_SHOWN, count, number_of, refusals, text_of
+from cosmic.pages.notes import RUN_AGAIN_NOTE
+from cosmic.pages.rendering import ScanName, address, render
+from cosmic.pages.scan_runs import OneRun, ScanRun, ScanRuns, find_runs, read_runs
+from cosmic.pages.security import MayReadScans, OwnForm, require
+from cosmic.parameters import RECONSTRUCTION, Parameter, read_parameters
+from facilities.errors import UserError
+
+router = APIRouter(dependencies=[MayReadScans])
 
 MAY_CHANGE: Mapping[str, Parameter] = {
     name: parameter for name, parameter in RECONSTRUCTION.items() if name != "file_path"
 }
-"""All but the file."""
+"""All parameters but the file."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +107,125 @@ def _value(parameter: Parameter, sent: str | bool) -> Any:
         return parameter.read(sent)
     except ValueError:
         return sent
+
+
+@router.get("/scans/{scan}/run-again")
+def ask_run_again(request: Request, user: GetUserDep, scan: ScanName, run_id: OneRun = "") -> Response:
+    """The form of *Run again*, with the parameters of the scan's newest run, or of the run that is named."""
+    require(user, "POST", "run a scan again")
+    with create_session(scoped=False) as session:
+        runs = find_runs(session, scan)
+    like = _like(runs, run_id)
+    files = str(like.file.relative) if run_id or len(runs.by_file) == 1 else ""
+    return _ask_run_again(request, runs, like, run_id, files=files)
+
+
+@router.post("/scans/{scan}/run-again")
+async def run_again(request: Request, user: GetUserDep, scan: ScanName, form: OwnForm) -> Response:
+    """Start a run of each chosen file: its last parameters with those that were changed in the form."""
+    require(user, "POST", "run a scan again")
+    runs = await run_in_threadpool(read_runs, scan)
+    run_id, files, newest = text_of(form, "run_id"), text_of(form, "files"), number_of(form, "newest")
+    like = _like(runs, text_of(form, "like"))
+    given = changes(like.conf, form)
+    chosen, left = _files_to_run(runs, files, newest)
+    confs = [_conf(its, given) for its in chosen]
+    try:
+        if not chosen:
+            raise UserError("None of these files can run now: they are running, or none is chosen")
+        for conf in confs:
+            read_parameters(RECONSTRUCTION, conf)
+    except UserError as error:
+        fields = fields_of({**like.conf, **given})
+        problem = f"{error.what}."
+        return await run_in_threadpool(
+            _ask_run_again, request, runs, like, run_id, files=files, fields=fields, problem=problem
+        )
+    ids = [_next_run_id(its, newest) for its in chosen]
+    calls = [
+        start_run(TRANSFER_AUTO_RECON, new, conf, RUN_AGAIN_NOTE)
+        for new, conf in zip(ids, confs, strict=True)
+    ]
+    answers = await call_airflow(request, user, calls)
+    started = [new for new, answer in zip(ids, answers, strict=True) if answer.accepted]
+    existing = [new for new, answer in zip(ids, answers, strict=True) if answer.status == 409]
+    others = [(new, answer) for new, answer in zip(ids, answers, strict=True) if new not in existing]
+    lines = ["Their results will lie beside the earlier ones."] if started else []
+    lines += [f"{count(existing, 'run')} had been started before, and not twice."] if existing else []
+    lines += [f"{count(left, 'file')} not run again: still running."] if left else []
+    return render(
+        "action_done.html",
+        airflow=address(request),
+        headline=f"{count(started, 'run')} started" if started else "Nothing was started",
+        lines=lines,
+        refused=refusals(others),
+        runs=[(new, run_page(address(request), new)) for new in (started + existing)[:MAX_SHOWN]],
+        back=scan_page(address(request), scan),
+        back_to=scan,
+    )
+
+
+def _ask_run_again(
+    request: Request,
+    runs: ScanRuns,
+    like: ScanRun,
+    run_id: str,
+    *,
+    files: str,
+    fields: Fields | None = None,
+    problem: str = "",
+) -> Response:
+    by_file = runs.by_file
+    return render(
+        "run_again.html",
+        status=400 if problem else 200,
+        airflow=address(request),
+        request=request,
+        scan=runs.name,
+        like=like,
+        sections=fields or fields_of(like.conf),
+        paths=list(by_file),
+        failed=[path for path, its in by_file.items() if its[-1].state == "failed"],
+        running=[path for path, its in by_file.items() if its[-1].is_active],
+        files=files,
+        problem=problem,
+        action=f"{scan_page(address(request), runs.name)}/run-again",
+        newest=runs.newest_number,
+        run_id=run_id,
+        back=page_before(address(request), runs.name, run_id),
+    )
+
+
+def _files_to_run(runs: ScanRuns, files: str, newest: int) -> tuple[list[list[ScanRun]], list[list[ScanRun]]]:
+    """Of the chosen files the runs that its reader knew; and those of the files that are still running.
+
+    :param files: `failed`, `all`, or the path of one.
+    """
+    known = {
+        path: some for path, its in runs.by_file.items() if (some := [r for r in its if r.number <= newest])
+    }
+    chosen = [
+        its
+        for path, its in known.items()
+        if files in (path, "all") or (files == "failed" and its[-1].state == "failed")
+    ]
+    return [its for its in chosen if not its[-1].is_active], [its for its in chosen if its[-1].is_active]
+
+
+def _conf(its: Sequence[ScanRun], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The last parameters of a file with what was changed; without what an older version had."""
+    last = {name: value for name, value in its[-1].conf.items() if name in RECONSTRUCTION}
+    return {**last, **given, "file_path": str(its[-1].file.relative)}
+
+
+def _next_run_id(its: Sequence[ScanRun], newest: int) -> str:
+    """The id after those that the form's reader knew: the same form, sent twice, starts no second run."""
+    known = [run.file.generation(run.run_id) for run in its if run.number <= newest]
+    return its[-1].file.run_id(1 + max(known, default=0))
+
+
+def _like(runs: ScanRuns, run_id: str) -> ScanRun:
+    run = runs.named(run_id) if run_id else runs.runs[-1]
+    if run is None:
+        raise HTTPException(404, f"{run_id} is no run of the scan {runs.name}.")
+    return run

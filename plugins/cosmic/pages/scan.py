@@ -25,8 +25,9 @@ from sqlalchemy import select
 
 from cosmic import kept_results
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
+from cosmic.pages import addresses
 from cosmic.pages.pictures import TRY_AGAIN, find_run, parse_figures
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, ScanName, address, fragment, has_already, render
+from cosmic.pages.rendering import HEADERS, ScanName, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, doing, state_of
@@ -37,6 +38,7 @@ from cosmic.scan_records import File, Run, Scan
 
 router = APIRouter()
 AskedRun = Annotated[str, Query(alias="run", max_length=250)]
+_KEPT_NEWS = 200  # scans
 
 
 @router.get("/scans/{scan}", response_class=HTMLResponse, dependencies=[MayReadScans])
@@ -79,19 +81,38 @@ def run_details(
 def scan_data(scan: ScanName, session: SessionDep, request: Request) -> Response:
     """State, files, runs and results; 304 when the reader has them already.
 
-    Made from the index in memory, so that it costs the same however many look.
+    Made once for all who look, when the scan has changed.
     """
-    content = json.dumps(_data(_scan(session, scan), address(request)), allow_nan=False).encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    etag, content = news.make(_scan(session, scan), address(request))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type="application/json", headers=headers)
 
 
+class News:
+    """The data of scans as they were last made."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], tuple[Scan, str, bytes]] = {}
+
+    def make(self, scan: Scan, airflow: str) -> tuple[str, bytes]:
+        """ETag and JSON of a scan's data; a scan that has changed is another object."""
+        known, etag, content = self._made.get((scan.name, airflow), (None, "", b""))
+        if known is not scan:
+            content = json.dumps(_data(scan, airflow), allow_nan=False).encode()
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            if len(self._made) >= _KEPT_NEWS:
+                self._made = {}
+            self._made[scan.name, airflow] = scan, etag, content
+        return etag, content
+
+
+news = News()
+
+
 def _scan(session: SessionDep, name: str) -> Scan:
-    index.refresh(session)
-    found = index.scan(name)
+    found = index.refresh(session).scan(name) or index.refresh(session, at_once=True).scan(name)
     if found is None:
         raise HTTPException(
             404, f"No scan {name} has a run here: it was not posted yet, or its runs are deleted."
@@ -147,7 +168,7 @@ def _details(session: SessionDep, user: GetUserDep, airflow: str, chosen: Run) -
         sections=parameters(conf, engines),
         figures=figures,
         jobs=[engine for engine in ENGINES if engine in summary.jobs or _has(summary, engine)],
-        addresses=_address(airflow, chosen.run_id),
+        addresses=addresses.run_page(airflow, chosen.run_id),
     )
     return {"news": news, "details": details}
 
@@ -164,16 +185,12 @@ def _held(run: DagRun, engine: str) -> Mapping[str, Any] | None:
         return None
 
 
-def _address(airflow: str, run_id: str) -> str:
-    return f"{airflow}{URL_PREFIX}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
-
-
 def _data(scan: Scan, airflow: str) -> dict[str, Any]:
     """What the page's script works with."""
     state, words = state_of(scan)
     return {
         "scan": scan.name,
-        "base": f"{airflow}{URL_PREFIX}/scans/{quote(scan.name, safe='')}",
+        "base": addresses.scan_page(airflow, scan.name),
         "try_again": TRY_AGAIN,
         "state": {"name": state, "words": _plain(words)},
         "files": [_file(file, airflow) for file in scan.files],
@@ -194,7 +211,7 @@ def _file(file: File, airflow: str) -> dict[str, Any]:
 def _run(run: Run, airflow: str) -> dict[str, Any]:
     return {
         "id": run.run_id,
-        "address": _address(airflow, run.run_id),
+        "address": addresses.run_page(airflow, run.run_id),
         "posted": run.posted.isoformat(),
         "outcome": run.outcome,
         "words": _plain(doing(run)) if run.outcome == "active" else [],

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from airflow.models.dagrun import DagRun
-from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+from fastapi import HTTPException, Query
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
@@ -25,7 +26,9 @@ from facilities.errors import UserError
 
 _AT_WORK = frozenset({"running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule"})
 _RUNS_PER_QUERY = 500
-_NOTE_CHANGES = 20  # of the audit log that are looked at
+
+OneRun = Annotated[str, Query(max_length=250)]
+"""In an address: only this run of the scan; empty for all."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,6 @@ class ScanRun:
 
 
 @dataclass(frozen=True)
-class Note:
-    """What people have written about a scan; `who` and `when` of the last change, if there was one."""
-
-    text: str
-    who: str = ""
-    when: datetime | None = None
-
-
-@dataclass(frozen=True)
 class ScanRuns:
     """All runs of a scan, the oldest first."""
 
@@ -66,10 +60,9 @@ class ScanRuns:
         """Of the runs that there are now; a run that is started later has a higher one."""
         return max(run.number for run in self.runs)
 
-    @property
-    def active(self) -> list[ScanRun]:
-        """Those that are going on."""
-        return [run for run in self.runs if run.is_active]
+    def active_of(self, run_id: str) -> list[ScanRun]:
+        """Those that go on; only the one that is named, unless `run_id` is empty."""
+        return [run for run in self.runs if run.is_active and run_id in ("", run.run_id)]
 
     @property
     def by_file(self) -> dict[str, list[ScanRun]]:
@@ -107,8 +100,7 @@ def runs_of_scan(session: Session, name: str) -> ScanRuns | None:
 
     :param name: such as `NS_230216033`, or a lone file's: `test.1a2b3c4d`.
     """
-    index.refresh(session)
-    known = index.scan(name)
+    known = index.refresh(session).scan(name)
     # Those with ids of their own. The index may be two seconds behind; the ids of others begin with the name.
     others = [
         run.id
@@ -129,6 +121,23 @@ def runs_of_scan(session: Session, name: str) -> ScanRuns | None:
         run for row in reversed(rows) if (run := _read(*row)) and scan_of_run(run.run_id, run.conf) == name
     ]
     return ScanRuns(name, runs) if runs else None
+
+
+def find_runs(session: Session, name: str) -> ScanRuns:
+    """The runs of a scan.
+
+    :raises HTTPException: 404, it has none.
+    """
+    runs = runs_of_scan(session, name)
+    if runs is None:
+        raise HTTPException(404, f"There is no scan {name} with a run.")
+    return runs
+
+
+def read_runs(name: str) -> ScanRuns:
+    """The same, with a session of its own."""
+    with create_session(scoped=False) as session:
+        return find_runs(session, name)
 
 
 def scan_of_run(run_id: str, conf: Any) -> str:
@@ -159,21 +168,6 @@ def tasks_of(session: Session, runs: Sequence[ScanRun], states: Iterable[str]) -
         )
         found |= {(run_id, task_id) for run_id, task_id in session.execute(query)}
     return found
-
-
-def note_of(session: Session, runs: ScanRuns) -> Note:
-    """A scan's note, which is that of its first run: it outlives clearing and running again."""
-    first = runs.runs[0]
-    run = session.get(DagRun, first.number)
-    changes = session.scalars(
-        select(Log)
-        .where(Log.dag_id == TRANSFER_AUTO_RECON, Log.run_id == first.run_id, Log.event == "patch_dag_run")
-        .order_by(Log.dttm.desc())
-        .limit(_NOTE_CHANGES)
-    )
-    last = next((entry for entry in changes if '"note"' in (entry.extra or "")), None)
-    text = (run.note if run else None) or ""
-    return Note(text, last.owner_display_name or last.owner or "", last.dttm) if last else Note(text)
 
 
 def _read(number: int, run_id: str, state: Any, conf: Any, run_after: datetime) -> ScanRun | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from statistics import median
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -27,13 +27,15 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cosmic.beamline import local_zone
-from cosmic.dag_constants import FIND_MISSED_SCANS, TRANSFER_AUTO_RECON
-from cosmic.pages.rendering import HEADERS, URL_PREFIX, address, fragment, has_already, render
+from cosmic.dag_constants import FIND_MISSED_SCANS
+from cosmic.pages.addresses import run_page, scan_page
+from cosmic.pages.rendering import HEADERS, address, fragment, has_already, render
 from cosmic.pages.security import MayReadScans, may
 from cosmic.parameters import ENGINES
 from cosmic.progress import Words, state_of
-from cosmic.scan_index import ScanIndex, index
-from cosmic.scan_records import STATES, File, Filters, Scan
+from cosmic.scan_index import index
+from cosmic.scan_records import STATES, File, Scan
+from cosmic.scan_snapshot import Filters, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +76,14 @@ class Rights:
 
 @dataclass(frozen=True)
 class Asked:
-    """What an address asks for."""
+    """What an address asks for.
+
+    :param left_out: what of it makes no sense.
+    """
 
     filters: Filters
     number: int
+    left_out: tuple[str, ...] = ()
 
     def query(self, **changes: Any) -> str:
         """The query of the address with some filters changed, from its first page unless `page` is given."""
@@ -106,7 +112,9 @@ def asked(
     except ValueError:
         of_day = None
     filters = Filters(of_day, proposal.strip(), state if state in STATES else "", text.strip())
-    return Asked(filters, int(page) if page.isdecimal() else 1)
+    wrong = {"day": day if of_day is None else "", "state": "" if state in STATES else state}
+    left_out = tuple(f"{name} {value}" for name, value in wrong.items() if value)
+    return Asked(filters, int(page) if page.isdecimal() else 1, left_out)
 
 
 AskedDep = Annotated[Asked, Depends(asked)]
@@ -115,15 +123,14 @@ AskedDep = Annotated[Asked, Depends(asked)]
 @router.get("/scans", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> HTMLResponse:
     """The page."""
-    index.refresh(session)
-    airflow = address(request)
-    etag, content = lists.make(asked, airflow, rights_of(user))
+    scans, airflow = index.refresh(session), address(request)
+    etag, content = lists.make(scans, asked, airflow, rights_of(user))
     return render(
         "scans.html",
         airflow=airflow,
         asked=asked,
         state_names=STATE_NAMES,
-        proposals=index.proposals()[:500],
+        proposals=scans.proposals[:500],
         etag=etag,
         content=content,
     )
@@ -132,8 +139,7 @@ def scans_page(asked: AskedDep, session: SessionDep, user: GetUserDep, request: 
 @router.get("/scan-list", response_class=HTMLResponse, dependencies=[MayReadScans])
 def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: Request) -> Response:
     """What changes of the page; 304 when the reader has it already."""
-    index.refresh(session)
-    etag, content = lists.make(asked, address(request), rights_of(user))
+    etag, content = lists.make(index.refresh(session), asked, address(request), rights_of(user))
     headers = HEADERS | {"Cache-Control": "private, no-cache", "ETag": etag, "Vary": "Cookie, Authorization"}
     if has_already(request, etag):
         return Response(status_code=304, headers=headers)
@@ -143,24 +149,23 @@ def scan_list(asked: AskedDep, session: SessionDep, user: GetUserDep, request: R
 class Lists:
     """Lists as they were last made, by what was asked for."""
 
-    def __init__(self, index: ScanIndex) -> None:
-        self._index = index
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], tuple[str, str]] = {}
 
-    def make(self, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
-        """ETag and HTML of a list, made anew when the index has changed."""
+    def make(self, scans: Snapshot, asked: Asked, airflow: str, rights: Rights) -> tuple[str, str]:
+        """ETag and HTML of a list, made anew when anything has changed."""
         zone = local_zone()
         today = datetime.now(zone).date()
-        key = (self._index.version, today, asked, airflow, rights)
+        key = (scans.version, today, asked, airflow, rights)
         if made := self._made.get(key):
             return made
         with self._lock:
             if made := self._made.get(key):
                 return made
             kept = {other: made for other, made in self._made.items() if other[0] == key[0]}
-            page = self._index.page(asked.filters, asked.number)
-            counts = self._index.day_counts(_days_around(asked.filters.day or today, today))
+            page = scans.page(asked.filters, asked.number)
+            counts = scans.day_counts(_days_around(asked.filters.day or today, today))
             content = fragment(
                 "scan_list.html",
                 asked=asked,
@@ -180,7 +185,7 @@ class Lists:
             return etag, content
 
 
-lists = Lists(index)
+lists = Lists()
 
 
 class LoadAtStart:
@@ -224,16 +229,15 @@ def _days_around(day: date, today: date) -> list[date]:
 
 def _row(scan: Scan, airflow: str) -> Row:
     state, words = state_of(scan)
-    pages = f"{airflow}{URL_PREFIX}"
     thumbnail = ""
     if scan.picture:
         run_id, engine, when = scan.picture
-        of_run = f"{pages}/dags/{TRANSFER_AUTO_RECON}/runs/{quote(run_id, safe='')}"
         # A result that was made again has another address: browsers keep pictures for a while.
-        thumbnail = f"{of_run}/{engine}/thumbnail.png?{urlencode({'of': when.isoformat()})}"
+        version = urlencode({"of": when.isoformat()})
+        thumbnail = f"{run_page(airflow, run_id)}/{engine}/thumbnail.png?{version}"
     return Row(
         scan,
-        f"{pages}/scans/{quote(scan.name, safe='')}",
+        scan_page(airflow, scan.name),
         thumbnail,
         state,
         words,

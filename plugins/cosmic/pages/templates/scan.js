@@ -1,10 +1,9 @@
-// The page of a scan: which pictures are shown, the plot of errors, the part about the run, and what is new.
+// The page of a scan: which pictures are shown, the part about the run, and what is new.
 "use strict";
 {
   const element = (id) => document.getElementById(id);
   const KINDS = ["amplitude", "phase"];
   const LOOK_EVERY = 3000, LONGEST = 60000, LOG_EVERY = 15000, BLINK_EVERY = 800;
-  const KEPT_RESULTS = 10; // in this page's memory
   let data = JSON.parse(element("scan-data").textContent);
   const chosen = { run: data.chosen, engine: new URLSearchParams(location.search).get("engine") || "" };
 
@@ -18,6 +17,13 @@
   function newestOf(file) {
     for (const run of file.runs) if (engines(run).length) return run;
     return file.runs[0];
+  }
+
+  // The newest picture of the scan, of any of its files, energies and runs.
+  function newestPicture() {
+    const made = ({ run }) => Object.values(run.results).map((when) => Date.parse(when));
+    const all = allRuns().filter(({ run }) => engines(run).length);
+    return all.reduce((a, b) => (a && Math.max(...made(a)) >= Math.max(...made(b)) ? a : b), undefined);
   }
 
   // Files of the same energy and region: versions of the same frames, such as _cosmic2.
@@ -36,57 +42,6 @@
     return new Option(text, value, selected, selected);
   }
 
-  // ---- Loading
-
-  const loaded = new Map();
-
-  class Missing extends Error {
-    constructor(text, again) {
-      super(text);
-      this.again = again;
-    }
-  }
-
-  async function get(address) {
-    let reply;
-    try {
-      reply = await fetch(address, { credentials: "same-origin" });
-    } catch {
-      throw new Missing("Airflow does not answer.", true);
-    }
-    if (reply.ok) return reply;
-    let detail = "";
-    try {
-      ({ detail } = await reply.json());
-    } catch {
-      // What a proxy says is not for people.
-    }
-    throw new Missing(String(detail || `Airflow answers with status ${reply.status}.`), reply.status >= 500);
-  }
-
-  // Figures and pictures of a result; they are asked for once.
-  function result(run, engine) {
-    const key = `${run.id} ${engine} ${run.results[engine]}`;
-    if (!loaded.has(key)) {
-      const address = `${run.address}/${engine}`;
-      const version = new URLSearchParams({ of: run.results[engine] }); // a result that was made again is another one
-      const figures = get(`${address}/figures.json?${version}`).then((reply) => reply.json());
-      const pictures = {};
-      loaded.set(key, {
-        figures,
-        picture: (kind) => pictures[kind] ||= figures.then(async ({ view }) => {
-          if (!view) return null;
-          const reply = await get(`${address}/picture/${kind}?${version}`);
-          return new Picture(kind, new Uint8Array(await reply.arrayBuffer()), view);
-        }),
-        preview: () => get(`${address}/preview.png?${version}`).then((reply) => reply.blob()),
-        forget: () => loaded.delete(key),
-      });
-      while (loaded.size > KEPT_RESULTS) loaded.delete(loaded.keys().next().value);
-    }
-    return loaded.get(key);
-  }
-
   // ---- The picture
 
   const note = element("viewer-note"), place = element("panels");
@@ -95,6 +50,7 @@
   let retry, blinking;
   let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
+  const errors = new ErrorPlot(element("errors"), element("error-plot"), element("error-about"));
   const viewer = new Viewer(place, { onKey: pressed, onChange: showContrast });
 
   function pressed(key) {
@@ -124,12 +80,16 @@
     clearTimeout(retry);
     const mine = ++asked;
     const { found, mode } = sources();
+    element("other-picture").hidden = true;
     const kinds = element("shown").value === "both" ? KINDS : [element("shown").value];
     const [own] = found;
     if (!own.run.results[own.engine]) {
       nothingShown();
       const working = own.run.outcome === "active";
       note.textContent = working ? "There is no picture yet: the run goes on." : "This run has left no picture.";
+      const other = newestPicture();
+      element("other-picture").hidden = !other;
+      if (other) element("show-other").textContent = `Show the picture of run ${other.run.id}`;
       return;
     }
     note.textContent = "The picture is being fetched.";
@@ -140,7 +100,7 @@
         return { source, pictures, figures: await figures, preview: pictures[0] ? null : await preview() };
       }));
       if (mine !== asked) return;
-      plot(all);
+      errors.show(all.map(({ source, figures }) => ({ title: titleOf(source, "error"), figures })));
       showAll(all, kinds, mode);
     } catch (error) {
       if (mine !== asked) return;
@@ -157,7 +117,7 @@
   function nothingShown() {
     viewer.show([]);
     showPreview(null);
-    plot([]);
+    errors.show([]);
     showTools(false);
   }
 
@@ -227,6 +187,10 @@
     return true;
   }
 
+  element("show-other").addEventListener("click", () => {
+    choose(newestPicture().run);
+    element("run-choice").focus();
+  });
   element("swap").addEventListener("click", () => { paused = true; startBlinking(); swap(); });
   element("pause").addEventListener("click", () => { paused = !paused; startBlinking(); });
   element("zoom-in").addEventListener("click", () => viewer.zoom(1.5));
@@ -338,73 +302,6 @@
   element("run-choice").addEventListener("change", (event) => choose(findRun(event.target.value).run));
   element("engine").addEventListener("change", (event) => choose(findRun(chosen.run).run, event.target.value));
 
-  // ---- Error per iteration
-
-  let plotted, lastPlot = [];
-
-  function plot(all) {
-    lastPlot = all;
-    plotted?.destroy();
-    plotted = undefined;
-    const series = all
-      .map(({ source, figures }) => ({ source, figures, values: (figures.errors || []).filter(Number.isFinite) }))
-      .filter(({ values }) => values.length > 1);
-    element("errors").hidden = series.length === 0;
-    if (!series.length) return;
-    const place = element("error-plot");
-    const style = getComputedStyle(document.documentElement);
-    const color = (name) => resolved(style.getPropertyValue(name));
-    const lines = [color("--link"), color("--partial")];
-    const points = [...new Set(series.flatMap(iterationsOf))].sort((a, b) => a - b);
-    const axis = { stroke: color("--text"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line"), width: 1 } };
-    const isLog = series.every(({ values }) => values.every((value) => value > 0));
-    plotted = new uPlot({
-      width: Math.max(place.clientWidth, 200),
-      height: 260,
-      scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
-      axes: [{ ...axis, label: "Iteration" }, { ...axis, size: 70, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : plain(tick))) }],
-      series: [
-        { label: "Iteration" },
-        ...series.map(({ source }, n) => ({
-          label: titleOf(source, "error"), stroke: lines[n % 2], width: 2, dash: n ? [6, 4] : undefined, spanGaps: true,
-          value: (_, value) => (value === null ? "" : plain(value, 4)),
-        })),
-      ],
-    }, [points, ...series.map((one) => valuesAt(one, points))], place);
-    const [{ figures, values }] = series;
-    place.setAttribute("aria-label", series.map(({ source, values }) =>
-      `${titleOf(source, "error")}: from ${plain(values[0])} to ${plain(values.at(-1))}`).join("; "));
-    const number = figures.iterations || values.length;
-    const spread = number > values.length ? ` Of ${number} iterations, ${values.length} are shown.` : "";
-    element("error-about").textContent = `${figures.errors_are ? `${figures.engine}: ${figures.errors_are}.` : ""}${spread}`;
-  }
-
-  // The iteration of each error: a long run keeps one of several.
-  function iterationsOf({ figures, values }) {
-    const step = Math.max(1, Math.ceil((figures.iterations || values.length) / values.length));
-    return values.map((_, n) => 1 + n * step);
-  }
-
-  function valuesAt(one, points) {
-    const at = new Map(iterationsOf(one).map((iteration, n) => [iteration, one.values[n]]));
-    return points.map((point) => at.get(point) ?? null);
-  }
-
-  // A color as canvases take it: they know no light-dark().
-  function resolved(text) {
-    const probe = document.createElement("span");
-    probe.style.color = text;
-    document.body.append(probe);
-    const { color } = getComputedStyle(probe);
-    probe.remove();
-    return color;
-  }
-
-  new ResizeObserver(() => plotted?.setSize({ width: Math.max(element("error-plot").clientWidth, 200), height: 260 })).observe(element("error-plot"));
-  const replot = () => plot(lastPlot);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", replot);
-  new MutationObserver(replot).observe(document.documentElement, { attributeFilter: ["data-theme"] });
-
   // ---- The part about the run
 
   const details = element("run");
@@ -415,7 +312,7 @@
     details.setAttribute("aria-busy", "true");
     let html;
     try {
-      html = await (await get(`${data.base}/run?${new URLSearchParams({ run: chosen.run })}`)).text();
+      html = await (await request(`${data.base}/run?${new URLSearchParams({ run: chosen.run })}`)).text();
     } catch (error) {
       html = "";
       if (mine === detailsAsked) details.prepend(Object.assign(document.createElement("p"), { textContent: error.message }));
@@ -444,7 +341,7 @@
     if (!log.open || !log.isConnected) return;
     const text = log.querySelector("pre");
     try {
-      const found = await (await get(log.dataset.log)).json();
+      const found = await (await request(log.dataset.log)).json();
       const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
       text.textContent = found.text ?? found.why_not;
       if (atEnd) text.scrollTop = text.scrollHeight;
