@@ -125,6 +125,13 @@ def test_pip_installs_where_uv_does_not(install: Install, registry: Path, tmp_pa
     assert not (tmp_path / ".venv" / "bin" / "half").exists(), "pip begins anew"
 
 
+def test_an_environment_whose_making_was_broken_off_is_made_anew(install: Install, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    done = install()
+    assert done.returncode == 0, done.stderr
+    assert installed(tmp_path) == ("1.0", "pip")
+
+
 def test_uv_gets_pips_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
