@@ -76,7 +76,6 @@ class Bench:
     engine: sqlalchemy.Engine
     rest: Rest
     waiting: Waiting
-    interval: float
     report: Report
 
     def states(self) -> dict[str, int]:
@@ -153,7 +152,7 @@ def _running(folder: Path, jobs: int, transfers: int, database: str) -> Iterator
         os.environ["AIRFLOW__FACILITIES__PROGRESS_FOLDER"] = str(airflow.home / "progress")
         engine = sqlalchemy.create_engine(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
         stack.callback(engine.dispose)
-        yield Bench(airflow, engine, rest, waiting, INTERVAL, report)
+        yield Bench(airflow, engine, rest, waiting, report)
 
 
 def _write_waits(airflow: LocalAirflow, waiting: Waiting) -> float:
@@ -247,7 +246,7 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
     sacct = [one for one in seen if "/compute/jobs/" in one["path"] and "sacct=true" in one["query"]]
     squeue = [one for one in seen if "/compute/jobs/" in one["path"] and "sacct=false" in one["query"]]
     globus = [one for one in seen if one["path"].endswith("/task_list")]
-    rounds = seconds / (0.9 * bench.interval) + 1
+    rounds = seconds / (0.9 * INTERVAL) + 1
     for name, requests, waits, per_request in (
         ("sacct", sacct, len(bench.waiting.job_ids), JOBS_PER_REQUEST),
         ("Globus", globus, len(bench.waiting.transfer_ids), GlobusHook.ids_per_request),
@@ -258,7 +257,7 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
             len(requests) <= allowed,
             f"{len(requests)}, {allowed:.0f}; each {per_request} ids at most",
         )
-        least = (seconds / (2 * bench.interval)) * (waits // per_request)
+        least = (seconds / (2 * INTERVAL)) * (waits // per_request)
         bench.report.check(f"{name}: as many as keep all up to date", len(requests) >= least, f"{least:.0f}")
     bench.report.check("squeue: no more than sacct", len(squeue) <= len(sacct) + triggerers, str(len(squeue)))
     other = len(seen) - len(sacct) - len(squeue) - len(globus)
