@@ -37,7 +37,7 @@ RUN := PYTHONPATH=plugins:include .venv/bin/python
 .PHONY: help client demo test test-long test-slow lint bench bench-scale chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 client: $(CLIENT) ## The client for the beamline computer, one file: build/submit_scan.py
 	@echo "$(CLIENT) is ready: copy it to the beamline computer. Its manual: $(CLIENT) --help"
