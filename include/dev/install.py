@@ -64,7 +64,7 @@ def main() -> int:
     if unknown := sorted(settings.keys() - NAMES.keys() - WITHOUT_EFFECT - {"no-index"}):
         why = f"uv is not used, since pip has settings that uv has not ({', '.join(unknown)})"
     elif not (bin_ / "uv").exists() and pip_install(bin_, "--only-binary", ":all:", UV):
-        why = f"{UV} could not be had"
+        why = f"{UV} could not be installed"
     elif install_with_uv(bin_, arguments, settings) == 0:
         return 0
     else:
@@ -72,7 +72,7 @@ def main() -> int:
         make_environment(folder)  # uv may have left half of a package
     print(f"{why}: pip installs instead, which takes some minutes longer.", flush=True)
     if pip_install(bin_, PIP):
-        print(f"{PIP} could not be had: the pip of Python goes on, and takes longer still.", flush=True)
+        print(f"{PIP} could not be installed: the pip of Python goes on, and takes longer still.", flush=True)
     # Compiling takes half as long again. Python compiles what it imports, once.
     return pip_install(bin_, "--no-compile", *arguments)
 

@@ -109,7 +109,7 @@ def test_uv_installs_from_where_pip_would(install: Install, registry: Path, tmp_
 def test_pip_installs_where_uv_does_not(install: Install, registry: Path, tmp_path: Path) -> None:
     done = install()
     assert done.returncode == 0, done.stderr
-    assert f"{UV} could not be had: {NO_UV}" in done.stdout
+    assert f"{UV} could not be installed: {NO_UV}" in done.stdout
     assert installed(tmp_path) == ("1.0", "pip")
 
     done = install(PIP_ONLY_BINARY="grain")

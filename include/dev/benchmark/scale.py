@@ -1,4 +1,4 @@
-"""`make bench-scale`: very many waits at once, and what they cost; the exit code tells whether all were seen.
+"""`make bench-scale`: very many waits at once, and what they cost; it fails when one that ended was not seen.
 
 The jobs and transfers are real ones of the stand-in; the waits are real triggers, written into the database
 as they are while their tasks are deferred. Two triggerers share them (one on SQLite), then one is killed.
@@ -46,7 +46,7 @@ _ENDED = 50  # jobs, and a fifth as many transfers, that end while a triggerer i
 _START_TIMEOUT = 300.0
 _LOAD_TIMEOUT = 1800.0
 _SEEN_TIMEOUT = 900.0
-_GROWTH_SECONDS = 300.0  # over which memory is judged at least: what is younger still grows into its caches
+_GROWTH_SECONDS = 300.0  # over which memory is compared; in a shorter time it still grows with the caches
 _REPEATS = 5
 _INDEX_SECONDS = 2.5  # after which the index of scans is brought up to date by who asks
 
@@ -203,7 +203,7 @@ def _load(bench: Bench, triggerers: list[Triggerer]) -> None:
 
 def _report_blocks(bench: Bench, triggerers: list[Triggerer]) -> None:
     blocks = ", ".join(f"{triggerer.longest_block():.2f} s" for triggerer in triggerers)
-    bench.report.row("event loops stood still for, at most", blocks)
+    bench.report.row("longest time that an event loop stood still", blocks)
 
 
 def _steady(bench: Bench, triggerers: list[Triggerer], duration: float) -> None:
@@ -224,12 +224,12 @@ def _steady(bench: Bench, triggerers: list[Triggerer], duration: float) -> None:
         third = -(-len(of_one) // 3)
         early = median(usage.memory for usage in of_one[:third])
         late = median(usage.memory for usage in of_one[-third:])
-        judged = duration >= _GROWTH_SECONDS
+        long_enough = duration >= _GROWTH_SECONDS
         name = f"triggerer {number}"
-        note = "" if judged else " (too short to judge)"
+        note = "" if long_enough else " (too short to compare)"
         report.check(
             f"{name}: memory, first third and last",
-            not judged or late <= MOST_GROWTH * early,
+            not long_enough or late <= MOST_GROWTH * early,
             f"{early:.0f} MiB, {late:.0f} MiB{note}",
         )
         span = max(seconds - SAMPLE, 1.0)
@@ -257,8 +257,10 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
             len(requests) <= allowed,
             f"{len(requests)}, {allowed:.0f}; each {per_request} ids at most",
         )
-        least = (seconds / (2 * INTERVAL)) * (waits // per_request)
-        bench.report.check(f"{name}: as many as keep all up to date", len(requests) >= least, f"{least:.0f}")
+        minimum = (seconds / (2 * INTERVAL)) * (waits // per_request)
+        bench.report.check(
+            f"{name}: as many as keep all up to date", len(requests) >= minimum, f"{minimum:.0f}"
+        )
     bench.report.check("squeue: no more than sacct", len(squeue) <= len(sacct) + triggerers, str(len(squeue)))
     other = len(seen) - len(sacct) - len(squeue) - len(globus)
     bench.report.row("other requests (tokens)", str(other))
