@@ -27,7 +27,7 @@ CLIENT := build/submit_scan.py
 CDTOOLS := .venv-cdtools/.installed-$(shell cksum < requirements-cdtools.txt | cut -d' ' -f1)
 BENCH := .venv-bench/.installed-$(shell cat requirements-cdtools.txt requirements-bench.txt | cksum | cut -d' ' -f1)
 OLD_FLOW := .venv-old/.installed-$(shell cksum < requirements-bench-old.txt | cut -d' ' -f1)
-CELERY := .venv-celery/.installed-$(shell cat requirements.txt requirements-celery.txt include/deployment/image-requirements.txt constraints.txt | cksum | cut -d' ' -f1)
+CELERY := .venv-celery/.installed-$(shell (cat requirements.txt requirements-celery.txt include/deployment/image-requirements.txt constraints.txt; sed '/^\[tool/,$$d' pyproject.toml) | cksum | cut -d' ' -f1)
 READERS := .venv-readers/.installed-$(shell cksum < requirements-readers.txt | cut -d' ' -f1)
 COMPOSE := $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
 SLURM_SHORT := refusals or clients or submit_to_end or before_its_name or exit_codes or full_machine or lost_for_good
@@ -37,7 +37,7 @@ RUN := PYTHONPATH=plugins:include .venv/bin/python
 .PHONY: help client demo test test-long test-slow lint bench bench-scale chaos cdtools readers clean constraints reference up down backup restore compose-config compose-test slurm-test fresh
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 client: $(CLIENT) ## The client for the beamline computer, one file: build/submit_scan.py
 	@echo "$(CLIENT) is ready: copy it to the beamline computer. Its manual: $(CLIENT) --help"

@@ -43,7 +43,7 @@ def has_heartbeat(component: str) -> bool:
 
 def worker_answers() -> bool:
     """Whether the Celery worker of this host answers a ping."""
-    from celery import Celery  # type: ignore[import-not-found] # noqa: PLC0415 - in the image only
+    from celery import Celery  # noqa: PLC0415 - in the image only
 
     name = f"celery@{socket.gethostname()}"
     return bool(Celery(broker=read_key("broker_url")).control.inspect([name], timeout=5).ping())

@@ -58,28 +58,33 @@ def main() -> int:
     """Install; returns the exit code of what did it."""
     folder, *arguments = sys.argv[1:]
     bin_ = Path(folder) / "bin"
-    if not (bin_ / "python").exists():
+    if not all((bin_ / name).exists() for name in ("python", "pip")):  # pip is what comes last
         make_environment(folder)
     settings = pip_settings(bin_)
     if unknown := sorted(settings.keys() - NAMES.keys() - WITHOUT_EFFECT - {"no-index"}):
         why = f"uv is not used, since pip has settings that uv has not ({', '.join(unknown)})"
-    elif not (bin_ / "uv").exists() and run(bin_ / "pip", "install", "-q", "--only-binary", ":all:", UV):
-        why = f"{UV} could not be had"
+    elif not (bin_ / "uv").exists() and pip_install(bin_, "--only-binary", ":all:", UV):
+        why = f"{UV} could not be installed"
     elif install_with_uv(bin_, arguments, settings) == 0:
         return 0
     else:
         why = f"{UV} failed"
         make_environment(folder)  # uv may have left half of a package
     print(f"{why}: pip installs instead, which takes some minutes longer.", flush=True)
-    if run(bin_ / "pip", "install", "-q", PIP):
-        print(f"{PIP} could not be had: the pip of Python goes on, and takes longer still.", flush=True)
+    if pip_install(bin_, PIP):
+        print(f"{PIP} could not be installed: the pip of Python goes on, and takes longer still.", flush=True)
     # Compiling takes half as long again. Python compiles what it imports, once.
-    return run(bin_ / "pip", "install", "-q", "--no-compile", *arguments)
+    return pip_install(bin_, "--no-compile", *arguments)
 
 
 def make_environment(folder: str) -> None:
     """A new, empty environment."""
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)  # noqa: S603 - ours
+
+
+def pip_install(bin_: Path, *arguments: str) -> int:
+    """Install with pip; its own program does not start where the checkout was moved."""
+    return run(bin_ / "python", "-m", "pip", "install", "-q", *arguments)
 
 
 def install_with_uv(bin_: Path, arguments: list[str], settings: dict[str, str]) -> int:
@@ -93,7 +98,7 @@ def install_with_uv(bin_: Path, arguments: list[str], settings: dict[str, str]) 
 
 def pip_settings(bin_: Path) -> dict[str, str]:
     """What pip's files and environment variables set for an installation."""
-    command = [str(bin_ / "pip"), "config", "list"]
+    command = [str(bin_ / "python"), "-m", "pip", "config", "list"]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603 - ours
     settings: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # later ones win
     for line in printed.splitlines():

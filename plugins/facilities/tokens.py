@@ -1,7 +1,7 @@
 """Shares access tokens among the processes of a machine: one is asked for when none is valid.
 
 Airflow runs each task in a process of its own, so a token for each process would be one for each task, and
-its cost: a request, and for NERSC a tenth of a second of computing.
+its cost: a request, and for NERSC the computing that reads the key and signs.
 
 A token is kept in a file of `tokens` in AIRFLOW_HOME, encrypted with a key that is derived from the
 credentials for which the service gave it. Who can decrypt it holds these, and could ask for a token of his

@@ -13,8 +13,9 @@ from cosmic.notifications.book import Event
 from cosmic.notifications.message import compose
 from cosmic.notifications.receivers import Receiver, receivers, send, split_urls
 from dev.local_airflow.settings import local_environment
+from dev.local_airflow.stack import free_port
 from facilities.errors import TransientError, UserError
-from support.receivers import Mailbox, Webhook, free_port, mail_server, pictures, webhook
+from support.receivers import Mailbox, Webhook, mail_server, pictures, webhook
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 40
 

@@ -138,6 +138,25 @@ def test_a_run_that_began_after_the_question_is_not_stopped(pages: Pages, scan: 
     assert scan.states() == {known: "failed", later: "queued"}
 
 
+def test_a_run_that_airflow_does_not_stop_is_not_said_to_have_ended(
+    pages: Pages, scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmic.pages import stop
+    from cosmic.pages.airflow_api import Answer
+
+    running = scan.start()
+    set_states(running, "running", copy_to_nersc="deferred")
+
+    async def unavailable(_request: Any, _user: Any, calls: list[Any]) -> list[Any]:
+        return [Answer(500, "Airflow answered 500") for _ in calls]
+
+    monkeypatch.setattr(stop, "call_airflow", unavailable)
+    answer = pages.post("ada", f"{scan.page}/stop", form_of(pages.get("ada", f"{scan.page}/stop"))).text
+    assert "Nothing was stopped" in answer
+    assert f"{running}: Airflow answered 500" in answer
+    assert "had ended" not in answer
+
+
 def test_there_is_nothing_to_stop_of_a_scan_that_is_over(pages: Pages, scan: Scan) -> None:
     set_states(scan.start(), "success")
     question = pages.get("beamline", f"{scan.page}/stop")

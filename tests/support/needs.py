@@ -102,7 +102,7 @@ NEEDS = {
     "celery": Need(
         "the Compose stack's executor for Celery",
         lambda: importlib.util.find_spec("celery") is not None,
-        otherwise="pip install apache-airflow-providers-celery==3.26.0 celery==5.6.3",
+        otherwise=".venv/bin/pip install -r requirements-celery.txt -c constraints.txt",
     ),
     "docker": Need("make compose-test", lambda: succeeds("docker", "info"), otherwise="start its engine"),
     "control groups": Need(

@@ -6,7 +6,6 @@ import base64
 import email
 import email.policy
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from dev.local_airflow.stack import free_port
 
 
 @dataclass
@@ -108,11 +109,3 @@ def pictures(mail: EmailMessage) -> dict[str, bytes]:
         for part in mail.iter_attachments()
         if part.get_content_type() == "image/png"
     }
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

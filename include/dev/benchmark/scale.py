@@ -1,4 +1,4 @@
-"""`make bench-scale`: very many waits at once, and what they cost; the exit code tells whether all were seen.
+"""`make bench-scale`: very many waits at once, and what they cost; it fails when one that ended was not seen.
 
 The jobs and transfers are real ones of the stand-in; the waits are real triggers, written into the database
 as they are while their tasks are deferred. Two triggerers share them (one on SQLite), then one is killed.
@@ -46,7 +46,7 @@ _ENDED = 50  # jobs, and a fifth as many transfers, that end while a triggerer i
 _START_TIMEOUT = 300.0
 _LOAD_TIMEOUT = 1800.0
 _SEEN_TIMEOUT = 900.0
-_GROWTH_SECONDS = 300.0  # over which memory is judged at least: what is younger still grows into its caches
+_GROWTH_SECONDS = 300.0  # over which memory is compared; in a shorter time it still grows with the caches
 _REPEATS = 5
 _INDEX_SECONDS = 2.5  # after which the index of scans is brought up to date by who asks
 
@@ -76,7 +76,6 @@ class Bench:
     engine: sqlalchemy.Engine
     rest: Rest
     waiting: Waiting
-    interval: float
     report: Report
 
     def states(self) -> dict[str, int]:
@@ -153,7 +152,7 @@ def _running(folder: Path, jobs: int, transfers: int, database: str) -> Iterator
         os.environ["AIRFLOW__FACILITIES__PROGRESS_FOLDER"] = str(airflow.home / "progress")
         engine = sqlalchemy.create_engine(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
         stack.callback(engine.dispose)
-        yield Bench(airflow, engine, rest, waiting, INTERVAL, report)
+        yield Bench(airflow, engine, rest, waiting, report)
 
 
 def _write_waits(airflow: LocalAirflow, waiting: Waiting) -> float:
@@ -204,7 +203,7 @@ def _load(bench: Bench, triggerers: list[Triggerer]) -> None:
 
 def _report_blocks(bench: Bench, triggerers: list[Triggerer]) -> None:
     blocks = ", ".join(f"{triggerer.longest_block():.2f} s" for triggerer in triggerers)
-    bench.report.row("event loops stood still for, at most", blocks)
+    bench.report.row("longest time that an event loop stood still", blocks)
 
 
 def _steady(bench: Bench, triggerers: list[Triggerer], duration: float) -> None:
@@ -225,12 +224,12 @@ def _steady(bench: Bench, triggerers: list[Triggerer], duration: float) -> None:
         third = -(-len(of_one) // 3)
         early = median(usage.memory for usage in of_one[:third])
         late = median(usage.memory for usage in of_one[-third:])
-        judged = duration >= _GROWTH_SECONDS
+        long_enough = duration >= _GROWTH_SECONDS
         name = f"triggerer {number}"
-        note = "" if judged else " (too short to judge)"
+        note = "" if long_enough else " (too short to compare)"
         report.check(
             f"{name}: memory, first third and last",
-            not judged or late <= MOST_GROWTH * early,
+            not long_enough or late <= MOST_GROWTH * early,
             f"{early:.0f} MiB, {late:.0f} MiB{note}",
         )
         span = max(seconds - SAMPLE, 1.0)
@@ -247,7 +246,7 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
     sacct = [one for one in seen if "/compute/jobs/" in one["path"] and "sacct=true" in one["query"]]
     squeue = [one for one in seen if "/compute/jobs/" in one["path"] and "sacct=false" in one["query"]]
     globus = [one for one in seen if one["path"].endswith("/task_list")]
-    rounds = seconds / (0.9 * bench.interval) + 1
+    rounds = seconds / (0.9 * INTERVAL) + 1
     for name, requests, waits, per_request in (
         ("sacct", sacct, len(bench.waiting.job_ids), JOBS_PER_REQUEST),
         ("Globus", globus, len(bench.waiting.transfer_ids), GlobusHook.ids_per_request),
@@ -258,8 +257,10 @@ def _check_requests(bench: Bench, seconds: float, triggerers: int) -> None:
             len(requests) <= allowed,
             f"{len(requests)}, {allowed:.0f}; each {per_request} ids at most",
         )
-        least = (seconds / (2 * bench.interval)) * (waits // per_request)
-        bench.report.check(f"{name}: as many as keep all up to date", len(requests) >= least, f"{least:.0f}")
+        minimum = (seconds / (2 * INTERVAL)) * (waits // per_request)
+        bench.report.check(
+            f"{name}: as many as keep all up to date", len(requests) >= minimum, f"{minimum:.0f}"
+        )
     bench.report.check("squeue: no more than sacct", len(squeue) <= len(sacct) + triggerers, str(len(squeue)))
     other = len(seen) - len(sacct) - len(squeue) - len(globus)
     bench.report.row("other requests (tokens)", str(other))

@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev.benchmark.cpu import cpu_of
 from dev.chaos.processes import descendants, resident_memory
 from dev.local_airflow.stack import LocalAirflow, tail
 
 _BLOCKED = re.compile(r"async thread was blocked for ([\d.]+) seconds")
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Triggerer:
         """What it takes now."""
         pid = self.process.pid
         files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        runner = sum(map(_cpu, descendants(pid)))
-        return Usage(resident_memory(pid), _cpu(pid), runner, files)
+        cpu = cpu_of(pid)
+        return Usage(resident_memory(pid), cpu.own, cpu.others, files)
 
     def longest_block(self) -> float:
         """Seconds for which its event loop has stood still at most, since the last call, by its own log."""
@@ -75,11 +75,3 @@ class Triggerer:
             blocks = [float(seconds) for seconds in _BLOCKED.findall(file.read())]
             self._read = file.tell()
         return max(blocks, default=0.0)
-
-
-def _cpu(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:  # it has ended
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS

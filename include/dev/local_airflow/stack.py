@@ -209,8 +209,8 @@ def raise_file_limit() -> None:
 
     A triggerer has the log file of each waiting task open, and a shell's soft limit is often 1024.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 def tail(path: Path, lines: int = 30) -> str:

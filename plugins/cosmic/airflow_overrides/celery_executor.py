@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from airflow.providers.celery.executors import celery_executor  # type: ignore[import-not-found]
+from airflow.providers.celery.executors import celery_executor
 
 from cosmic.airflow_overrides.idle_pause import PausesWhenIdle
 from cosmic.airflow_overrides.resumed_tasks import KeepsResumedTasks
 
 
-class CeleryExecutor(PausesWhenIdle, KeepsResumedTasks, celery_executor.CeleryExecutor):  # type: ignore[misc]
+class CeleryExecutor(PausesWhenIdle, KeepsResumedTasks, celery_executor.CeleryExecutor):  # type: ignore[misc, unused-ignore]
     """Has tasks run by `airflow celery worker` on any machine.
 
     Use: `AIRFLOW__CORE__EXECUTOR=cosmic.airflow_overrides.celery_executor.CeleryExecutor`.

@@ -52,16 +52,20 @@ async def stop(request: Request, user: GetUserDep, scan: ScanName, form: OwnForm
         request, user, [change_run(run.run_id, {"state": "failed"}) for run in active]
     )
     asked = [(run.run_id, answer) for run, answer in zip(active, answers, strict=True)]
-    stopped = [run_id for run_id, answer in asked if answer.accepted]
+    stopped = [one for one, answer in asked if answer.accepted]
+    headline, lines = "Nothing was stopped", []
+    if stopped:
+        headline = f"{count(stopped, 'run')} stopped"
+        lines = [
+            "Their transfers and jobs are being cancelled, which takes up to a minute. What is done stays."
+        ]
+    elif not asked:
+        headline, lines = "Nothing was going on any more", [f"All runs of {run_id or scan} had ended."]
     return render(
         "action_done.html",
         airflow=address(request),
-        headline=f"{count(stopped, 'run')} stopped" if stopped else "Nothing was going on any more",
-        lines=[
-            "Their transfers and jobs are being cancelled, which takes up to a minute. What is done stays."
-            if stopped
-            else f"All runs of {run_id or scan} had ended."
-        ],
+        headline=headline,
+        lines=lines,
         refused=refusals(asked),
         runs=[],
         back=page_before(address(request), scan, run_id),
