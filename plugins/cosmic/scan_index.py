@@ -155,14 +155,14 @@ class ScanIndex:
     def _take(self, row: Any, forms: Sequence[str]) -> None:
         """Take in a run's row."""
         self._last_change = max(self._last_change, row.updated_at or row.created_at or row.run_after)
-        run, state = self._runs.get(row.id), str(row.state)
-        if run is not None and run.run_id != row.run_id:  # SQLite gives a deleted run's number to the next
+        run, state, posted = self._runs.get(row.id), str(row.state), row.created_at or row.run_after
+        # SQLite gives a deleted run's number to the next.
+        if run is not None and (run.run_id, run.posted) != (row.run_id, posted):
             self._remove(run.id)
             run = None
         if run is not None and (run.state, run.started, run.ended) == (state, row.start_date, row.end_date):
             return
         if run is None:
-            posted = row.created_at or row.run_after
             conf = row.conf if isinstance(row.conf, dict) else {}
             place = place_of(row.run_id, conf.get("file_path"), forms)
             asked_for = any(str(conf.get(f"do_{engine}")).lower() in ("1", "true") for engine in ENGINES)

@@ -334,6 +334,19 @@ def test_a_deleted_runs_number_may_be_that_of_another_scans_run(
     assert read() == {"NS_260701034": "waiting to begin"}
 
 
+def test_a_deleted_runs_number_and_id_may_be_those_of_the_next_run(
+    written: Written, read: Callable[[], dict[str, str]], index: Any
+) -> None:
+    first = written.run("NS_260701033_0_0", path(), "success")
+    written.result("NS_260701033_0_0", error=0.05)
+    assert read() == {NAME: "done"}
+    written.session.execute(delete(DagRun).where(DagRun.id == first))
+    written.run("NS_260701033_0_0", path(energy=1), "queued", posted=POSTED + TOOK, id=first)
+    assert read() == {NAME: "waiting to begin"}
+    (file,) = index.snapshot.scan(NAME).files
+    assert (file.path, file.run.posted, dict(file.results)) == (path(energy=1), POSTED + TOOK, {})
+
+
 def test_a_run_that_was_cleared_fails_for_its_new_reason(
     written: Written, read: Callable[[], dict[str, str]], session: Session
 ) -> None:
