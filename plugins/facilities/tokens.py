@@ -89,6 +89,8 @@ class Tokens:
             if self._token is None or not self._is_valid(self._token):
                 self._token = None  # stays so when asking fails
                 self._token = self._ask()
+                if self._token.text == self._refused:  # the service gives the same one again
+                    self._refused = ""
                 self._file.write(self._token)
             return self._token
 
@@ -149,12 +151,10 @@ class _TokenFile:
 
 
 _shared: dict[tuple[object, ...], Tokens] = {}
-_shared_lock = threading.Lock()
 
 
 def shared_tokens(credentials: Credentials, ask: Callable[[], Token]) -> Tokens:
     """The tokens of this process for these credentials; a fork has its own, since a lock may be held."""
     digest = hashlib.sha256(credentials.secret.encode()).digest()
     identity = (os.getpid(), *credentials.name, digest)
-    with _shared_lock:
-        return _shared.setdefault(identity, Tokens(credentials, ask))
+    return _shared.setdefault(identity, Tokens(credentials, ask))
