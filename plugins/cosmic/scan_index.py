@@ -38,7 +38,7 @@ RESULTS = "cosmic_reconstructions"
 
 _DOING = ("scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule")
 _REFRESH_AFTER = 2.0  # seconds
-_SWEEP_AFTER = 60.0  # seconds between two looks for what was changed or removed by hand
+_EDITS_AFTER = 60.0  # seconds between two looks for what was changed or removed by hand
 _LATE = 200  # rows whose transactions may have ended after those of later ones
 _LATE_FOR = timedelta(minutes=2)
 _MANY = 1000  # ids in a condition
@@ -59,7 +59,7 @@ class ScanIndex:
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self._lock = threading.RLock()  # of all else
-        self._refreshed = self._swept = float("-inf")
+        self._refreshed = self._edits_read = float("-inf")
         self._changed: set[str] = set()  # names of scans that are to be made anew from their runs
         self._compared: dict[date, Comparison] = {}  # those that the snapshot has not
         self._runs: dict[int, Run] = {}
@@ -85,9 +85,9 @@ class ScanIndex:
                 return self.snapshot
             first = self._refreshed == float("-inf")
             self._read_runs(session, all_of_them=first)
-            if first or now - self._swept >= _SWEEP_AFTER:
-                self._sweep(session)
-                self._swept = now
+            if first or now - self._edits_read >= _EDITS_AFTER:
+                self._read_edits(session)
+                self._edits_read = now
             self._read_results(session)
             self._read_active(session)
             self._explain(session)
@@ -101,7 +101,7 @@ class ScanIndex:
     def remove_deleted(self, session: Session) -> Snapshot:
         """Take out at once what was deleted: a reader has met a run that is gone."""
         with self._lock:
-            self._sweep(session)
+            self._read_edits(session)
             self._publish()
         return self.snapshot
 
@@ -141,7 +141,7 @@ class ScanIndex:
         for row in rows.values():
             self._take(row, forms)
 
-    def _sweep(self, session: Session) -> None:
+    def _read_edits(self, session: Session) -> None:
         """Runs that somebody has changed after their end; and those that were removed are removed here."""
         since, forms = self._last_change - _LATE_FOR, _forms()
         for row in session.execute(_runs(DagRun.updated_at > since)):
@@ -155,14 +155,14 @@ class ScanIndex:
     def _take(self, row: Any, forms: Sequence[str]) -> None:
         """Take in a run's row."""
         self._last_change = max(self._last_change, row.updated_at or row.created_at or row.run_after)
-        run, state = self._runs.get(row.id), str(row.state)
-        if run is not None and run.run_id != row.run_id:  # SQLite gives a deleted run's number to the next
+        run, state, posted = self._runs.get(row.id), str(row.state), row.created_at or row.run_after
+        # SQLite gives a deleted run's number to the next.
+        if run is not None and (run.run_id, run.posted) != (row.run_id, posted):
             self._remove(run.id)
             run = None
         if run is not None and (run.state, run.started, run.ended) == (state, row.start_date, row.end_date):
             return
         if run is None:
-            posted = row.created_at or row.run_after
             conf = row.conf if isinstance(row.conf, dict) else {}
             place = place_of(row.run_id, conf.get("file_path"), forms)
             asked_for = any(str(conf.get(f"do_{engine}")).lower() in ("1", "true") for engine in ENGINES)

@@ -137,6 +137,7 @@ class _Board:
                     rest = min(max((written - began) * _REST, WRITE_EVERY), _REPEAT_AFTER)
                 await asyncio.sleep(rest)
         finally:
+            self._writer = None  # a wait that is noted from now on needs another
             await asyncio.to_thread(_remove, name)
 
 

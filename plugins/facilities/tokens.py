@@ -78,6 +78,7 @@ class Tokens:
         self._ask = ask
         self._file = _TokenFile(credentials)
         self._token: Token | None = None
+        self._asked_for = ""  # the last one that `ask` gave
         self._refused = ""
         self._lock = threading.Lock()
 
@@ -89,6 +90,9 @@ class Tokens:
             if self._token is None or not self._is_valid(self._token):
                 self._token = None  # stays so when asking fails
                 self._token = self._ask()
+                self._asked_for = self._token.text
+                if self._refused == self._asked_for:  # the service gives the same one again
+                    self._refused = ""
                 self._file.write(self._token)
             return self._token
 
@@ -102,6 +106,11 @@ class Tokens:
             if self._token is not None and refused in (None, self._token.text):
                 self._refused = self._token.text
                 self._token = None
+
+    def is_kept(self, token: Token) -> bool:
+        """Whether a token was there already: what its client may do may have changed since."""
+        with self._lock:
+            return token.text != self._asked_for
 
     def add_facts(self, token: Token, **facts: Any) -> None:
         """Keep with a token what the service says of the client."""
@@ -149,12 +158,10 @@ class _TokenFile:
 
 
 _shared: dict[tuple[object, ...], Tokens] = {}
-_shared_lock = threading.Lock()
 
 
 def shared_tokens(credentials: Credentials, ask: Callable[[], Token]) -> Tokens:
     """The tokens of this process for these credentials; a fork has its own, since a lock may be held."""
     digest = hashlib.sha256(credentials.secret.encode()).digest()
     identity = (os.getpid(), *credentials.name, digest)
-    with _shared_lock:
-        return _shared.setdefault(identity, Tokens(credentials, ask))
+    return _shared.setdefault(identity, Tokens(credentials, ask))

@@ -317,7 +317,7 @@ def test_a_file_that_is_posted_again_after_its_run_was_deleted_has_its_new_resul
     again = POSTED + TOOK
     written.run("NS_260701033_0_0", path(), "success", posted=again, id=first + 1)
     assert read()
-    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    monkeypatch.setattr(scan_index, "_EDITS_AFTER", 0.0)
     assert read()
     written.result("NS_260701033_0_0", error=0.05, when=again)
     assert read() == {NAME: "done"}
@@ -332,6 +332,19 @@ def test_a_deleted_runs_number_may_be_that_of_another_scans_run(
     written.session.execute(delete(DagRun).where(DagRun.id == first))
     written.run("NS_260701034_0_0", path(name="NS_260701034"), "queued", id=first)
     assert read() == {"NS_260701034": "waiting to begin"}
+
+
+def test_a_deleted_runs_number_and_id_may_be_those_of_the_next_run(
+    written: Written, read: Callable[[], dict[str, str]], index: Any
+) -> None:
+    first = written.run("NS_260701033_0_0", path(), "success")
+    written.result("NS_260701033_0_0", error=0.05)
+    assert read() == {NAME: "done"}
+    written.session.execute(delete(DagRun).where(DagRun.id == first))
+    written.run("NS_260701033_0_0", path(energy=1), "queued", posted=POSTED + TOOK, id=first)
+    assert read() == {NAME: "waiting to begin"}
+    (file,) = index.snapshot.scan(NAME).files
+    assert (file.path, file.run.posted, dict(file.results)) == (path(energy=1), POSTED + TOOK, {})
 
 
 def test_a_run_that_was_cleared_fails_for_its_new_reason(
@@ -375,7 +388,7 @@ def test_what_is_changed_or_removed_by_hand_is_seen(
     written.run("NS_260701033_0_0", path(), "failed")
     written.run("NS_260701034_0_0", path(name="NS_260701034"), "success")
     assert len(read()) == 2
-    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    monkeypatch.setattr(scan_index, "_EDITS_AFTER", 0.0)
     written.change("NS_260701033_0_0", _state="success", updated_at=POSTED + TOOK)
     assert read()[NAME].startswith("done")
     written.session.execute(delete(DagRun).where(DagRun.run_id == "NS_260701034_0_0"))
@@ -562,7 +575,7 @@ def test_each_snapshot_is_as_if_it_had_been_made_at_once(
     from cosmic import scan_index
     from cosmic.scan_snapshot import Filters
 
-    monkeypatch.setattr(scan_index, "_SWEEP_AFTER", 0.0)
+    monkeypatch.setattr(scan_index, "_EDITS_AFTER", 0.0)
     chance = random.Random(1)
     ids: dict[str, int] = {}
     for step in range(60):

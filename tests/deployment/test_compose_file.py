@@ -103,11 +103,16 @@ def test_every_variable_of_the_file_is_a_documented_setting() -> None:
 
 
 def test_a_proxy_is_not_asked_for_services_of_the_stack(services: dict[str, dict[str, Any]]) -> None:
-    for name in ("api-server", "scheduler", "worker", "triggerer", "dag-processor", "init"):
+    airflow = ("api-server", "scheduler", "worker", "triggerer", "dag-processor", "init")
+    for name in (*airflow, "standin", "grafana"):
         environment = services[name]["environment"]
         for spelling in ("NO_PROXY", "no_proxy"):
             without = environment[spelling].replace("${NO_PROXY:-localhost}", "hook.example.org").split(",")
-            assert set(without) == {"hook.example.org", "127.0.0.1", "api-server", "standin"}, name
+            assert set(without) == {"hook.example.org", "127.0.0.1", "api-server", "standin", "prometheus"}, (
+                name
+            )
+    for name in airflow:
+        environment = services[name]["environment"]
         assert environment["HTTPS_PROXY"] == environment["https_proxy"] == "${HTTPS_PROXY:-}"
 
 

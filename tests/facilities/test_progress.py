@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,34 @@ def test_a_write_that_took_long_does_not_make_readers_take_its_writer_for_dead(
         await until(lambda: not list(folder.glob("*.json")))
 
     asyncio.run(asyncio.wait_for(waits(), 60))
+
+
+def test_a_wait_that_begins_while_the_last_ones_file_is_removed_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing, go_on = threading.Event(), threading.Event()
+    remove = progress._remove
+
+    def remove_slowly(name: str) -> None:
+        removing.set()
+        go_on.wait(60)
+        remove(name)
+
+    async def waits() -> None:
+        note_progress(Ti("first"), Progress("RUNNING"))
+        await until(lambda: len(read_progress()) == 1)
+        monkeypatch.setattr(progress, "_remove", remove_slowly)
+        forget_progress(Ti("first"))
+        await until(removing.is_set)
+        note_progress(
+            Ti("next"), Progress(trouble="NERSC does not answer")
+        )  # once, as who waits for a service
+        go_on.set()
+        await asyncio.wait_for(until(lambda: {wait.run_id for wait in read_progress()} == {"next"}), 60)
+        forget_progress(Ti("next"))
+        await until(lambda: not list(folder.iterdir()))
+
+    asyncio.run(waits())
 
 
 def test_a_folder_that_cannot_be_written_or_read_costs_a_line_in_the_log(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,34 @@ def test_one_token_serves_all_threads_of_a_process(service: Service) -> None:
     assert set(given) == {"token-1"}
 
 
+def test_a_process_that_is_forked_meanwhile_has_tokens_of_its_own(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, forked = threading.Event(), threading.Event()
+
+    class Slow(Tokens):
+        def __init__(self, *given: Any) -> None:
+            made.set()
+            forked.wait(60)
+            super().__init__(*given)
+
+    monkeypatch.setattr(tokens, "Tokens", Slow)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(shared_tokens, SECRET, service)
+        made.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends it when it waits for a lock that no thread of it will release
+            forked.set()
+            try:
+                shared_tokens(SECRET, service).get()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        forked.set()
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_the_file_shows_no_token_and_only_its_owner_can_read_it(
     another_process: Callable[[], Tokens],
 ) -> None:
@@ -101,6 +132,25 @@ def test_a_token_that_others_have_replaced_is_not_forgotten(another_process: Cal
     tokens_.get()
     tokens_.forget("token-0")
     assert tokens_.get().text == "token-1"
+
+
+def test_a_refused_token_that_the_service_gives_again_is_used(
+    service: Service, another_process: Callable[[], Tokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = another_process()
+    again = one.get()
+    one.forget()
+
+    def give_again() -> Token:
+        service()
+        return again
+
+    monkeypatch.setattr(one, "_ask", give_again)
+    assert [one.get().text for _ in range(5)] == ["token-1"] * 5
+    assert service.given == 2
+    one.forget("token-1")
+    one.get()
+    assert service.given == 3
 
 
 def test_a_token_is_replaced_before_it_ends(service: Service, another_process: Callable[[], Tokens]) -> None:

@@ -56,7 +56,7 @@ def measure(count: int) -> dict[str, tuple[float, float]]:
                 scans.lists.make(index.refresh(session), scans.asked(**query), "", scans.Rights(True, True))
         with timed("first page, nothing new"):
             scans.lists.make(index.snapshot, scans.asked(), "", scans.Rights(True, True))
-        index._swept = float("-inf")
+        index._edits_read = float("-inf")
         with timed("once a minute: look for what was changed by hand"):
             index.refresh(session)
     return seconds

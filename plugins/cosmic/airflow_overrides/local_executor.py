@@ -122,9 +122,13 @@ class ResultQueue(PacketQueue[Any]):
         super().__init__()
         self._work = work
 
-    def put(self, item: object) -> None:
-        """Send a result of the workload that this process has taken last."""
-        super().put((self._work.number, item))
+    def put(self, item: Any) -> None:
+        """Send a result of the workload that this process has taken last.
+
+        Without its error, which the worker has logged: not each can be sent, or read again.
+        """
+        key, state, _ = item
+        super().put((self._work.number, key, state))
 
 
 class _SomeUnread(nullcontext[None]):
@@ -198,7 +202,7 @@ class KillProofLocalExecutor(PausesWhenIdle, KeepsResumedTasks, LocalExecutor):
             super()._read_results()  # type: ignore[no-untyped-call]
             return
         while not self.result_queue.empty():
-            number, (key, state, _) = cast("ResultQueue", self.result_queue).get()
+            number, key, state = cast("ResultQueue", self.result_queue).get()
             if self._given_out.get(key) != number:
                 self.log.info("A worker has left %s, which another has or had since (exit: %s)", key, state)
                 continue

@@ -407,6 +407,10 @@ class GlobusHook(BaseHook):
         with self._lock:
             if consent and consent.required_scopes:
                 new = [scope for scope in consent.required_scopes if scope not in self._scopes]
+                if not new and token is not None:  # asking for a token is what gives a consent
+                    tokens = self._token_source()
+                    tokens.forget(token.text)
+                    return tokens.is_kept(token)
                 self._scopes += new
                 self.close()
                 return bool(new)

@@ -44,8 +44,7 @@ class SlurmJobTrigger(WaitTrigger[SlurmJob]):
     :param remote_id: the job.
     :param confirm: seconds for which a node failure or preemption must stay, to be believed.
     :param grace: seconds that a job may be unknown to Slurm before that is an error.
-    :param first_pause: seconds before the first poll. A trigger that fires while the worker is still leaving
-        the task can get the task failed.
+    :param first_pause: seconds before the first poll; accounting knows a job some seconds after its submit.
 
     The others are those of `WaitTrigger`.
     """

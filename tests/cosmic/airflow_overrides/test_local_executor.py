@@ -130,6 +130,24 @@ def test_a_queued_task_is_not_taken_back_while_all_workers_live(executor: KillPr
         executor.revoke_task(ti=slow)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "__import__('httpx').HTTPStatusError('500', request=None, response=None)",  # it is not read again
+        "ValueError(__import__('threading').Lock())",  # it is not written
+        "ValueError('x' * 5_000_000)",
+    ],
+)
+def test_whatever_error_a_workload_ends_with_its_failure_is_reported(
+    executor: KillProofLocalExecutor, error: str
+) -> None:
+    give(executor, Work("failing", f"raise {error}"))
+    events: dict[Any, Any] = executor.event_buffer
+    until(lambda: executor.sync() or "failing" in events)  # type: ignore[func-returns-value]
+    assert events["failing"][0] == "failed"
+    assert executor._last_death is None
+
+
 def test_the_end_waits_for_running_tasks_and_takes_their_results(executor: KillProofLocalExecutor) -> None:
     give(executor, *(Work(f"w{number}", "raise ValueError('x' * 50_000)") for number in range(WORKERS * 4)))
     executor.end()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -182,6 +183,22 @@ def test_a_consent_is_asked_for_and_the_call_repeated(
     assert len(tokens) == 2
     hook.submit(transfer_request(place), hook.new_submission_id())
     assert len([entry for entry in standin.requests("globus") if "token" in entry["path"]]) == 2
+
+
+@pytest.mark.parametrize("process", ["another", "the same"])
+def test_a_consent_that_has_ended_is_asked_for_again(
+    hook: GlobusHook, standin: Facility, place: Place, process: str
+) -> None:
+    standin.control("globus", "consent", collection="data7012", required=True)
+    assert hook.stat(place.source, place.path).size == 600
+    standin.control("globus", "consent", collection="data7012", required=True)
+    if process == "the same":
+        with pytest.raises(CredentialsError, match="needs a consent"):
+            hook.stat(place.source, place.path)
+        assert hook.stat(place.source, place.path).size == 600
+    else:
+        with closing(GlobusHook(CONN_ID, attempts=1, own_tokens=True)) as other:
+            assert other.stat(place.source, place.path).size == 600
 
 
 def test_a_consent_that_cannot_be_had(hook: GlobusHook, standin: Facility, place: Place) -> None:
