@@ -45,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """A run's steps in the order in which they began, and the time from the first to the last."""
+    """A run's steps, the engines' one after the other, and the time from the first to the last.
+
+    Not in the order of their beginnings: Slurm's are whole seconds, so a job may begin before its submission.
+    """
 
     steps: Sequence[Step]
     now: datetime
@@ -129,7 +132,6 @@ def chain(
     ]
     for engine in ENGINES:
         steps += _job(engine, tasks, xcoms, progress.get(f"{engine}.wait"), now)
-    steps.sort(key=lambda step: step.start)
     return Chain(steps, now) if steps else None
 
 

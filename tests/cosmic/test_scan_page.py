@@ -136,6 +136,16 @@ def test_a_newest_run_that_was_just_deleted_leaves_the_one_before(
     assert "<h2>Run NS_230216033_0_0</h2>" in html_of(session, monkeypatch, "NS_230216033")
 
 
+def test_a_run_that_was_just_stopped_does_not_go_on(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add_run(session, "NS_230216033_0_0", "running")
+    assert data_of(html_of(session, monkeypatch, "NS_230216033"))["state"]["name"] == "waiting"
+    run.state = DagRunState.FAILED
+    session.flush()
+    assert data_of(html_of(session, monkeypatch, "NS_230216033"))["state"]["name"] == "failed"
+
+
 def test_a_run_that_was_marked_as_success_does_not_pass_for_a_copy(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,15 +478,16 @@ def test_a_job_that_goes_on_is_in_the_queue_or_runs(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_job_that_has_ended_has_slurms_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole seconds: it is submitted before the task that submits it begins."""
     moments = {
         name: (BEGAN + timedelta(seconds=seconds)).isoformat()
-        for name, seconds in (("submitted", 105), ("started", 300), ("ended", 900))
+        for name, seconds in (("submitted", 100), ("started", 300), ("ended", 900))
     }
     tasks = BEGUN | {"ptychocam.wait": ("success", 111, 905), "ptychocam.collect": ("failed", 906, 910)}
     xcoms = {"ptychocam.wait": {"job_id": "17", **moments}}
     assert steps_of(monkeypatch, tasks, xcoms, {})[2:] == [
         FIRST[2],
-        ("ptychocam: in Slurm's queue", "success", 105, 300),
+        ("ptychocam: in Slurm's queue", "success", 100, 300),
         ("ptychocam: Slurm job", "success", 300, 900),
         ("ptychocam: check of the result", "failed", 906, 910),
     ]

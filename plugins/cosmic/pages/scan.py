@@ -111,8 +111,9 @@ class News:
 news = News()
 
 
-def _scan(session: SessionDep, name: str) -> Scan:
-    found = index.refresh(session).scan(name) or index.refresh(session, at_once=True).scan(name)
+def _scan(session: SessionDep, name: str, *, at_once: bool = False) -> Scan:
+    snapshot = index.refresh(session, at_once=at_once)
+    found = snapshot.scan(name) or index.refresh(session, at_once=True).scan(name)
     if found is None:
         raise HTTPException(
             404, f"No scan {name} has a run here: it was not posted yet, or its runs are deleted."
@@ -121,14 +122,16 @@ def _scan(session: SessionDep, name: str) -> Scan:
 
 
 def _find(session: SessionDep, name: str, run_id: str) -> tuple[Scan, Run]:
-    """The scan and its run that is asked for; not one that was deleted a moment ago."""
+    """The scan and its run that is asked for, as they are now: deleted, stopped or done a moment ago."""
     found = _scan(session, name)
     chosen = _chosen(found, run_id)
-    if session.scalar(select(DagRun.id).where(DagRun.id == chosen.id)) is None:
+    state = session.scalar(select(DagRun._state).where(DagRun.id == chosen.id))
+    if state == chosen.state:
+        return found, chosen
+    if state is None:
         index.remove_deleted(session)
-        found = _scan(session, name)
-        chosen = _chosen(found, run_id)
-    return found, chosen
+    found = _scan(session, name, at_once=state is not None)
+    return found, _chosen(found, run_id)
 
 
 def _chosen(scan: Scan, run_id: str) -> Run:
