@@ -52,8 +52,8 @@ test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); what is skipped says what i
 test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, backfills, the README's REST examples, the client, a short chaos, PostgreSQL and an upgrade
 	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)
 
-test-slow: $(VENV) ## A backfill of 1,000 scans that is broken off and begun again, live scans meanwhile; every number field in a browser
-	.venv/bin/python -m pytest -m slow -s tests/live/test_large_backfill.py tests/browser $(PYTEST_ARGS)
+test-slow: $(VENV) ## A backfill of 1,000 scans that is broken off and begun again, live scans meanwhile; 500 tasks that are resumed early; every number field in a browser
+	.venv/bin/python -m pytest -m slow -s tests/live/test_large_backfill.py tests/live/test_resumed_tasks.py tests/browser $(PYTEST_ARGS)
 
 lint: $(VENV) ## Style, types and which package may import which, without changing anything
 	.venv/bin/ruff check .
