@@ -19,6 +19,7 @@ from cosmic.dag_constants import TRANSFER_AUTO_RECON
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark import throughput
 from dev.benchmark.against import AT_ONCE, BYTES, measure_against
+from dev.benchmark.against import Cost as AgainstCost
 from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cost import SCANS, measure_cost
 from dev.benchmark.imports import measure_imports
@@ -170,21 +171,30 @@ def _shares(loads: list[Load]) -> str:
     return ", ".join(f"{part} {100 * used / seconds.total():.0f} %" for part, used in seconds.most_common())
 
 
+_AGAINST = {
+    "alone": ("one scan alone, seconds", 2),
+    "at_once": (f"{AT_ONCE} at once, seconds", 2),
+    "cpu": ("CPU seconds of each of those", 2),
+    "idle": ("cores when nothing happens", 4),
+}
+
+
 def _print_against(folder: Path, checkout: Path) -> None:
-    ours, old, refused = measure_against(checkout, folder)
-    print(
-        f"Copying {BYTES / 1e6:.0f} MB, ours and the old flow's (medians and ranges; ours over the old flow)"
-    )
-    for name, what, digits in (
-        ("alone", "one scan alone, seconds", 2),
-        ("at_once", f"{AT_ONCE} at once, seconds", 2),
-        ("cpu", "CPU seconds of each of those", 2),
-        ("idle", "cores when nothing happens", 4),
-    ):
-        mine, theirs = getattr(ours, name), getattr(old, name)
-        ratio = median(mine) / median(theirs)
-        print(f"  {what:<28}  {middle(mine, digits)}, {middle(theirs, digits)}: {ratio:.2f} times")
-    print(f"  503 from the old flow's server  {refused}")
+    print(f"Copying {BYTES / 1e6:.0f} MB, ours and the old flow's (medians and ranges)")
+
+    def show(name: str, cost: AgainstCost) -> None:
+        print(f"  {name}")
+        for field, (what, digits) in _AGAINST.items():
+            print(f"    {what:<28}  {middle(getattr(cost, field), digits)}")
+        print(
+            f"    runs that did not end         {cost.unended} of {AT_ONCE * len(cost.at_once)}", flush=True
+        )
+
+    ours, old, refused = measure_against(checkout, folder, show)
+    print(f"    503 from its server           {refused}")
+    print("  ours over the old flow")
+    for field, (what, _) in _AGAINST.items():
+        print(f"    {what:<28}  {median(getattr(ours, field)) / median(getattr(old, field)):.2f} times")
 
 
 def _print_reconstructions(folder: Path) -> None:

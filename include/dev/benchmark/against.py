@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,19 +24,24 @@ WINDOW = 30.0  # seconds: the longest interval at which something of either look
 class Cost(NamedTuple):
     """What an installation takes, each several times.
 
-    Seconds of a scan alone, and of 20 at once; CPU seconds of each of the 20; cores when nothing happens.
+    Seconds of a scan alone, and of 20 at once, those that end; CPU seconds of each of the 20; cores when
+    nothing happens. `unended` are the runs, of the 20s, that did not end.
     """
 
     alone: list[float]
     at_once: list[float]
     cpu: list[float]
     idle: list[float]
+    unended: int
 
 
-def measure_against(checkout: Path, folder: Path) -> tuple[Cost, Cost, int]:
+def measure_against(
+    checkout: Path, folder: Path, show: Callable[[str, Cost], None]
+) -> tuple[Cost, Cost, int]:
     """(ours, the old flow's, how often the old flow's server answered 503).
 
-    Each has the machine to itself and its data in SQLite. Of ours only the DAG that copies is on: the old
+    Each has the machine to itself and its data in SQLite. `show` gets what
+    was measured of one as soon as it is there. Of ours only the DAG that copies is on: the old
     flow looks neither for orphans nor for what to report.
     """
     with spawn(folder / "standin") as facility:
@@ -44,8 +50,10 @@ def measure_against(checkout: Path, folder: Path) -> tuple[Cost, Cost, int]:
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
             ours = _measure(Ours(airflow, PROCESS_NEWFILE), facility, 0)
+        show("ours", ours)
         with running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow:
             old = _measure(old_flow, facility, 10_000)
+        show("the old flow", old)
     return ours, old, old_flow.refused
 
 
@@ -58,11 +66,15 @@ def _measure(installation: Installation, facility: SpawnedFacility, first: int) 
 
     measure_load(installation, "warm-up-", scans(1))
     alone = [measure_load(installation, f"alone-{n}-", scans(1)) for n in range(REPEATS)]
-    at_once = [measure_load(installation, f"at-once-{n}-", scans(AT_ONCE)) for n in range(REPEATS)]
+    at_once = [
+        measure_load(installation, f"at-once-{n}-", scans(AT_ONCE), may_stand_still=True)
+        for n in range(REPEATS)
+    ]
     idle = [sum(cores(installation.cpu, WINDOW).values()) for _ in range(REPEATS)]
     return Cost(
         alone=[load.seconds for load in alone],
         at_once=[load.seconds for load in at_once],
         cpu=[load.cpu_of_one for load in at_once],
         idle=idle,
+        unended=sum(load.unended for load in at_once),
     )

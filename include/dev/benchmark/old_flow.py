@@ -26,6 +26,7 @@ FLOW = Path("orchestration", "flows", "bl7012", "move.py")
 # The names of its create_deployments_7012.sh.
 _FLOW_NAME, _DEPLOYMENT = "process_newfile_7012_ptycho4", "bl7012-process-new-file"
 _POOL, _QUEUE = "process_newdata7012_ptycho4", "bl7012_ptycho4"
+_UNENDED = ("SCHEDULED", "PENDING", "RUNNING")  # types of Prefect's states
 
 
 class OldFlow:
@@ -92,20 +93,23 @@ class OldFlow:
 
     def unfinished(self, prefix: str) -> int:
         """How many of the runs whose names begin with `prefix` have not ended."""
-        state = {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}
+        state = {"type": {"any_": list(_UNENDED)}}
         body = {"flow_runs": {"name": {"like_": prefix}, "state": state}}
         return int(self._call("POST", "/flow_runs/count", body))
 
     def last_end(self, prefix: str) -> float:
-        """When the last of these runs ended, by Prefect's records (seconds of the epoch).
+        """When the last of these runs ended that have, by Prefect's records (seconds of the epoch).
 
-        :raises RuntimeError: one has not completed.
+        :raises RuntimeError: one has failed, or none has ended.
         """
         runs = self._call("POST", "/flow_runs/filter", {"flow_runs": {"name": {"like_": prefix}}})
         for run in runs:
-            if run["state_type"] != "COMPLETED":
+            if run["state_type"] not in ("COMPLETED", *_UNENDED):
                 raise RuntimeError(f"Run {run['name']} of the old flow: {run['state']}")
-        return max(datetime.fromisoformat(run["end_time"]).timestamp() for run in runs)
+        ended = [run["end_time"] for run in runs if run["state_type"] == "COMPLETED"]
+        if not ended:
+            raise RuntimeError("No run of the old flow has ended.")
+        return max(datetime.fromisoformat(end).timestamp() for end in ended)
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far of the server, and of the worker with the runs that it starts."""

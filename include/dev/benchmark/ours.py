@@ -49,14 +49,16 @@ class Ours:
         return sum(self._runs(prefix, state)["total_entries"] for state in ("queued", "running"))
 
     def last_end(self, prefix: str) -> float:
-        """When the last of these runs ended, by Airflow's records (seconds of the epoch).
+        """When the last of these runs ended that have, by Airflow's records (seconds of the epoch).
 
-        :raises RuntimeError: one has failed.
+        :raises RuntimeError: one has failed, or none has ended.
         """
         if failed := self._runs(prefix, "failed")["dag_runs"]:
             raise RuntimeError(f"Run {failed[0]['dag_run_id']} of {self._dag_id} has failed.")
-        last = self._runs(prefix, "success")["dag_runs"][0]
-        return datetime.fromisoformat(last["end_date"]).timestamp()
+        ended = self._runs(prefix, "success")["dag_runs"]
+        if not ended:
+            raise RuntimeError(f"No run of {self._dag_id} has ended.")
+        return datetime.fromisoformat(ended[0]["end_date"]).timestamp()
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far. What the scheduler starts are the tasks, unless `others` has `TASKS`."""

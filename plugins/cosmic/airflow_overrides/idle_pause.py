@@ -25,6 +25,8 @@ LOOK_INTERVAL = 0.1  # seconds
 # Seconds. What shows in no count waits for so long: a retry or a timetable that is due, a task that is
 # cleared in a run which goes on, the first run after an event of an asset. Heartbeats are 5 s apart.
 LONGEST_PAUSE = 2.0
+# Seconds. A new run is due when its `run_after` is over, by the database's clock; SQLite's has whole seconds.
+DUE_WITHIN = 1.1
 
 Counts = dict[str, int]
 
@@ -44,6 +46,7 @@ class PausesWhenIdle(BaseExecutor):
 
     _counts: Counts | None = None
     _rounds = 0  # that have changed nothing
+    _changed_at = 0.0
 
     def heartbeat(self) -> None:
         """Do what the executor does, then wait while there is nothing to do for the scheduler."""
@@ -62,7 +65,9 @@ class PausesWhenIdle(BaseExecutor):
     def _wait_for_change(self, connection: Connection) -> None:
         counts = _read_counts(connection)
         if counts != self._counts or any(state in counts for state in _AT_WORK):
-            self._counts, self._rounds = counts, 0
+            self._counts, self._rounds, self._changed_at = counts, 0, time.monotonic()
+            return
+        if counts["queued runs"] and time.monotonic() < self._changed_at + DUE_WITHIN:
             return
         # A whole round lies between these equal counts, and has looked at some of the runs.
         self._rounds += 1

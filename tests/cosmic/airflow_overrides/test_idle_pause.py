@@ -134,6 +134,21 @@ def test_a_new_run_ends_the_pause(
     assert clock.sleeps == 2
 
 
+def test_there_is_no_pause_before_a_new_run_is_due(
+    executor: BaseExecutor, clock: Clock, add_run: Callable[..., None]
+) -> None:
+    """SQLite's clock has whole seconds: a run that was posted just now is due in the next one."""
+    executor.heartbeat()
+    add_run(None, "queued")
+    for _ in range(11):
+        executor.heartbeat()
+        clock.now += 0.1  # the scheduler's own pause
+    assert clock.sleeps == 0
+    clock.now += 0.1
+    executor.heartbeat()  # such as one that waits for runs before it
+    assert clock.sleeps == FULL
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "restarting"])
 def test_there_is_no_pause_while_a_task_is_with_a_worker(
     executor: BaseExecutor, clock: Clock, add_run: Callable[..., None], state: str

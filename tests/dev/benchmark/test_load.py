@@ -48,6 +48,20 @@ def test_all_are_sent_and_cpu_is_that_of_these_alone() -> None:
     assert load.seconds >= 100  # by the installation's own records
 
 
+def test_runs_that_do_not_end_are_an_error_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(Counting):
+        def unfinished(self, prefix: str) -> int:
+            return max(super().unfinished(prefix), 1)
+
+    monkeypatch.setattr("dev.benchmark.load.STANDSTILL", 0.6)
+    scans = ["one", "two", "three"]
+    with pytest.raises(TimeoutError, match="1 of 3 runs do not end"):
+        measure_load(Stuck(), "a-", scans)
+    load = measure_load(Stuck(), "a-", scans, may_stand_still=True)
+    assert (load.runs, load.unended) == (3, 1)
+    assert load.cpu["worker"] == 4.0  # until the last end: waiting for the others in vain is no cost of a run
+
+
 def test_a_post_that_is_refused_is_not_taken_for_a_run() -> None:
     with pytest.raises(RuntimeError, match="a-000 is refused"):
         measure_load(Refusing(), "a-", ["one"])
