@@ -14,14 +14,13 @@ same checksum, are not sent again.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from airflow.sdk import DAG
 
 from cosmic.dag_constants import COPY_TASK, GLOBUS_CONN_ID, PROCESS_NEWFILE
 from cosmic.failures import DEFAULT_ARGS
 from cosmic.parameters import TRANSFER, dag_params
-from cosmic.plan import check_path
+from cosmic.plan import plan_transfer
 from facilities.globus.operators import GlobusTransferOperator
 
 with DAG(
@@ -32,21 +31,18 @@ with DAG(
     params=dag_params(TRANSFER),
     max_active_runs=500,
     default_args=DEFAULT_ARGS,
+    user_defined_macros={"plan_transfer": plan_transfer},
     tags=["bl7012", "cosmic", "globus"],
 ) as dag:
-    plan: Any = check_path()
-
-    copy = GlobusTransferOperator(
+    GlobusTransferOperator(
         task_id=COPY_TASK,
         globus_conn_id=GLOBUS_CONN_ID,
-        source_collection=plan["source_collection"],
-        source_path=plan["source_path"],
-        destination_collection=plan["destination_collection"],
-        destination_path=plan["destination_path"],
+        source_collection="{{ plan_transfer(params).source_collection }}",
+        source_path="{{ plan_transfer(params).source_path }}",
+        destination_collection="{{ plan_transfer(params).destination_collection }}",
+        destination_path="{{ plan_transfer(params).destination_path }}",
         sync_level="checksum",
         label="{{ dag_run.run_id }}",
         timeout=timedelta(hours=12),
         pool="globus",
     )
-
-    plan >> copy

@@ -47,9 +47,8 @@ class Run(Protocol):
         """When it may begin; tells apart two runs that had the same id one after the other."""
 
 
-@task(multiple_outputs=True)
-def check_path(params: Any = None) -> dict[str, str]:
-    """Plan a transfer only; one XCom per key.
+def plan_transfer(params: Mapping[str, Any]) -> dict[str, str]:
+    """Collections and paths of a transfer, for a template.
 
     :raises UserError: a parameter does not fit, or the site's settings are wrong.
     """

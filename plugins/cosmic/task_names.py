@@ -6,7 +6,6 @@ from cosmic.dag_constants import COPY_TASK
 
 _STEPS = {
     "check_scan": "check of the request",
-    "check_path": "check of the request",
     COPY_TASK: "copy to NERSC",
     "submit": "submission to Slurm",
     "wait": "Slurm job",

@@ -43,3 +43,15 @@ def test_a_run_copies_the_file_and_leaves_its_traces(dag: Any, place: Place) -> 
     assert book["label"].startswith(re.sub(r"[^A-Za-z0-9._ -]+", "_", run.run_id))
     secret = place.facility.description["globus"]["client_secret"]
     assert secret not in json.dumps(result)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_path_that_cannot_be_fails_with_what_to_do_and_asks_nobody(
+    dag: Any, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The path is checked in a template of the task: there is no step before it."""
+    run = dag.test(run_conf={"file_path": "../secret.cxi"})
+    assert run.state == "failed"
+    assert "../secret.cxi" in caplog.messages[-2]
+    assert "correct it and start a new run" in caplog.messages[-2]
+    assert place.books() == []
