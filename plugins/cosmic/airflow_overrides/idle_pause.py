@@ -21,14 +21,15 @@ from sqlalchemy.exc import SQLAlchemyError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-LOOK_INTERVAL = 0.1  # seconds
-# Seconds. What shows in no count waits for so long: a retry or a timetable that is due, a task that is
-# cleared in a run which goes on, the first run after an event of an asset. Heartbeats are 5 s apart.
-LONGEST_PAUSE = 2.0
-# Seconds. A new run is due when its `run_after` is over, by the database's clock; SQLite's has whole seconds.
-DUE_WITHIN = 1.1
+LOOK_INTERVAL = 0.2  # seconds
+# Seconds, as often as the scheduler's heartbeat. What shows in no count waits for so long: a retry or a
+# timetable that is due, the first run after an event of an asset.
+LONGEST_PAUSE = 5.0
+# Seconds without a change before a pause. What a person does is in Airflow's audit log before it is done, and
+# a new run is due when its `run_after` is over by the database's clock; SQLite's has whole seconds.
+SETTLE = 1.1
 
-Counts = dict[str, int]
+Counts = dict[str, int | None]
 
 # Each part is answered from an index alone, and none of them has what has ended.
 _COUNTS = text("""
@@ -37,6 +38,7 @@ WHERE state IN ('scheduled', 'queued', 'running', 'restarting', 'deferred', 'awa
 GROUP BY state
 UNION ALL SELECT 'queued runs', count(*) FROM dag_run WHERE state = 'queued'
 UNION ALL SELECT 'running runs', count(*) FROM dag_run WHERE state = 'running'
+UNION ALL SELECT 'audit log', max(id) FROM log
 """)
 _AT_WORK = ("queued", "running", "restarting")
 
@@ -67,11 +69,11 @@ class PausesWhenIdle(BaseExecutor):
         if counts != self._counts or any(state in counts for state in _AT_WORK):
             self._counts, self._rounds, self._changed_at = counts, 0, time.monotonic()
             return
-        if counts["queued runs"] and time.monotonic() < self._changed_at + DUE_WITHIN:
+        if time.monotonic() < self._changed_at + SETTLE:
             return
         # A whole round lies between these equal counts, and has looked at some of the runs.
         self._rounds += 1
-        if self._rounds * DagRun.DEFAULT_DAGRUNS_TO_EXAMINE < counts["running runs"]:
+        if self._rounds * DagRun.DEFAULT_DAGRUNS_TO_EXAMINE < (counts["running runs"] or 0):
             return
         end = time.monotonic() + LONGEST_PAUSE
         while time.monotonic() < end and _read_counts(connection) == counts:
@@ -79,5 +81,5 @@ class PausesWhenIdle(BaseExecutor):
 
 
 def _read_counts(connection: Connection) -> Counts:
-    """How many runs and task instances are in each state that is not an end."""
+    """How many runs and task instances are in each state that is not an end, and the last entry of the log."""
     return dict(connection.execute(_COUNTS).tuples().all())

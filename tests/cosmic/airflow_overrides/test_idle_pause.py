@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from cosmic.airflow_overrides import idle_pause
-from cosmic.airflow_overrides.idle_pause import LONGEST_PAUSE, LOOK_INTERVAL, PausesWhenIdle
+from cosmic.airflow_overrides.idle_pause import LONGEST_PAUSE, LOOK_INTERVAL, SETTLE, PausesWhenIdle
 from support.stored_dags import new_run, stored
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("dag")]
@@ -99,8 +99,14 @@ def set_task(state: str | None) -> Callable[[], None]:
     return change
 
 
-def test_a_round_that_finds_what_the_one_before_has_left_lasts(executor: BaseExecutor, clock: Clock) -> None:
+def settle(executor: BaseExecutor, clock: Clock) -> None:
+    """A round that sees the change, and none for so long that the next one may last."""
     executor.heartbeat()
+    clock.now += SETTLE
+
+
+def test_a_round_that_finds_what_the_one_before_has_left_lasts(executor: BaseExecutor, clock: Clock) -> None:
+    settle(executor, clock)
     assert clock.sleeps == 0
     executor.heartbeat()
     assert clock.sleeps == FULL
@@ -116,7 +122,7 @@ def test_a_change_of_a_waiting_task_ends_the_pause(
     if waits == then:
         return
     add_run(waits)
-    executor.heartbeat()
+    settle(executor, clock)
     clock.at[3] = set_task(then)
     executor.heartbeat()
     assert clock.sleeps == 3
@@ -128,17 +134,17 @@ def test_a_change_of_a_waiting_task_ends_the_pause(
 def test_a_new_run_ends_the_pause(
     executor: BaseExecutor, clock: Clock, add_run: Callable[..., None], state: str
 ) -> None:
-    executor.heartbeat()
+    settle(executor, clock)
     clock.at[2] = lambda: add_run(None, state)
     executor.heartbeat()
     assert clock.sleeps == 2
 
 
-def test_there_is_no_pause_before_a_new_run_is_due(
+def test_there_is_no_pause_right_after_a_change(
     executor: BaseExecutor, clock: Clock, add_run: Callable[..., None]
 ) -> None:
-    """SQLite's clock has whole seconds: a run that was posted just now is due in the next one."""
-    executor.heartbeat()
+    """A run that was posted just now is due in the next second of SQLite's clock."""
+    settle(executor, clock)
     add_run(None, "queued")
     for _ in range(11):
         executor.heartbeat()
@@ -149,13 +155,30 @@ def test_there_is_no_pause_before_a_new_run_is_due(
     assert clock.sleeps == FULL
 
 
+def test_what_a_person_does_ends_the_pause(executor: BaseExecutor, clock: Clock) -> None:
+    """A task that is cleared in a run which goes on, a DAG that is turned on: no count has them."""
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+
+    def click() -> None:
+        with create_session() as session:
+            session.add(Log("post_clear_task_instances", owner="ada"))
+
+    settle(executor, clock)
+    clock.at[4] = click
+    executor.heartbeat()
+    assert clock.sleeps == 4
+    executor.heartbeat()
+    assert clock.sleeps == 4
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "restarting"])
 def test_there_is_no_pause_while_a_task_is_with_a_worker(
     executor: BaseExecutor, clock: Clock, add_run: Callable[..., None], state: str
 ) -> None:
     add_run(state)
     for _ in range(3):
-        executor.heartbeat()
+        settle(executor, clock)
     assert clock.sleeps == 0
 
 
@@ -165,10 +188,10 @@ def test_there_is_no_pause_before_the_scheduler_has_seen_what_the_executor_has(
     event: Any = ("key", ("success", None))
     for _ in range(3):
         executor.event_buffer = dict([event])
-        executor.heartbeat()
+        settle(executor, clock)
     assert clock.sleeps == 0
     executor.event_buffer = {}
-    executor.heartbeat()
+    settle(executor, clock)
     assert clock.sleeps == 0  # what the event was of may have changed something
     executor.heartbeat()
     assert clock.sleeps == FULL
@@ -183,7 +206,7 @@ def test_there_is_no_pause_before_all_runs_have_had_their_turn(
         add_run("deferred")
     sleeps = []
     for _ in range(4):
-        executor.heartbeat()
+        settle(executor, clock)
         sleeps.append(clock.sleeps)
     assert sleeps == [0, 0, 0, FULL]
 
