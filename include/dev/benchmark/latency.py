@@ -9,7 +9,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
+from cosmic.scan_names import short_name
 from dev.local_airflow.rest import Rest
+from standin.nersc.options import Options
 from standin.testing import SpawnedFacility
 
 REPEATS = 5
@@ -25,7 +27,10 @@ printf '{"frames": 1}\n' > "$COSMIC_OUTPUT.json"
 
 
 class Scan(NamedTuple):
-    """One scan's seconds from post to success, those of its transfer and job, and its requests."""
+    """One scan's seconds from post to success, those of its transfer and job, and its requests.
+
+    A job's end where it is in Slurm's accounting.
+    """
 
     total: float
     transfer: float
@@ -56,11 +61,12 @@ def measure_scan(rest: Rest, facility: SpawnedFacility, number: int) -> Scan:
     run_id = f"bench_{number}"
     total = measure_run(rest, DAG_ID, run_id, {"file_path": file_path, "do_ptychocam": True})
     transfer = next(task for task in facility.transfers() if task["label"].startswith(run_id))
-    stem = file_path.rsplit("/", 1)[1].removesuffix(".cxi")
-    job = next(job for job in facility.jobs() if stem in job["name"])
+    name = short_name(file_path)
+    job = next(job for job in facility.jobs() if job["name"].startswith(f"ptychocam-{name}"))
     requests = Counter(_service(request["path"]) for request in facility.requests())
     moving = transfer["completion_time"] - transfer["request_time"]
-    return Scan(total, moving, job["ended"] - job["submitted"], requests)
+    # Nobody can see that a job has ended before the accounting does.
+    return Scan(total, moving, job["ended"] + Options.sacct_lag - job["submitted"], requests)
 
 
 def measure_run(rest: Rest, dag_id: str, run_id: str, conf: dict[str, Any] | None = None) -> float:
