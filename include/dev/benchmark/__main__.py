@@ -131,10 +131,15 @@ def _print_burst(burst: Burst) -> None:
 
 
 def _print_cost(folder: Path) -> None:
-    cost = measure_cost(folder)
+    print(f"{SCANS} scans at once (CPU seconds of one: median and range)")
+
+    def show(number: int, scans: Load, empty: Load) -> None:
+        cpu = f"{scans.cpu_of_one:.2f} s in {scans.seconds:.0f} s"
+        print(f"  round {number}                       {cpu}; empty {empty.cpu_of_one:.2f} s", flush=True)
+
+    cost = measure_cost(folder, show)
     ours = [load.cpu_of_one for load in cost.scans]
     empty = [load.cpu_of_one * cost.steps / cost.empty_steps for load in cost.empty]
-    print(f"{SCANS} scans at once, {len(ours)} times (CPU seconds of one: median and range)")
     print(f"  a scan                        {middle(ours)}, {cost.steps} steps; {_shares(cost.scans)}")
     ratio = median(ours) / median(empty)
     print(f"  as many steps of the empty    {middle(empty)}: we cost {ratio:.2f} times that")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +45,11 @@ class Cost(NamedTuple):
     idle: list[dict[str, float]]
 
 
-def measure_cost(folder: Path) -> Cost:
-    """Measure, on SQLite and with the LocalExecutor."""
+def measure_cost(folder: Path, show: Callable[[int, Load, Load], None]) -> Cost:
+    """Measure, on SQLite and with the LocalExecutor.
+
+    :param show: gets the number of a round, and its two loads, when they are there.
+    """
     with spawn(folder / "standin", slots=SLOTS) as facility:
         install_engine(facility)
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
@@ -65,6 +69,7 @@ def measure_cost(folder: Path) -> Cost:
                 files = [new_scan(facility, 1000 * (number + 1) + n, BYTES) for n in range(SCANS)]
                 scans.append(measure_load(ours, f"round-{number}-", files))
                 empties.append(measure_load(empty, f"round-{number}-", [""] * SCANS))
+                show(number + 1, scans[-1], empties[-1])
             ours.turn_on(*SCHEDULED)
             idle = [cores(ours.cpu, WINDOW) for _ in range(WINDOWS)]
             return Cost(

@@ -81,5 +81,5 @@ class PausesWhenIdle(BaseExecutor):
 
 
 def _read_counts(connection: Connection) -> Counts:
-    """How many runs and task instances are in each state that is not an end, and the last entry of the log."""
+    """How many runs and tasks are in each state that is not an end, and the last entry of the audit log."""
     return dict(connection.execute(_COUNTS).tuples().all())

@@ -20,7 +20,9 @@ from facilities.waiting import OutageTrigger, WaitEnd, WaitTrigger, format_durat
 
 log = logging.getLogger(__name__)
 
-_FIRST_POLL = 0.5  # seconds; a small file has arrived by then, and waits that begin together share a request
+# Seconds; a triggerer begins a second or two after the submit, when a small file has arrived. Waits that
+# begin together share a request.
+_FIRST_POLL = 0.1
 _LOG_PROGRESS = 60.0  # seconds between lines about progress
 _LOG_UNCHANGED = 600.0  # seconds between lines when nothing changes
 _MAX_ABSENCES = 3  # answers in a row that do not know the task, for the wait to end

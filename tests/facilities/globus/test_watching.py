@@ -301,7 +301,7 @@ def test_a_watch_only_ends_for_a_reason_and_always_at_its_limit(
 
 def test_looks_are_quick_after_the_submit_and_near_the_end() -> None:
     watch = watching(expected_bytes=100_000)
-    assert watch.seconds_until_poll(0.0) == 0.5  # a small file is there when the wait begins
+    assert watch.seconds_until_poll(0.0) == 0.1  # a small file is there when the wait begins
     watch.take(seen(bytes_transferred=0, effective_bytes_per_second=0), 0.5)
     assert watch.seconds_until_poll(0.5) == 2.0
     assert watch.seconds_until_poll(100.0) == 10.0
