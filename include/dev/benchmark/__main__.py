@@ -177,10 +177,9 @@ def _shares(loads: list[Load]) -> str:
 
 
 _AGAINST = {
-    "alone": ("one scan alone, seconds", 2),
-    "at_once": (f"{AT_ONCE} at once, seconds", 2),
-    "cpu": ("CPU seconds of each of those", 2),
-    "idle": ("cores when nothing happens", 4),
+    "alone": "one scan alone, seconds",
+    "at_once": f"{AT_ONCE} at once, seconds",
+    "cpu": "CPU seconds of each of those",
 }
 
 
@@ -189,17 +188,25 @@ def _print_against(folder: Path, checkout: Path) -> None:
 
     def show(name: str, cost: AgainstCost) -> None:
         print(f"  {name}")
-        for field, (what, digits) in _AGAINST.items():
-            print(f"    {what:<28}  {middle(getattr(cost, field), digits)}")
-        print(
-            f"    runs that did not end         {cost.unended} of {AT_ONCE * len(cost.at_once)}", flush=True
-        )
+        for field, what in _AGAINST.items():
+            print(f"    {what:<28}  {middle(getattr(cost, field))}")
+        sent = AT_ONCE * len(cost.at_once)
+        print(f"    runs that did not end         {cost.unended} of {sent}", flush=True)
 
-    ours, old, refused = measure_against(checkout, folder, show)
-    print(f"    503 from its server           {refused}")
-    print("  ours over the old flow")
-    for field, (what, _) in _AGAINST.items():
-        print(f"    {what:<28}  {median(getattr(ours, field)) / median(getattr(old, field)):.2f} times")
+    measured = measure_against(checkout, folder, show)
+    print(f"    503 from its server           {measured.refused}")
+    print("  cores when nothing happens")
+    idle: list[float] = []
+    for name, windows in (("ours", measured.ours_idle), ("the old flow", measured.old_idle)):
+        parts = ", ".join(f"{part} {median([window[part] for window in windows]):.4f}" for part in windows[0])
+        in_all = [sum(window.values()) for window in windows]
+        print(f"    {name:<28}  {middle(in_all, 4)}: {parts}")
+        idle.append(median(in_all))
+    print("  over the old flow               ours, the empty DAG")
+    for field, what in _AGAINST.items():
+        ours, empty, old = (median(getattr(cost, field)) for cost in measured[:3])
+        print(f"    {what:<28}  {ours / old:.2f} times, {empty / old:.2f} times")
+    print(f"    cores when nothing happens    {idle[0] / idle[1]:.2f} times")
 
 
 def _print_reconstructions(folder: Path) -> None:

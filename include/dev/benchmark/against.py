@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cosmic.dag_constants import PROCESS_NEWFILE
 from deployment.standin_settings import standin_beamline, standin_seed
+from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cpu import cores
 from dev.benchmark.load import Installation, measure_load, new_scan
 from dev.benchmark.old_flow import running_old_flow
@@ -15,6 +16,7 @@ from dev.benchmark.ours import ONLY_ASKED, Ours
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import SpawnedFacility, spawn
 
+EMPTY_COPY = "baseline_copy"
 REPEATS = 5
 AT_ONCE = 20
 BYTES = 4_000_000
@@ -24,37 +26,62 @@ WINDOW = 30.0  # seconds: the longest interval at which something of either look
 class Cost(NamedTuple):
     """What an installation takes, each several times.
 
-    Seconds of a scan alone, and of 20 at once, those that end; CPU seconds of each of the 20; cores when
-    nothing happens. `unended` are the runs, of the 20s, that did not end.
+    Seconds of a scan alone, and of 20 at once, those that end; CPU seconds of each of the 20. `unended` are
+    the runs, of the 20s, that did not end.
     """
 
     alone: list[float]
     at_once: list[float]
     cpu: list[float]
-    idle: list[float]
     unended: int
 
 
-def measure_against(
-    checkout: Path, folder: Path, show: Callable[[str, Cost], None]
-) -> tuple[Cost, Cost, int]:
-    """(ours, the old flow's, how often the old flow's server answered 503).
+class Measured(NamedTuple):
+    """Copying with ours and with the old flow, and an empty DAG that defers once.
 
-    Each has the machine to itself and its data in SQLite. `show` gets what
-    was measured of one as soon as it is there. Of ours only the DAG that copies is on: the old
-    flow looks neither for orphans nor for what to report.
+    `refused` is how often the old flow's server answered 503. The last two are the cores that each part uses
+    when nothing happens, several times.
+    """
+
+    ours: Cost
+    empty: Cost
+    old: Cost
+    refused: int
+    ours_idle: list[dict[str, float]]
+    old_idle: list[dict[str, float]]
+
+
+def measure_against(checkout: Path, folder: Path, show: Callable[[str, Cost], None]) -> Measured:
+    """Measure both, each with the machine to itself and its data in SQLite.
+
+    Of ours only the DAG that copies is on: the old flow looks neither for orphans nor for what to report.
+
+    :param show: gets what was measured of one as soon as it is there.
     """
     with spawn(folder / "standin") as facility:
         beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), **ONLY_ASKED}
+        settings = {
+            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
+            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
+            **ONLY_ASKED,
+        }
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
-            ours = _measure(Ours(airflow, PROCESS_NEWFILE), facility, 0)
-        show("ours", ours)
+            installation = Ours(airflow, PROCESS_NEWFILE)
+            ours = _measure(installation, facility, 0)
+            show("ours", ours)
+            ours_idle = _idle(installation)
+            empty = _measure(Ours(airflow, EMPTY_COPY), facility, 10_000)
+            show("an empty DAG that defers once", empty)
         with running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow:
-            old = _measure(old_flow, facility, 10_000)
-        show("the old flow", old)
-    return ours, old, old_flow.refused
+            old = _measure(old_flow, facility, 20_000)
+            show("the old flow", old)
+            old_idle = _idle(old_flow)
+    return Measured(ours, empty, old, old_flow.refused, ours_idle, old_idle)
+
+
+def _idle(installation: Installation) -> list[dict[str, float]]:
+    return [cores(installation.cpu, WINDOW) for _ in range(REPEATS)]
 
 
 def _measure(installation: Installation, facility: SpawnedFacility, first: int) -> Cost:
@@ -70,11 +97,9 @@ def _measure(installation: Installation, facility: SpawnedFacility, first: int) 
         measure_load(installation, f"at-once-{n}-", scans(AT_ONCE), may_stand_still=True)
         for n in range(REPEATS)
     ]
-    idle = [sum(cores(installation.cpu, WINDOW).values()) for _ in range(REPEATS)]
     return Cost(
         alone=[load.seconds for load in alone],
         at_once=[load.seconds for load in at_once],
         cpu=[load.cpu_of_one for load in at_once],
-        idle=idle,
         unended=sum(load.unended for load in at_once),
     )

@@ -1,7 +1,8 @@
-"""A DAG to compare with: as many steps one after the other as a scan has, doing nothing.
+"""DAGs to compare with: as many steps one after the other as a scan has, doing nothing.
 
 `baseline_empty` has empty tasks only. In `baseline_deferring` the two steps that wait for a facility defer
-to a trigger that fires at once: what Airflow's own hand-overs take.
+to a trigger that fires at once: what Airflow's own hand-overs take. `baseline_copy` has one such step, as
+copying alone has.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ def _step(name: str, *, deferring: bool) -> BaseOperator:
     return Hop(task_id=name) if deferring and name in WAITS else Nothing(task_id=name)
 
 
-for _dag_id, _deferring in (("baseline_empty", False), ("baseline_deferring", True)):
+for _dag_id, _names, _deferring in (
+    ("baseline_empty", STEPS, False),
+    ("baseline_deferring", STEPS, True),
+    ("baseline_copy", ("copy",), True),
+):
     with DAG(dag_id=_dag_id, schedule=None, start_date=datetime(2023, 1, 1)) as _dag:  # noqa: DTZ001
-        _steps = [_step(name, deferring=_deferring) for name in STEPS]
+        _steps = [_step(name, deferring=_deferring) for name in _names]
         for _before, _after in pairwise(_steps):
             _before >> _after
     globals()[_dag_id] = _dag
