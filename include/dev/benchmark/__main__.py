@@ -110,7 +110,7 @@ def _print_scans(scans: list[Scan], baselines: dict[str, list[float]]) -> None:
     print(f"One scan, from its post to success ({len(scans)} scans, each alone; seconds: median and range)")
     print(f"  in all                        {middle([scan.total for scan in scans])}")
     print(f"  its transfer                  {middle([scan.transfer for scan in scans])}")
-    print(f"  its job, until sacct has it    {middle([scan.job for scan in scans])}")
+    print(f"  its job, until sacct has it   {middle([scan.job for scan in scans])}")
     print(f"  the rest: what we cost        {middle(own)}")
     for dag_id, name in zip(BASELINES, ("empty DAG", "empty DAG that defers"), strict=True):
         seconds = baselines[dag_id]
