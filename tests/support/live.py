@@ -142,7 +142,9 @@ class Pipeline:
 
     def clean_up(self, of_run: str) -> list[str]:
         """Start the clean-up of orphans as a person would; what it has cancelled of a run, now or before."""
-        self.rest.trigger(CLEAN_UP)
+        asked = self.rest.trigger(CLEAN_UP)
+        # One at a time: a scheduled one that comes meanwhile may be first, and must be in the list.
+        assert self.rest.wait_for_run(CLEAN_UP, asked)["state"] == "success"
         cancelled: list[str] = []
         for run in self.rest.call("GET", f"/api/v2/dags/{CLEAN_UP}/dagRuns?limit=100")["dag_runs"]:
             run_id = run["dag_run_id"]
