@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,7 +55,9 @@ def test_runs_that_do_not_end_are_an_error_or_counted(monkeypatch: pytest.Monkey
         def unfinished(self, prefix: str) -> int:
             return max(super().unfinished(prefix), 1)
 
-    monkeypatch.setattr("dev.benchmark.load.STANDSTILL", 0.6)
+    now = itertools.count(1000.0, 100.0)  # on no clock of this machine
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: next(now), sleep=lambda _seconds: None)
+    monkeypatch.setattr("dev.benchmark.load.time", clock)
     scans = ["one", "two", "three"]
     with pytest.raises(TimeoutError, match="1 of 3 runs do not end"):
         measure_load(Stuck(), "a-", scans)
