@@ -16,22 +16,19 @@ from pathlib import Path
 from statistics import median
 
 from cosmic.dag_constants import TRANSFER_AUTO_RECON
-from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark import throughput
 from dev.benchmark.against import AT_ONCE, BYTES, measure_against
 from dev.benchmark.against import Cost as AgainstCost
-from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cost import SCANS, measure_cost
 from dev.benchmark.imports import measure_imports
-from dev.benchmark.latency import REPEATS, Scan, install_engine, measure_run, measure_scan, middle
+from dev.benchmark.latency import REPEATS, Scan, measure_run, measure_scan, middle
 from dev.benchmark.load import Load
 from dev.benchmark.old_flow import FLOW
+from dev.benchmark.ours import running_ours
 from dev.benchmark.posts import THREADS, Burst, measure_posts
 from dev.benchmark.reconstructions import FRAME_BYTES, ITERATIONS, measure_reconstructions
 from dev.benchmark.throughput import CONFIGURATIONS, measure_throughput
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.stack import LocalAirflow, running
-from standin.testing import spawn
 
 BASELINES = ("baseline_empty", "baseline_deferring")
 
@@ -81,26 +78,18 @@ def _print_imports(folder: Path) -> None:
 
 
 def _print_latency(folder: Path) -> None:
-    with spawn(folder / "standin") as facility:
-        install_engine(facility)
-        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {
-            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
-            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
-        }
-        airflow = LocalAirflow(folder / "airflow", extra=settings)
-        with running(airflow, standin_seed(facility.description)):
-            rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
-            for dag_id in (TRANSFER_AUTO_RECON, *BASELINES):
-                rest.wait_for_dag(dag_id)
-            measure_scan(rest, facility, 0)  # warm up
-            scans: list[Scan] = []
-            baselines: dict[str, list[float]] = {dag_id: [] for dag_id in BASELINES}
-            for number in range(1, REPEATS + 1):  # in turn, so that a slow minute hits all
-                scans.append(measure_scan(rest, facility, number))
-                for dag_id in BASELINES:
-                    baselines[dag_id].append(measure_run(rest, dag_id, f"bench_{number}"))
-            burst = measure_posts(rest)
+    with running_ours(folder) as (airflow, facility):
+        rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
+        for dag_id in (TRANSFER_AUTO_RECON, *BASELINES):
+            rest.wait_for_dag(dag_id)
+        measure_scan(rest, facility, 0)  # warm up
+        scans: list[Scan] = []
+        baselines: dict[str, list[float]] = {dag_id: [] for dag_id in BASELINES}
+        for number in range(1, REPEATS + 1):  # in turn, so that a slow minute hits all
+            scans.append(measure_scan(rest, facility, number))
+            for dag_id in BASELINES:
+                baselines[dag_id].append(measure_run(rest, dag_id, f"bench_{number}"))
+        burst = measure_posts(rest)
     _print_scans(scans, baselines)
     _print_burst(burst)
 

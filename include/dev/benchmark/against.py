@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cosmic.dag_constants import PROCESS_NEWFILE
-from deployment.standin_settings import standin_beamline, standin_seed
-from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cpu import cores
 from dev.benchmark.load import Installation, measure_load, new_scan
 from dev.benchmark.old_flow import running_old_flow
-from dev.benchmark.ours import ONLY_ASKED, Ours
-from dev.local_airflow.stack import LocalAirflow, running
+from dev.benchmark.ours import ONLY_ASKED, Ours, running_ours
 from standin.testing import SpawnedFacility, spawn
 
 EMPTY_COPY = "baseline_copy"
@@ -58,25 +55,20 @@ def measure_against(checkout: Path, folder: Path, show: Callable[[str, Cost], No
 
     :param show: gets what was measured of one as soon as it is there.
     """
-    with spawn(folder / "standin") as facility:
-        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {
-            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
-            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
-            **ONLY_ASKED,
-        }
-        airflow = LocalAirflow(folder / "airflow", extra=settings)
-        with running(airflow, standin_seed(facility.description)):
-            installation = Ours(airflow, PROCESS_NEWFILE)
-            ours = _measure(installation, facility, 0)
-            show("ours", ours)
-            ours_idle = _idle(installation)
-            empty = _measure(Ours(airflow, EMPTY_COPY), facility, 10_000)
-            show("an empty DAG that defers once", empty)
-        with running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow:
-            old = _measure(old_flow, facility, 20_000)
-            show("the old flow", old)
-            old_idle = _idle(old_flow)
+    with running_ours(folder, extra=ONLY_ASKED) as (airflow, facility):
+        installation = Ours(airflow, PROCESS_NEWFILE)
+        ours = _measure(installation, facility, 0)
+        show("ours", ours)
+        ours_idle = _idle(installation)
+        empty = _measure(Ours(airflow, EMPTY_COPY), facility, 10_000)
+        show("an empty DAG that defers once", empty)
+    with (
+        spawn(folder / "standin-of-old") as facility,
+        running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow,
+    ):
+        old = _measure(old_flow, facility, 20_000)
+        show("the old flow", old)
+        old_idle = _idle(old_flow)
     return Measured(ours, empty, old, old_flow.refused, ours_idle, old_idle)
 
 

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cosmic.dag_constants import CANCEL_ABANDONED_WORK, FIND_MISSED_SCANS, NOTIFY, TRANSFER_AUTO_RECON
-from deployment.standin_settings import standin_beamline, standin_seed
-from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cpu import cores
-from dev.benchmark.latency import install_engine
 from dev.benchmark.load import Load, measure_load, new_scan
-from dev.benchmark.ours import ONLY_ASKED, RECONSTRUCTED, Ours
-from dev.local_airflow.stack import LocalAirflow, running
-from standin.testing import spawn
+from dev.benchmark.ours import ONLY_ASKED, RECONSTRUCTED, Ours, running_ours
 
 ROUNDS = 5
 SCANS = 100
@@ -50,34 +45,25 @@ def measure_cost(folder: Path, show: Callable[[int, Load, Load], None]) -> Cost:
 
     :param show: gets the number of a round, and its two loads, when they are there.
     """
-    with spawn(folder / "standin", slots=SLOTS) as facility:
-        install_engine(facility)
-        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {
-            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
-            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
-            **ONLY_ASKED,
-        }
-        airflow = LocalAirflow(folder / "airflow", extra=settings)
-        with running(airflow, standin_seed(facility.description)):
-            ours = Ours(airflow, TRANSFER_AUTO_RECON, RECONSTRUCTED)
-            empty = Ours(airflow, "baseline_deferring")
-            measure_load(ours, "warm-up-", [new_scan(facility, 0, BYTES)])
-            measure_load(empty, "warm-up-", [""])
-            scans, empties = [], []
-            for number in range(ROUNDS):  # in turn, so that a slow minute hits both
-                files = [new_scan(facility, 1000 * (number + 1) + n, BYTES) for n in range(SCANS)]
-                scans.append(measure_load(ours, f"round-{number}-", files))
-                empties.append(measure_load(empty, f"round-{number}-", [""] * SCANS))
-                show(number + 1, scans[-1], empties[-1])
-            ours.turn_on(*SCHEDULED)
-            idle = [cores(ours.cpu, WINDOW) for _ in range(WINDOWS)]
-            return Cost(
-                scans=scans,
-                empty=empties,
-                steps=ours.steps("warm-up-000"),
-                empty_steps=empty.steps("warm-up-000"),
-                mismatches=ours.state_mismatches(),
-                second_tries=ours.second_tries(),
-                idle=idle,
-            )
+    with running_ours(folder, extra=ONLY_ASKED, slots=SLOTS) as (airflow, facility):
+        ours = Ours(airflow, TRANSFER_AUTO_RECON, RECONSTRUCTED)
+        empty = Ours(airflow, "baseline_deferring")
+        measure_load(ours, "warm-up-", [new_scan(facility, 0, BYTES)])
+        measure_load(empty, "warm-up-", [""])
+        scans, empties = [], []
+        for number in range(ROUNDS):  # in turn, so that a slow minute hits both
+            files = [new_scan(facility, 1000 * (number + 1) + n, BYTES) for n in range(SCANS)]
+            scans.append(measure_load(ours, f"round-{number}-", files))
+            empties.append(measure_load(empty, f"round-{number}-", [""] * SCANS))
+            show(number + 1, scans[-1], empties[-1])
+        ours.turn_on(*SCHEDULED)
+        idle = [cores(ours.cpu, WINDOW) for _ in range(WINDOWS)]
+        return Cost(
+            scans=scans,
+            empty=empties,
+            steps=ours.steps("warm-up-000"),
+            empty_steps=empty.steps("warm-up-000"),
+            mismatches=ours.state_mismatches(),
+            second_tries=ours.second_tries(),
+            idle=idle,
+        )

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from deployment.standin_settings import standin_beamline, standin_seed
+from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cpu import cpu_of
+from dev.benchmark.latency import install_engine
 from dev.local_airflow.rest import Rest
-from dev.local_airflow.stack import LocalAirflow
+from dev.local_airflow.stack import LocalAirflow, running
+from standin.testing import SpawnedFacility, spawn
 
 TASKS = "tasks"
 ONLY_ASKED = {
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"
 }  # the DAGs that are measured, and no other
 RECONSTRUCTED = {"do_ptychocam": True}
+
+
+@contextlib.contextmanager
+def running_ours(
+    folder: Path, *, extra: Mapping[str, str] | None = None, **standin: Any
+) -> Iterator[tuple[LocalAirflow, SpawnedFacility]]:
+    """An Airflow on SQLite with the bundle and the DAGs to compare with, and the stand-in that it works with.
+
+    :param extra: more of Airflow's settings.
+    :param standin: settings of the stand-in.
+    """
+    with spawn(folder / "standin", **standin) as facility:
+        install_engine(facility)
+        beamline = standin_beamline(facility.description, folder / "beamline.yaml", folder / "scripts")
+        settings = {
+            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
+            **dag_bundles(bundle=DAGS, baselines=BENCHMARK / "dags"),
+            **(extra or {}),
+        }
+        airflow = LocalAirflow(folder / "airflow", extra=settings)
+        with running(airflow, standin_seed(facility.description)):
+            yield airflow, facility
 
 
 class Ours:
