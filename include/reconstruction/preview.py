@@ -42,7 +42,7 @@ def render(flat: Complex, well_lit: Bool, pixel: Real, title: str) -> bytes:
         panels = [_panel(values, well_lit, pixel, side) for values in (np.abs(flat), np.angle(flat))]
         image = _page(panels, meters=float(flat.shape[1] * pixel[1]), title=title)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG")
         if buffer.tell() <= MAX_BYTES or side <= 64:
             return buffer.getvalue()
         side = side * 3 // 4
@@ -54,7 +54,7 @@ def thumbnail(flat: Complex, well_lit: Bool, pixel: Real) -> bytes:
     while True:
         image, _, _ = _panel(np.abs(flat), well_lit, pixel, side)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG")
         if buffer.tell() < THUMBNAIL_BYTES or side <= 32:
             return buffer.getvalue()
         side = side * 3 // 4

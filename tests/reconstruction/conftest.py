@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import pytest
@@ -30,6 +30,8 @@ SMALL = Optics(frame=64, photons=2e6)
 class Programs:
     """An installation; `run` starts one of its scripts."""
 
+    # The fewest iterations that end well; looking for what is wrong with a bad end takes four times as long.
+    QUICK: ClassVar[tuple[str, ...]] = ("-i", "4", "-r", "1", "-M")
     prefix: Path
 
     def run(

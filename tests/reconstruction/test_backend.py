@@ -95,7 +95,8 @@ def test_a_result_says_what_it_was_computed_with(
 ) -> None:
     done = programs.run(
         "ptychocam",
-        *("-i", "2", synthetic.cxi),
+        *programs.QUICK,
+        synthetic.cxi,
         output=tmp_path / "out",
         COSMIC_ARRAYS="numpy",
         OMP_NUM_THREADS="1",

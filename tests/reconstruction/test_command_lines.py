@@ -165,7 +165,7 @@ def test_a_nasty_file_name_is_a_file_name(
 ) -> None:
     path = tmp_path / NASTY
     shutil.copyfile(synthetic.cxi, path)
-    done = programs.run("ptychocam", "-i", "2", path)
+    done = programs.run("ptychocam", *programs.QUICK, path)
     assert done.returncode == 0, done.stderr
     prefix = path.with_name(NASTY.removesuffix(".cxi") + "_ptychocam")
     assert figures(prefix)["scan"] == str(path)
@@ -230,7 +230,7 @@ def test_a_failure_is_one_line_and_leaves_no_sign_of_success(
     programs: Any, synthetic: SyntheticScan, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    assert programs.run("ptychocam", "-i", "1", synthetic.cxi, output=output).returncode == 0
+    assert programs.run("ptychocam", *programs.QUICK, synthetic.cxi, output=output).returncode == 0
     assert (tmp_path / "out.json").exists()
     missing = tmp_path / "missing.cxi"
     done = programs.run("ptychocam", missing, output=output)
@@ -288,7 +288,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 def test_a_full_disk_is_one_line_too(programs: Any, synthetic: SyntheticScan, tmp_path: Path) -> None:
     """HDF5 crashes when it cannot write; so the files are made in memory first."""
     script = programs.prefix / "ptychocam_reconstruction.sh"
-    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", script, "-i", "1", synthetic.cxi]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", script, *programs.QUICK, synthetic.cxi]
     environment = {**os.environ, "COSMIC_OUTPUT": str(tmp_path / "out")}
     done = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -169,14 +169,15 @@ def test_paths_from_the_working_folder(echoing: Outside, tmp_path: Path) -> None
 
 
 def test_a_scan_is_reconstructed(
-    real: Outside, synthetic: SyntheticScan, tmp_path: Path, figures: Figures
+    real: Outside, programs: Any, synthetic: SyntheticScan, tmp_path: Path, figures: Figures
 ) -> None:
     folder = tmp_path / NASTY
     folder.mkdir()
     scan = folder / "a 'scan'.cxi"
     shutil.copyfile(synthetic.cxi, scan)
     output = tmp_path / "made" / "for me" / "result"
-    done = real.run("ptychocam_reconstruction.sh", "-i", "2", scan, extra={"COSMIC_OUTPUT": str(output)})
+    script = "ptychocam_reconstruction.sh"
+    done = real.run(script, *programs.QUICK, scan, extra={"COSMIC_OUTPUT": str(output)})
     assert done.returncode == 0, done.stderr
     assert figures(output)["scan"] == str(scan)
     assert sorted(p.suffix for p in output.parent.iterdir()) == [
@@ -187,8 +188,8 @@ def test_a_scan_is_reconstructed(
         ".json",
         ".png",
     ]
-    assert real.run("ptychocam_reconstruction.sh", "-i", "2", scan.name, cwd=folder).returncode == 0
-    assert figures(folder / "a 'scan'_ptychocam")["iterations"] == 2
+    assert real.run(script, *programs.QUICK, scan.name, cwd=folder).returncode == 0
+    assert figures(folder / "a 'scan'_ptychocam")["iterations"] == 4
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -111,7 +111,7 @@ def test_controls_scan_browser_finds_the_result_by_its_name(results: Results) ->
 def test_a_second_run_leaves_the_files_of_the_first(results: Results, programs: Any) -> None:
     before = {path: path.read_bytes() for path in results.scan.parent.iterdir()}
     again = results.prefix.with_name(results.prefix.name + "_r2")
-    done = programs.run("ptychocam", "-i", "2", results.scan, output=again)
+    done = programs.run("ptychocam", *programs.QUICK, results.scan, output=again)
     assert done.returncode == 0, done.stderr
     made = set(results.scan.parent.iterdir()) - set(before)
     try:
