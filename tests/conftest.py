@@ -56,16 +56,13 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
 LIVE = "tests/live/"
-KILLS = "tests/live/test_kills_and_marks.py"
 OWN_AIRFLOW = (
-    KILLS,
     "tests/live/test_chaos.py",
     "tests/live/test_as_operated.py",
     "tests/live/test_resumed_tasks.py",
 )
 LONGEST = (
     "tests/browser/test_trigger_form.py",
-    KILLS,
     LIVE,
     *OWN_AIRFLOW,
     "tests/reconstruction/test_cdtools.py",

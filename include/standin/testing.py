@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import requests
 
@@ -24,16 +24,17 @@ from standin.settings import Settings
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], within: float = 60.0) -> T:
+def until(condition: Callable[[], T | Literal[False] | None], within: float = 60.0, what: str = "") -> T:
     """Look at a condition until it holds; returns what it gave.
 
     :raises TimeoutError: when it does not hold within that many seconds; says what it gave last.
     """
-    deadline = time.monotonic() + within
-    while not (answer := condition()):
+    deadline, pause = time.monotonic() + within, 0.01
+    while not (answer := condition()):  # an empty answer is not yet one either
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Not so within {within} s; last answer: {answer!r}.")
-        time.sleep(0.01)
+            raise TimeoutError(f"Not so within {within} s: {what or condition}; last answer: {answer!r}.")
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.1)  # what takes long would otherwise take longer by being looked at
     return answer
 
 

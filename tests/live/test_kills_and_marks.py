@@ -43,7 +43,8 @@ def holding(pipeline: Pipeline, begun: dict[str, list[tuple[str, str]]]) -> tupl
     pipeline.wait_for(lambda: any(runs()), "a job runs")
     scan, run_id = next(runs())
     begun["hold"].remove((scan, run_id))
-    pipeline.wait_for_task(run_id, "ptychocam.wait", "deferred")
+    (job,) = pipeline.jobs_of(scan)
+    pipeline.wait_until_polled(run_id, "ptychocam.wait", job["job_id"])
     return scan, run_id
 
 
@@ -137,8 +138,9 @@ def test_marking_a_waiting_transfer_cancels_it_at_the_facility(
     pipeline: Pipeline, copying: list[str], state: str
 ) -> None:
     run_id = copying.pop()
-    pipeline.wait_for_task(run_id, "copy_to_nersc", "deferred")
     pipeline.wait_for(lambda: pipeline.transfers_of(run_id), "the transfer is there")
+    (transfer,) = pipeline.transfers_of(run_id)
+    pipeline.wait_until_polled(run_id, "copy_to_nersc", transfer["task_id"])
     pipeline.rest.set_task_state(DAG_ID, run_id, "copy_to_nersc", state)
     pipeline.wait_for(lambda: pipeline.transfers_of(run_id)[0]["status"] == "FAILED", "it is cancelled")
     assert pipeline.transfers_of(run_id)[0]["fatal_error"]["code"] == "CANCELED"

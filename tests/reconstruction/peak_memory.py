@@ -19,8 +19,8 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-options = ["-i", "2", "-r", "1", "-T", "1", "-M"]
-reconstruct(*parse([*options, sys.argv[1]]))
+options = ["-r", "1", "-T", "1", "-M"]
+reconstruct(*parse([*options, "-i", "4", sys.argv[1]]))
 before = status("VmRSS")
-reconstruct(*parse([*options, sys.argv[2]]))
+reconstruct(*parse([*options, "-i", "2", sys.argv[2]]))
 print(status("VmHWM") - before)

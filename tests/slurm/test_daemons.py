@@ -9,7 +9,8 @@ import pytest
 
 from facilities.errors import TransientError
 from facilities.superfacility.hook import SuperfacilityHook
-from support.nersc import Nersc, cancel, script, until
+from standin.testing import until
+from support.nersc import Nersc, cancel, script
 from support.slurm_cluster import SlurmCluster, enforces_memory
 from support.superfacility import CONN_ID, connection_to, use_connection
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from facilities.errors import FacilityError, InfrastructureError, ResourcesError, UserError
-from support.nersc import Nersc, cancel, until
+from standin.testing import until
+from support.nersc import Nersc, cancel
 from support.scheduling import fill, lost_node, preempted
 from support.superfacility import CONN_ID, Logged, Task, connection_to, use_connection
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from standin.nersc.schedulers import runs
-from support.nersc import Nersc, nersc_running, script, until
+from standin.testing import until
+from support.nersc import Nersc, nersc_running, script
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.nersc import Nersc, cancel, nersc_running, processes_of, script, until
+from standin.testing import until
+from support.nersc import Nersc, cancel, nersc_running, processes_of, script
 from support.scheduling import fill, lost_node, preempted
 
 pytestmark = pytest.mark.both

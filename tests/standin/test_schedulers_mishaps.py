@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.nersc import Nersc, cancel, nersc_running, script, until
+from standin.testing import until
+from support.nersc import Nersc, cancel, nersc_running, script
 
 ENDLESS = 'echo "run ${SLURM_RESTART_COUNT:-0}" >> log-$SLURM_JOB_ID; sleep 60'
 

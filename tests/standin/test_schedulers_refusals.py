@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.nersc import Nersc, cancel, nersc_running, script, until
+from standin.testing import until
+from support.nersc import Nersc, cancel, nersc_running, script
 
 pytestmark = pytest.mark.both
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from standin.testing import SpawnedFacility, spawn
-from support.nersc import FAST, Nersc, end_jobs, script, until
+from standin.testing import SpawnedFacility, spawn, until
+from support.nersc import FAST, Nersc, end_jobs, script
 
 COUNTING = 'echo x >> "ran-$SLURM_JOB_NAME"'
 

@@ -18,7 +18,8 @@ from sfapi_client.compute import Machine
 from sfapi_client.exceptions import ClientKeyError
 from sfapi_client.jobs import JobCommand, JobState
 
-from support.nersc import Nersc, async_client, nersc_running, script, sync_client, until
+from standin.testing import until
+from support.nersc import Nersc, async_client, nersc_running, script, sync_client
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from sfapi_client._models.job_status_response_squeue import OutputItem as Squeue
 
 from standin.nersc.paths import NoSuchPathError, locate
 from standin.nersc.schedulers.rows import SACCT_COLUMNS, SQUEUE_COLUMNS
-from support.nersc import Nersc, end_jobs, nersc_running, script, until
+from standin.testing import until
+from support.nersc import Nersc, end_jobs, nersc_running, script
 
 RAW = (Path(__file__).parent / "slurm_headings.txt").read_text().splitlines()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -183,13 +181,6 @@ def making(place: Place, **changes: Any) -> Callable[[], GlobusTransferOperator]
         return operator
 
     return make
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        threading.Event().wait(0.02)
 
 
 def deferred(outcome: Any) -> TaskDeferred:

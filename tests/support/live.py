@@ -112,6 +112,20 @@ class Pipeline:
             seen = {t: i["state"] for t, i in self.rest.task_instances(DAG_ID, run_id).items()}
             raise AssertionError(f"{task_id} is not {' or '.join(states)} after {timeout} s: {seen}")
 
+    def wait_until_polled(self, run_id: str, task_id: str, remote_id: str) -> None:
+        """Wait until a task waits, and the triggerer polls for it.
+
+        What a person does with a task before that is seen by the next clean-up only, up to two minutes later.
+
+        :param remote_id: of the transfer or job that the task waits for.
+        """
+        self.wait_for_task(run_id, task_id, "deferred")
+        self.facility.clear_requests()
+        self.wait_for(
+            lambda: any(remote_id in request["query"] for request in self.facility.requests()),
+            f"a poll for {remote_id}",
+        )
+
     def worker_starts(self, run_id: str) -> Counter[str]:
         """How often each task has been started in a worker, by Airflow's audit log."""
         path = f"/api/v2/eventLogs?dag_id={DAG_ID}&run_id={run_id}&event=running&limit=100"

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 import httpx
 import jwt
 
-from standin.testing import Facility, running
+from standin.testing import Facility, running, until
 
 with warnings.catch_warnings():  # authlib warns of httpx when it is imported
     warnings.simplefilter("ignore")
@@ -25,15 +25,6 @@ SCHEDULER = "slurm" if "SLURM_TEST_CLUSTER" in os.environ else "builtin"
 """What runs the jobs of these tests: Slurm itself under `make slurm-test`."""
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAST = {"time_scale": 0.01, "sacct_lag": 0.0, "cached_lag": 0.0}
-
-
-def until(condition: Callable[[], T | Literal[False]], seconds: float = 60.0, what: str = "") -> T:
-    """Poll until the condition is true; returns its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):  # an empty value is not yet one either
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.02)
-    return value
 
 
 def script(*lines: str, directives: str = "", interpreter: str = "/bin/bash") -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from support.nersc import SCHEDULER, Nersc, cancel, script, until
+from standin.testing import until
+from support.nersc import SCHEDULER, Nersc, cancel, script
 
 SLEEP = script("sleep 600", directives="-t 300")
 

@@ -122,16 +122,6 @@ class Task(Run):
         return [job for job in self.facility.jobs() if self.identity.digest in (job["name"] or "")]
 
 
-def wait_until(condition: Callable[[], Any], within: float = 60.0) -> Any:
-    """Wait for a condition; its value."""
-    deadline = time.monotonic() + within
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"Nothing within {within} s.")
-        time.sleep(0.02)
-    return value
-
-
 def job_of(facility: Facility, job_id: str) -> dict[str, Any]:
     """A job's line in the books."""
     return next(job for job in facility.jobs() if job["job_id"] == job_id)

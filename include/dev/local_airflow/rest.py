@@ -108,7 +108,7 @@ class Rest:
 
         :raises TimeoutError: it has not; the message has the state of its tasks.
         """
-        if not wait_until(lambda: self.run(dag_id, run_id)["state"] in FINISHED, timeout):
+        if not wait_until(lambda: self.run(dag_id, run_id)["state"] in FINISHED, timeout, every=0.5):
             states = {name: task["state"] for name, task in self.task_instances(dag_id, run_id).items()}
             raise TimeoutError(f"Run {run_id} has not ended after {timeout:.0f} s: {states}")
         return self.run(dag_id, run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import secrets
 import string
@@ -58,7 +59,7 @@ def registered_client(folder: Path) -> RegisteredClient:
         if not isinstance(key, rsa.RSAPrivateKey):
             raise ValueError(f"{files.pem} holds no RSA key. Delete it, and the next start makes a new one.")
     else:
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        key = _new_key()
         write_atomically(files.pem, _pem(key))
         files.jwk.unlink(missing_ok=True)
     if not files.jwk.exists():
@@ -67,6 +68,12 @@ def registered_client(folder: Path) -> RegisteredClient:
         alphabet = string.ascii_lowercase + string.digits
         write_atomically(files.client_id, "".join(secrets.choice(alphabet) for _ in range(ID_LENGTH)) + "\n")
     return RegisteredClient(files.client_id.read_text(encoding="ascii").strip(), key.public_key())
+
+
+@functools.cache
+def _new_key() -> rsa.RSAPrivateKey:
+    """One for all roots that a process begins: tests begin hundreds, and a key takes as long as a test."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def _pem(key: rsa.RSAPrivateKey) -> str:

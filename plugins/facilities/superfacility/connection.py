@@ -7,6 +7,7 @@ come from sfapi_client, and are shared (`facilities.tokens`).
 
 from __future__ import annotations
 
+import functools
 import json
 import stat
 import time
@@ -231,6 +232,7 @@ def check_key(key: ClientKey, config: SuperfacilityConfig) -> None:
         _refuse_key(config, key.where)
 
 
+@functools.lru_cache(maxsize=2)  # 30 ms for each token otherwise
 def _is_rsa_key(pem: str) -> bool:
     try:
         return isinstance(load_pem_private_key(pem.encode(), password=None), RSAPrivateKey)

@@ -22,17 +22,8 @@ from facilities.errors import (
 )
 from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
-from standin.testing import Facility
-from support.globus import (
-    CONN_ID,
-    Place,
-    Run,
-    deferred,
-    making,
-    transfer_request,
-    use_connection,
-    wait_until,
-)
+from standin.testing import Facility, until
+from support.globus import CONN_ID, Place, Run, deferred, making, transfer_request, use_connection
 from support.globus_client import soon
 
 SESSION = {
@@ -319,7 +310,7 @@ def test_a_task_that_expires_says_what_kept_it(run: Run, hook: GlobusHook, place
     place.facility.control("globus", "endpoint", collection="nersc7012", condition="connect_failed")
     waiting = deferred(run.start(making(place)))
     task_id = run.ti.xcoms["globus_task_id"]
-    wait_until(lambda: hook.get_task(task_id).trouble == "CONNECT_FAILED")
+    until(lambda: hook.get_task(task_id).trouble == "CONNECT_FAILED")
     deadline = {"DATA_TYPE": "task", "deadline": soon(1.0)}
     hook._call("giving a task a deadline", lambda transfer: transfer.update_task(task_id, deadline))
     with pytest.raises(ResourcesError, match="failed with EXPIRED: it made no progress") as raised:

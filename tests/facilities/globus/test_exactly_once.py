@@ -17,15 +17,8 @@ from facilities.errors import (
 from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import STATE_KEY
 from facilities.globus.trigger import GlobusOutageTrigger
-from support.globus import (
-    Place,
-    Run,
-    Store,
-    deferred,
-    first_event,
-    making,
-    wait_until,
-)
+from standin.testing import until
+from support.globus import Place, Run, Store, deferred, first_event, making
 
 
 def test_killed_before_the_submit(run: Run, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +79,7 @@ def test_a_submit_that_arrives_when_all_waiting_is_over(
         run.retry()
     run.finish(making(place))
     place.facility.clear_faults()
-    wait_until(lambda: len(_submits(place)) == 2)
+    until(lambda: len(_submits(place)) == 2)
     assert [about.endswith(" again") for about in sorted(_submits(place))] == [False, True]
     assert [task["files_moved"] for task in place.books()] == [1]
 
@@ -247,7 +240,7 @@ def test_a_conflict_with_somebody_elses_transfer_waits(run: Run, place: Place) -
     assert held.method_name == "resume_after_outage"
     assert "identical paths has not yet completed" in held.trigger.serialize()[1]["reason"]
     place.facility.control("globus", "bandwidth", bytes_per_second=None)
-    wait_until(lambda: place.books()[0]["status"] == "SUCCEEDED")
+    until(lambda: place.books()[0]["status"] == "SUCCEEDED")
     outcome = run.follow(making(place), held)
     assert (outcome["files"], outcome["files_skipped"]) == (0, 1)
 

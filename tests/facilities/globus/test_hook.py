@@ -27,8 +27,8 @@ from facilities.globus.connection import CONNECTION_TYPE, GlobusSettings
 from facilities.globus.errors import SubmissionConflictError
 from facilities.globus.hook import GlobusHook
 from facilities.globus.submission import DeleteRequest
-from standin.testing import Facility
-from support.globus import CONN_ID, Place, transfer_request, use_connection, wait_until
+from standin.testing import Facility, until
+from support.globus import CONN_ID, Place, transfer_request, use_connection
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -112,7 +112,7 @@ def test_cancelling_what_has_succeeded_changes_nothing(hook: GlobusHook, place: 
 def test_the_report_about_a_missing_file(hook: GlobusHook, standin: Facility, place: Place) -> None:
     place.at_source.unlink()
     task_id = hook.submit(transfer_request(place), hook.new_submission_id())
-    wait_until(lambda: hook.get_task(task_id).trouble)
+    until(lambda: hook.get_task(task_id).trouble)
     assert hook.get_task(task_id).trouble == "FILE_NOT_FOUND"
     assert "FILE_NOT_FOUND" in (report := hook.trouble_report(task_id))
     assert place.path in report

@@ -17,8 +17,8 @@ from facilities.superfacility import claims, operators, own_jobs, submission, tr
 from facilities.superfacility.claims import EXIT_CODE, Claim
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
-from standin.testing import Facility
-from support.superfacility import RESOURCES, Task, submits, wait_until
+from standin.testing import Facility, until
+from support.superfacility import RESOURCES, Task, submits
 
 HOLD: dict[str, Any] = {
     "service": "nersc",
@@ -48,8 +48,8 @@ def _worked(task: Task) -> list[str]:
 
 def _arrived(task: Task) -> list[dict[str, Any]]:
     """Both jobs, once they have ended."""
-    wait_until(lambda: len(task.books()) == 2)
-    return wait_until(lambda: [job for job in task.books() if not job["active"]][1:]) and task.books()
+    until(lambda: len(task.books()) == 2)
+    return until(lambda: [job for job in task.books() if not job["active"]][1:]) and task.books()
 
 
 def _refused(task: Task) -> list[str]:
@@ -72,9 +72,9 @@ def test_a_submit_that_arrives_while_the_second_ones_job_runs(nersc: Facility, t
     nersc.fault(**HOLD)
     held = f"{_work(task)}; until [ -e {task.log}.go ]; do sleep 0.05; done"
     job_id = task.finish(task.submit(held))
-    wait_until(lambda: Path(f"{task.log}.work").exists())
+    until(lambda: Path(f"{task.log}.work").exists())
     nersc.clear_faults()
-    wait_until(lambda: len(task.books()) == 2)
+    until(lambda: len(task.books()) == 2)
     late = next(job for job in task.books() if job["job_id"] != job_id)
     assert late["state"] == "PENDING", "Slurm keeps two of a name from running side by side"
     task.let_go()
@@ -96,7 +96,7 @@ def test_a_submit_that_arrives_before_the_second_one_is_the_one_that_is_waited_f
     def arrive_first(hook: SuperfacilityHook, script: str, *, machine: str) -> str:
         if len(submits(nersc)) == 1:
             nersc.clear_faults()
-            wait_until(lambda: [job for job in task.books() if not job["active"]])
+            until(lambda: [job for job in task.books() if not job["active"]])
         return real(hook, script, machine=machine)
 
     monkeypatch.setattr(SuperfacilityHook, "submit", arrive_first)
@@ -125,7 +125,7 @@ def _sensor(task: Task, job_id: str) -> Any:
 
 def test_a_claim_that_failed_passes_to_the_job_that_follows(task: Task, hook: SuperfacilityHook) -> None:
     first = task.finish(task.submit(f"{_work(task)}; exit 3"))
-    wait_until(lambda: not task.books()[0]["active"])
+    until(lambda: not task.books()[0]["active"])
     task.clear()
     second = task.finish(task.submit(_work(task)))
     assert task.finish(task.wait(second))["state"] == "COMPLETED"
@@ -138,13 +138,13 @@ def test_a_late_submit_of_a_task_whose_job_failed_does_not_run_beside_its_succes
 ) -> None:
     nersc.fault(**HOLD)
     first = task.finish(task.submit(f"{_work(task)}; exit 3"))
-    wait_until(lambda: not [job for job in task.books() if job["active"]])
+    until(lambda: not [job for job in task.books() if job["active"]])
     task.clear()
     second = task.finish(task.submit(_work(task)))
     task.finish(task.wait(second))
     nersc.clear_faults()
-    wait_until(lambda: len(task.books()) == 3)
-    wait_until(lambda: not [job for job in task.books() if job["active"]])
+    until(lambda: len(task.books()) == 3)
+    until(lambda: not [job for job in task.books() if job["active"]])
     assert _worked(task) == [first, second]
     assert len(_refused(task)) == 1
 
@@ -161,7 +161,7 @@ def test_a_job_that_slurm_starts_again_keeps_its_claim(nersc: Facility, task: Ta
     nersc.control("nersc", "set", requeue_delay=0.1)
     once = f"{_work(task)}; [ -e {task.log}.go ] || sleep 600"
     job_id = task.finish(task.submit(once))
-    wait_until(lambda: Path(f"{task.log}.work").exists())
+    until(lambda: Path(f"{task.log}.work").exists())
     task.let_go()
     nersc.control("nersc", "preempt", job_id=job_id, requeue=True)
     assert task.finish(task.wait(job_id))["state"] == "COMPLETED"
@@ -183,12 +183,12 @@ def test_all_jobs_of_an_ended_task_are_cancelled(nersc: Facility, task: Task) ->
     operator = task.submit("sleep 600")()
     job_id = task.finish(lambda: operator)
     nersc.clear_faults()
-    wait_until(lambda: len(task.books()) == 2)
+    until(lambda: len(task.books()) == 2)
     cancelled = triggers.cancel_jobs_of(operator.hook, "perlmutter", task.identity)
     assert cancelled.done
     assert len(cancelled.note.splitlines()) == 2
     assert f"Job {job_id} was cancelled" in cancelled.note
-    wait_until(lambda: not [job for job in task.books() if job["active"]])
+    until(lambda: not [job for job in task.books() if job["active"]])
 
 
 # The script alone

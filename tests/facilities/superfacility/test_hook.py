@@ -24,8 +24,8 @@ from facilities.superfacility.errors import MEANINGS, expect_ok, failure_of_text
 from facilities.superfacility.files import SIZE_LIMIT, FileEntry
 from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
-from standin.testing import Facility
-from support.superfacility import CONN_ID, RESOURCES, connection_to, use_connection, wait_until
+from standin.testing import Facility, until
+from support.superfacility import CONN_ID, RESOURCES, connection_to, use_connection
 
 READ = {"service": "nersc", "method": "GET"}
 JOBS = {**READ, "path": "/compute/jobs/"}
@@ -37,13 +37,13 @@ def _script(name: str, command: str = "true") -> str:
 
 def _submit(hook: SuperfacilityHook, name: str, command: str = "true") -> str:
     task_id = hook.submit(_script(name, command), machine="perlmutter")
-    return str(wait_until(lambda: hook.submitted_job(task_id)))
+    return str(until(lambda: hook.submitted_job(task_id)))
 
 
 def test_jobs_by_id_and_by_user(hook: SuperfacilityHook) -> None:
     done, running = _submit(hook, "done"), _submit(hook, "running", "sleep 60")
-    wait_until(lambda: hook.jobs("perlmutter", [done], "sacct")[done].final)
-    wait_until(lambda: hook.jobs("perlmutter", [running], "sacct")[running].state_text == "RUNNING")
+    until(lambda: hook.jobs("perlmutter", [done], "sacct")[done].final)
+    until(lambda: hook.jobs("perlmutter", [running], "sacct")[running].state_text == "RUNNING")
     both = hook.jobs("perlmutter", [done, running, "999999"], "sacct")
     assert {job_id: job.name for job_id, job in both.items()} == {done: "done", running: "running"}
     assert set(hook.jobs("perlmutter", [done, running], "squeue")) == {running}
@@ -58,7 +58,7 @@ def test_cancelling_twice_and_cancelling_the_unknown_are_no_errors(
     job_id = _submit(hook, "long", "sleep 60")
     for cancelled in (job_id, job_id, "999999"):
         hook.cancel("perlmutter", cancelled)
-    wait_until(lambda: hook.jobs("perlmutter", [job_id], "sacct")[job_id].final)
+    until(lambda: hook.jobs("perlmutter", [job_id], "sacct")[job_id].final)
     assert hook.jobs("perlmutter", [job_id], "sacct")[job_id].state_text.startswith("CANCELLED")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook, _lists_of_ids
 from facilities.superfacility.triggers import SlurmJobTrigger
-from standin.testing import Facility
+from standin.testing import Facility, until
 from support.globus import first_event
 from support.nersc import Nersc, script
-from support.superfacility import CONN_ID, wait_until
+from support.superfacility import CONN_ID
 
 WAITS = 200
 INTERVAL = 2.0
@@ -48,10 +48,10 @@ def test_two_hundred_waiting_jobs_cost_one_request_an_interval(nersc: Facility) 
 
     async def wait_for_all() -> tuple[list[dict[str, Any]], float, list[Any]]:
         tasks = [asyncio.create_task(first_event(trigger)) for trigger in triggers]
-        await asyncio.to_thread(wait_until, lambda: any(ids_in(one) == set(ids) for one in looks(nersc)))
+        await asyncio.to_thread(until, lambda: any(ids_in(one) == set(ids) for one in looks(nersc)))
         nersc.clear_requests()
         began = time.monotonic()
-        await asyncio.to_thread(wait_until, lambda: len(looks(nersc)) >= LOOKS)
+        await asyncio.to_thread(until, lambda: len(looks(nersc)) >= LOOKS)
         seconds = time.monotonic() - began
         seen = await asyncio.to_thread(nersc.requests, "nersc")
         await asyncio.to_thread(nersc.control, "nersc", "end_all")

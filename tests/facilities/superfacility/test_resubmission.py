@@ -18,7 +18,8 @@ from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import ResubmittingSlurmJobSensor
 from facilities.superfacility.slurm import SlurmState
 from facilities.superfacility.triggers import SlurmJobTrigger
-from support.superfacility import CONN_ID, RESOURCES, Store, Task, job_of, submits, wait_until
+from standin.testing import until
+from support.superfacility import CONN_ID, RESOURCES, Store, Task, job_of, submits
 
 QUICK: dict[str, Any] = {
     "min_poll_interval": 0.05,
@@ -71,7 +72,7 @@ def sensor(job_id: str, **changes: Any) -> Callable[[], ResubmittingSlurmJobSens
 
 
 def lose(task: Task, job_id: str, verb: str) -> None:
-    wait_until(lambda: job_of(task.facility, job_id)["state"] == "RUNNING")
+    until(lambda: job_of(task.facility, job_id)["state"] == "RUNNING")
     task.facility.control("nersc", verb, job_id=job_id, requeue=False)
 
 
@@ -127,7 +128,7 @@ def test_a_retried_wait_takes_up_the_successor(waiting: Task, kept: bool) -> Non
     event = waiting.fire(outcome)
     outcome = waiting.resume(sensor(first), outcome, event)
     second = outcome.trigger.remote_id
-    wait_until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
+    until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
     if not kept:
         waiting.store = Store()  # the database of states was lost
     waiting.retry()
@@ -152,7 +153,7 @@ def test_a_lost_reply_to_the_second_submit_makes_no_third_job(waiting: Task, kin
             break
         outcome.trigger.delay = outcome.trigger.first_pause = 0.2
         outcome = waiting.resume(sensor(first), outcome, waiting.fire(outcome))
-    books = wait_until(lambda: [job for job in waiting.books() if job["state"] == "RUNNING"])
+    books = until(lambda: [job for job in waiting.books() if job["state"] == "RUNNING"])
     assert [job["job_id"] for job in books] == [outcome.trigger.remote_id]
     assert len(waiting.books()) == 2
 
@@ -163,7 +164,7 @@ def test_clearing_the_submit_task_finds_the_successor(waiting: Task) -> None:
     lose(waiting, first, "node_failure")
     outcome = waiting.resume(sensor(first), outcome, waiting.fire(outcome))
     second = outcome.trigger.remote_id
-    wait_until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
+    until(lambda: job_of(waiting.facility, second)["state"] == "RUNNING")
     waiting.clear()
     before = len(submits(waiting.facility))
     assert waiting.finish(waiting.submit("sleep 60")) == second
@@ -173,10 +174,10 @@ def test_clearing_the_submit_task_finds_the_successor(waiting: Task) -> None:
 def test_a_job_out_of_time_gets_twice_the_time_once_when_that_is_allowed(waiting: Task) -> None:
     first = submit(waiting, "sleep 30", time_limit="00:01:00")
     outcome = waiting.start(sensor(first, more_resources="True"))
-    wait_until(lambda: job_of(waiting.facility, first)["state"] == "TIMEOUT")
+    until(lambda: job_of(waiting.facility, first)["state"] == "TIMEOUT")
     outcome = waiting.resume(sensor(first, more_resources="True"), outcome, waiting.fire(outcome))
     second = outcome.trigger.remote_id
-    wait_until(lambda: job_of(waiting.facility, second)["state"] == "TIMEOUT")
+    until(lambda: job_of(waiting.facility, second)["state"] == "TIMEOUT")
     assert job_of(waiting.facility, second)["time_limit"] > job_of(waiting.facility, first)["time_limit"]
     with pytest.raises(ResourcesError, match="TIMEOUT"):
         waiting.resume(sensor(first, more_resources="True"), outcome, waiting.fire(outcome))
@@ -195,7 +196,7 @@ def lost_and_followed(task: Task) -> tuple[str, str]:
     outcome = task.start(sensor(first))
     lose(task, first, "node_failure")
     outcome = task.resume(sensor(first), outcome, task.fire(outcome))
-    wait_until(lambda: job_of(task.facility, outcome.trigger.remote_id)["state"] == "RUNNING")
+    until(lambda: job_of(task.facility, outcome.trigger.remote_id)["state"] == "RUNNING")
     return first, outcome.trigger.remote_id
 
 
@@ -210,7 +211,7 @@ def test_airflows_own_timeout_cancels_the_successor(waiting: Task, monkeypatch: 
     with pytest.raises(TimeLimitError) as caught:
         made.resume_execution("execute_complete", {"event": None}, waiting.context())
     assert caught.value.remote_id == second
-    wait_until(lambda: not job_of(waiting.facility, second)["active"])
+    until(lambda: not job_of(waiting.facility, second)["active"])
 
 
 def test_a_kill_while_it_is_submitted_again_cancels_the_successor(
@@ -239,7 +240,7 @@ def test_a_resubmission_that_is_given_up_leaves_no_job(waiting: Task) -> None:
     made = sensor(first)()
     with pytest.raises(TimeLimitError, match="NERSC could not be used within"):
         made.resume_after_outage(waiting.context(), {"outcome": "timeout"}, resources=RESOURCES)
-    wait_until(lambda: not job_of(waiting.facility, second)["active"])
+    until(lambda: not job_of(waiting.facility, second)["active"])
 
 
 @given(st.integers(1, 172_800), st.sampled_from(["regular", "debug", "realtime"]))

@@ -27,9 +27,9 @@ from facilities.superfacility import sensors
 from facilities.superfacility.operators import SfapiSubmitJobOperator
 from facilities.superfacility.sensors import SlurmJobSensor
 from facilities.superfacility.triggers import SlurmJobTrigger, SubmitTrigger
-from standin.testing import Facility
+from standin.testing import Facility, until
 from support.globus import first_event
-from support.superfacility import CONN_ID, RESOURCES, Logged, Task, eventually, job_of, wait_until
+from support.superfacility import CONN_ID, RESOURCES, Logged, Task, eventually, job_of
 
 LONG = "sleep 60"
 Deferrable = pytest.mark.parametrize("deferrable", [True, False])
@@ -48,13 +48,13 @@ def _quick(**kwargs: Any) -> SlurmJobTrigger:
 def _running(task: Task, script: str = LONG, **resources: Any) -> str:
     job_id = str(task.finish(task.submit(script, resources=resources)))
     task.retry()
-    wait_until(lambda: job_of(task.facility, job_id)["state"] == "RUNNING")
+    until(lambda: job_of(task.facility, job_id)["state"] == "RUNNING")
     return job_id
 
 
 def _ended(task: Task, script: str, **resources: Any) -> str:
     job_id = str(task.finish(task.submit(script, resources=resources)))
-    wait_until(lambda: not job_of(task.facility, job_id)["active"])
+    until(lambda: not job_of(task.facility, job_id)["active"])
     return job_id
 
 
@@ -166,7 +166,7 @@ def test_a_requeued_job_is_waited_for_to_its_real_end(
     script = f"if [ -e {flag} ]; then exit 0; fi; touch {flag}; sleep 60"
     job_id = _running(waiting, script, requeue=True)
     deferral = waiting.start(waiting.wait(job_id))
-    wait_until(Path(flag).exists)
+    until(Path(flag).exists)
     waiting.facility.control("nersc", "node_failure", job_id=job_id)
     assert waiting.resume(waiting.wait(job_id), deferral, waiting.fire(deferral))["state"] == "COMPLETED"
     assert job_of(waiting.facility, job_id)["runs"] == 2
@@ -255,7 +255,7 @@ def test_the_limit_of_the_wait_cancels_the_job(waiting: Task, deferrable: bool) 
     job_id = _running(waiting)
     with pytest.raises(TimeLimitError, match=f"Job {job_id} was cancelled"):
         waiting.finish(waiting.wait(job_id, deferrable=deferrable, timeout=0.5))
-    wait_until(lambda: not job_of(waiting.facility, job_id)["active"])
+    until(lambda: not job_of(waiting.facility, job_id)["active"])
     assert len(job_of(waiting.facility, job_id)["cancels"]) == 1
 
 
@@ -266,7 +266,7 @@ def test_airflows_own_timeout_cancels_too(waiting: Task) -> None:
     sensor.execute_complete = _raise(TaskDeferralTimeout("no triggerer"))  # type: ignore[method-assign]
     with pytest.raises(TimeLimitError, match="check that a triggerer runs"):
         sensor.resume_execution(deferral.method_name, {"event": None}, waiting.context())
-    wait_until(lambda: not job_of(waiting.facility, job_id)["active"])
+    until(lambda: not job_of(waiting.facility, job_id)["active"])
 
 
 def _raise(error: BaseException) -> Callable[..., Any]:

@@ -18,9 +18,9 @@ from facilities.superfacility.files import CommandResult
 from facilities.superfacility.job_script import SlurmResources
 from facilities.superfacility.own_jobs import JobIdentity
 from facilities.superfacility.submission import INTENT_KEY, JOB_KEY, Submission
-from standin.testing import Facility
+from standin.testing import Facility, until
 from support.globus import first_event
-from support.superfacility import RESOURCES, Logged, Task, eventually, job_of, submits, wait_until
+from support.superfacility import RESOURCES, Logged, Task, eventually, job_of, submits
 
 SUBMIT = {"service": "nersc", "method": "POST", "path": "/compute/jobs/"}
 LONG = "sleep 60"
@@ -69,7 +69,7 @@ def test_a_first_try_submits_once_and_says_where(nersc: Facility, task: Task) ->
     assert task.ti.xcoms["_link_SlurmJobLink"].startswith("https://iris.nersc.gov/user/")
     assert INTENT_KEY not in task.store
     assert len(submits(nersc)) == 1
-    wait_until(lambda: job_of(nersc, job_id)["state"] == "COMPLETED")
+    until(lambda: job_of(nersc, job_id)["state"] == "COMPLETED")
     assert task.log.read_text() == "reconstructed\n"
 
 
@@ -172,7 +172,7 @@ def test_a_cleared_task_takes_up_what_lives_or_succeeded_and_replaces_what_faile
         task.store = None
     first = task.finish(task.submit(script))
     if script != LONG:
-        wait_until(lambda: not job_of(nersc, first)["active"])
+        until(lambda: not job_of(nersc, first)["active"])
     task.clear()
     second = task.finish(task.submit(script))
     names = [job["name"] for job in task.books()]
@@ -189,7 +189,7 @@ def test_a_task_that_is_cleared_before_accounting_has_its_jobs_end_submits_a_new
     nersc.control("nersc", "set", sacct_lag=lag)
     first = task.finish(task.submit(LONG))
     hook = task.submit()().hook
-    wait_until(lambda: hook.jobs("perlmutter", [first], "sacct"))
+    until(lambda: hook.jobs("perlmutter", [first], "sacct"))
     ended = time.monotonic()
     hook.cancel("perlmutter", first)
     task.clear()
@@ -220,8 +220,8 @@ def test_a_job_that_failed_while_its_worker_was_killed_is_not_run_again(
             first.execute(task.context())
     else:
         first.execute(task.context())
-    (job,) = wait_until(task.books)
-    wait_until(lambda: not job_of(nersc, job["job_id"])["active"])
+    (job,) = until(task.books)
+    until(lambda: not job_of(nersc, job["job_id"])["active"])
     task.retry()
     assert task.finish(task.submit("exit 3")) == job["job_id"]
     task.clear()
@@ -233,7 +233,7 @@ def test_a_cleared_task_whose_worker_is_killed_submits_its_new_job_once(
     nersc: Facility, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = task.finish(task.submit("exit 3"))
-    wait_until(lambda: not job_of(nersc, first)["active"])
+    until(lambda: not job_of(nersc, first)["active"])
     task.clear()
     killed = task.submit("exit 3")()
 
@@ -270,11 +270,11 @@ def test_a_node_failure_leads_to_a_new_job_when_it_is_confirmed(
     nersc: Facility, task: Task, state: str, jobs: int
 ) -> None:
     first = task.finish(task.submit(LONG))
-    wait_until(lambda: job_of(nersc, first)["state"] == "RUNNING")
+    until(lambda: job_of(nersc, first)["state"] == "RUNNING")
     nersc.control(
         "nersc", {"NODE_FAIL": "node_failure", "PREEMPTED": "preempt"}[state], job_id=first, requeue=False
     )
-    wait_until(lambda: job_of(nersc, first)["state"] == state)
+    until(lambda: job_of(nersc, first)["state"] == state)
     task.clear()
     assert task.finish(task.submit(LONG)) != first
     assert len(task.books()) == jobs
@@ -282,7 +282,7 @@ def test_a_node_failure_leads_to_a_new_job_when_it_is_confirmed(
 
 def test_a_requeued_job_is_the_same_job(nersc: Facility, task: Task) -> None:
     first = task.finish(task.submit(LONG))
-    wait_until(lambda: job_of(nersc, first)["state"] == "RUNNING")
+    until(lambda: job_of(nersc, first)["state"] == "RUNNING")
     nersc.control("nersc", "force_state", job_id=first, state="NODE_FAIL", view="sacct")
     task.retry()
     assert task.finish(task.submit(LONG)) == first
@@ -307,7 +307,7 @@ def test_a_refused_job_fails_at_once_with_what_to_do(
     assert not any(job["runs"] for job in task.books())
     task.clear()
     job_id = task.finish(task.submit())
-    wait_until(lambda: job_of(nersc, job_id)["state"] == "COMPLETED")
+    until(lambda: job_of(nersc, job_id)["state"] == "COMPLETED")
 
 
 def test_an_outage_holds_and_the_submit_goes_on_by_itself(nersc: Facility, task: Task) -> None:

@@ -19,8 +19,8 @@ from facilities.superfacility.hook import SuperfacilityHook
 from facilities.superfacility.job_script import SlurmResources, job_script
 from facilities.superfacility.slurm import read_rows
 from facilities.superfacility.submission import INTENT_KEY, Intent, NotYet, Submission, Submitted
-from standin.testing import Facility
-from support.superfacility import RESOURCES, Task, job_of, submits, wait_until
+from standin.testing import Facility, until
+from support.superfacility import RESOURCES, Task, job_of, submits
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -95,9 +95,9 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     name = task.identity.name(0)
     script = job_script(SlurmResources(**RESOURCES), name, "true\n")
     sent = hook.submit(script, machine="perlmutter")
-    job_id = wait_until(lambda: hook.submitted_job(sent))
-    wait_until(lambda: not job_of(nersc, job_id)["active"])
-    wait_until(lambda: job_id in hook.jobs("perlmutter", [job_id], "sacct"))
+    job_id = until(lambda: hook.submitted_job(sent))
+    until(lambda: not job_of(nersc, job_id)["active"])
+    until(lambda: job_id in hook.jobs("perlmutter", [job_id], "sacct"))
     assert hook.jobs("perlmutter", [job_id], "sacct")[job_id].name is None
     assert job_id not in [job.job_id for job in hook.jobs_of_user("perlmutter", "sacct")]
 
@@ -116,7 +116,7 @@ def test_a_job_that_accounting_has_no_name_for_yet_is_waited_for(
     assert isinstance(step, NotYet)
     assert step.why == "a submit may be on its way, though no job of its name is listed"
     nersc.control("nersc", "set", sacct_lag=0.0)
-    wait_until(lambda: isinstance(submission_.step(), Submitted))
+    until(lambda: isinstance(submission_.step(), Submitted))
     assert task.store["slurm_job"]["job_id"] == job_id
 
 
@@ -180,7 +180,7 @@ def test_tokens_that_expire_again_and_again_while_waiting_are_renewed(waiting: T
 
     def let_go_after_three() -> None:
         try:
-            wait_until(lambda: len(asked()) >= 3)
+            until(lambda: len(asked()) >= 3)
         finally:
             waiting.let_go()
 
