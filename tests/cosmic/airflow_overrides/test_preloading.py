@@ -29,6 +29,14 @@ import airflow.executors.local_executor, airflow.jobs.scheduler_job_runner
 print(json.dumps("airflow.sdk.execution_time.supervisor" in sys.modules))
 """
 
+WORKER = """
+import json
+from airflow.providers.celery.executors.celery_executor import app
+from airflow.sdk.plugins_manager import _get_plugins
+app.loader.import_default_modules()  # as a worker of Celery does before it forks
+print(json.dumps(_get_plugins.cache_info().currsize))
+"""
+
 
 def python(code: str, *arguments: str) -> Any:
     """What a Python of its own writes in its last line."""
@@ -49,3 +57,15 @@ def test_airflow_still_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """When this fails, Airflow's scheduler loads what tasks run on by itself: delete the override."""
     monkeypatch.setenv("AIRFLOW__CORE__PLUGINS_FOLDER", str(tmp_path))
     assert python(SCHEDULER) is False
+
+
+@pytest.mark.needs("celery")
+def test_a_worker_of_celery_loads_the_plugins_before_it_forks() -> None:
+    assert python(WORKER) == 1
+
+
+@pytest.mark.needs("celery")
+def test_celery_still_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When this fails, Airflow's worker loads plugins by itself: delete `celery_config`."""
+    monkeypatch.delenv("AIRFLOW__CELERY__CELERY_CONFIG_OPTIONS")
+    assert python(WORKER) == 0
