@@ -6,6 +6,7 @@ Airflow reads its settings when it is imported, so they are in the environment b
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -98,6 +99,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """For machines that must have it all."""
     text = "fail a test that needs what is missing here and can be installed, instead of skipping it"
     parser.addoption("--all-needs", action="store_true", help=text)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays to the end: nothing to look for in it again and again."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """The tests on a running Airflow take longest, waiting: they come before others that want a processor."""
+    if "PYTEST_XDIST_WORKER" in os.environ and scope(nodeid) not in {LIVE, *OWN_AIRFLOW}:
+        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 5))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
