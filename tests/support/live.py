@@ -193,7 +193,12 @@ def start_live(
     """Start an Airflow and a stand-in below `folder`; a generator for fixtures."""
     with spawn(folder / "standin", **facility_settings) as standin:
         beamline = standin_beamline(standin.description, folder / "beamline.yaml", folder / "scripts")
-        settings = {"AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline), "AIRFLOW__CORE__PARALLELISM": "4"}
+        settings = {
+            "AIRFLOW__COSMIC__BEAMLINE_FILE": str(beamline),
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            # After that the waits of a triggerer that was killed go on in another (default 30).
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
+        }
         airflow = LocalAirflow(folder / "airflow", extra=settings | (extra or {}))
         with running(airflow, standin_seed(standin.description)):
             rest = Rest(airflow.url, "admin", airflow.passwords["admin"])
