@@ -56,6 +56,7 @@ settings.load_profile("cosmic")
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 
+LOWER_PRIORITY = 5  # as nice(1) has it
 LIVE = "tests/live/"
 OWN_AIRFLOW = (
     "tests/live/test_chaos.py",
@@ -102,19 +103,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported and collected stays to the end: nothing to look for in it again and again."""
+    """What has been imported and collected stays to the end: the garbage collector need not go through it."""
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logstart(nodeid: str) -> None:
-    """The tests on a running Airflow take longest, waiting: they come before others that want a processor."""
-    if "PYTEST_XDIST_WORKER" in os.environ and scope(nodeid) not in {LIVE, *OWN_AIRFLOW}:
-        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 5))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test where what it needs is missing."""
+    """Skip a test where what it needs is missing; let those on a running Airflow have the processor first.
+
+    They take longest, and mostly wait. The process of another test has a lower priority from then on.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("live") is None:
+        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), LOWER_PRIORITY))
     names = [name for marker in item.iter_markers("needs") for name in marker.args]
     lacking = next((name for name in names if not needs.NEEDS[name].here()), None)
     if lacking is None:

@@ -34,7 +34,7 @@ def begun(live_airflow: Live, engines: None) -> Iterator[dict[str, list[tuple[st
 def holding(pipeline: Pipeline, begun: dict[str, list[tuple[str, str]]]) -> tuple[str, str]:
     """A scan and its run, which waits for a job that runs until it is let go.
 
-    It is the first whose job runs: they may start in any order, and Slurm has fewer slots than there are.
+    It is the first whose job runs: they may start in any order, and on Slurm not all at once.
     """
 
     def runs() -> Iterator[tuple[str, str]]:

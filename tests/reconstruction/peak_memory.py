@@ -22,5 +22,5 @@ def status(name: str) -> int:
 options = ["-r", "1", "-T", "1", "-M"]
 reconstruct(*parse([*options, "-i", "4", sys.argv[1]]))
 before = status("VmRSS")
-reconstruct(*parse([*options, "-i", "1", sys.argv[2]]))
+reconstruct(*parse([*options, "-i", "2", sys.argv[2]]))
 print(status("VmHWM") - before)

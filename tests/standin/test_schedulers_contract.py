@@ -23,7 +23,7 @@ EATER = "import time; x = bytearray(300 << 20); x[::4096] = b'x' * len(x[::4096]
 @pytest.fixture(scope="module")
 def nersc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nersc]:
     """One facility for the module; on the built-in runner a Slurm minute takes 0.6 s."""
-    options = {"requeue_delay": 50.0, "requeue_shown": 30.0}
+    options = {"requeue_delay": 200.0, "requeue_shown": 100.0}  # 2 s and 1 s: both states are looked for
     with nersc_running(tmp_path_factory.mktemp("contract"), {"slots": 4}, **options) as made:
         yield made
 

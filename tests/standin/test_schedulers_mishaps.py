@@ -19,7 +19,7 @@ ENDLESS = 'echo "run ${SLURM_RESTART_COUNT:-0}" >> log-$SLURM_JOB_ID; sleep 60'
 @pytest.fixture(scope="module")
 def nersc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nersc]:
     """One facility for the module; a requeued job may begin after 0.5 s, and sacct shows why for 0.3 s."""
-    options = {"requeue_delay": 50.0, "requeue_shown": 30.0}
+    options = {"requeue_delay": 200.0, "requeue_shown": 100.0}  # 2 s and 1 s: both states are looked for
     with nersc_running(tmp_path_factory.mktemp("mishaps"), {"slots": 4}, **options) as made:
         yield made
 

@@ -113,14 +113,13 @@ class Pipeline:
             raise AssertionError(f"{task_id} is not {' or '.join(states)} after {timeout} s: {seen}")
 
     def wait_until_polled(self, run_id: str, task_id: str, remote_id: str) -> None:
-        """Wait until a task waits, and the triggerer polls for it.
+        """Wait until a task waits, and the triggerer has polled for it.
 
-        What a person does with a task before that is seen by the next clean-up only, up to two minutes later.
+        When a person ends a task before that, only the clean-up cancels its work, up to two minutes later.
 
         :param remote_id: of the transfer or job that the task waits for.
         """
         self.wait_for_task(run_id, task_id, "deferred")
-        self.facility.clear_requests()
         self.wait_for(
             lambda: any(remote_id in request["query"] for request in self.facility.requests()),
             f"a poll for {remote_id}",
@@ -160,7 +159,9 @@ class Pipeline:
         # One at a time: a scheduled one that comes meanwhile may be first, and must be in the list.
         assert self.rest.wait_for_run(CLEAN_UP, asked)["state"] == "success"
         cancelled: list[str] = []
-        for run in self.rest.call("GET", f"/api/v2/dags/{CLEAN_UP}/dagRuns?limit=100")["dag_runs"]:
+        for run in self.rest.call("GET", f"/api/v2/dags/{CLEAN_UP}/dagRuns?limit=100&order_by=-id")[
+            "dag_runs"
+        ]:
             run_id = run["dag_run_id"]
             assert self.rest.wait_for_run(CLEAN_UP, run_id)["state"] == "success"
             cancelled += self.rest.xcom(CLEAN_UP, run_id, "cancel_abandoned")["cancelled"]

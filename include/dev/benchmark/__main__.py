@@ -186,7 +186,11 @@ def _print_against(folder: Path, checkout: Path) -> None:
     print(f"    503 from its server           {measured.refused}")
     print("  cores when nothing happens")
     idle: list[float] = []
-    for name, windows in (("ours", measured.ours_idle), ("the old flow", measured.old_idle)):
+    for name, windows in (
+        ("ours", measured.ours_idle),
+        ("Airflow as it comes", measured.bare_idle),
+        ("the old flow", measured.old_idle),
+    ):
         parts = ", ".join(f"{part} {median([window[part] for window in windows]):.4f}" for part in windows[0])
         in_all = [sum(window.values()) for window in windows]
         print(f"    {name:<28}  {middle(in_all, 4)}: {parts}")
@@ -195,7 +199,9 @@ def _print_against(folder: Path, checkout: Path) -> None:
     for field, what in _AGAINST.items():
         ours, empty, old = (median(getattr(cost, field)) for cost in measured[:3])
         print(f"    {what:<28}  {ours / old:.2f} times, {empty / old:.2f} times")
-    print(f"    cores when nothing happens    {idle[0] / idle[1]:.2f} times")
+    ours, bare, old = idle
+    as_it_comes = f"Airflow as it comes {bare / old:.2f} times"
+    print(f"    cores when nothing happens    {ours / old:.2f} times, {as_it_comes}")
 
 
 def _print_reconstructions(folder: Path) -> None:

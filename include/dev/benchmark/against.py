@@ -10,7 +10,7 @@ from cosmic.dag_constants import PROCESS_NEWFILE
 from dev.benchmark.cpu import cores
 from dev.benchmark.load import Installation, measure_load, new_scan
 from dev.benchmark.old_flow import running_old_flow
-from dev.benchmark.ours import ONLY_ASKED, Ours, running_ours
+from dev.benchmark.ours import ONLY_ASKED, Ours, running_bare, running_ours
 from standin.testing import SpawnedFacility, spawn
 
 EMPTY_COPY = "baseline_copy"
@@ -36,8 +36,8 @@ class Cost(NamedTuple):
 class Measured(NamedTuple):
     """Copying with ours and with the old flow, and an empty DAG that defers once.
 
-    `refused` is how often the old flow's server answered 503. The last two are the cores that each part uses
-    when nothing happens, several times.
+    `refused` is how often the old flow's server answered 503. The last three are the cores that each part
+    uses when nothing happens, several times; `bare_idle` is of an Airflow as it comes.
     """
 
     ours: Cost
@@ -45,6 +45,7 @@ class Measured(NamedTuple):
     old: Cost
     refused: int
     ours_idle: list[dict[str, float]]
+    bare_idle: list[dict[str, float]]
     old_idle: list[dict[str, float]]
 
 
@@ -62,6 +63,10 @@ def measure_against(checkout: Path, folder: Path, show: Callable[[str, Cost], No
         ours_idle = _idle(installation)
         empty = _measure(Ours(airflow, EMPTY_COPY), facility, 10_000)
         show("an empty DAG that defers once", empty)
+    with running_bare(folder / "bare") as airflow:
+        bare = Ours(airflow, EMPTY_COPY)
+        measure_load(bare, "warm-up-", ["none"])
+        bare_idle = _idle(bare)
     with (
         spawn(folder / "standin-of-old") as facility,
         running_old_flow(checkout, folder / "old", facility.description["globus"]) as old_flow,
@@ -69,7 +74,7 @@ def measure_against(checkout: Path, folder: Path, show: Callable[[str, Cost], No
         old = _measure(old_flow, facility, 20_000)
         show("the old flow", old)
         old_idle = _idle(old_flow)
-    return Measured(ours, empty, old, old_flow.refused, ours_idle, old_idle)
+    return Measured(ours, empty, old, old_flow.refused, ours_idle, bare_idle, old_idle)
 
 
 def _idle(installation: Installation) -> list[dict[str, float]]:

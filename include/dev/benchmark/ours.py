@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deployment.env_file import read_env_file
 from deployment.standin_settings import standin_beamline, standin_seed
 from dev.benchmark.bundles import BENCHMARK, DAGS, dag_bundles
 from dev.benchmark.cpu import cpu_of
 from dev.benchmark.latency import install_engine
 from dev.local_airflow.rest import Rest
+from dev.local_airflow.settings import SETTINGS_FILE
 from dev.local_airflow.stack import LocalAirflow, running
 from standin.testing import SpawnedFacility, spawn
 
@@ -45,6 +47,24 @@ def running_ours(
         airflow = LocalAirflow(folder / "airflow", extra=settings)
         with running(airflow, standin_seed(facility.description)):
             yield airflow, facility
+
+
+@contextlib.contextmanager
+def running_bare(folder: Path) -> Iterator[LocalAirflow]:
+    """An Airflow as it comes, with the empty DAGs: its own settings and executor, no plugins.
+
+    Of ours are where its files and its database (SQLite) are, and that one process serves the API.
+    """
+    airflow = LocalAirflow(folder, extra=dag_bundles(baselines=BENCHMARK / "dags"))
+    for name in read_env_file(SETTINGS_FILE):
+        airflow.environment.pop(name, None)
+    airflow.environment |= {
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(folder / "no-plugins"),
+    }
+    with running(airflow, {}):
+        yield airflow
 
 
 class Ours:

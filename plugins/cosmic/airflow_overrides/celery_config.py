@@ -1,4 +1,4 @@
-"""Celery's settings, which are Airflow's: to be imported by Celery's workers, which then load the plugins.
+"""Makes Celery's workers load the plugins before they fork; Celery's settings are Airflow's, unchanged.
 
 A worker of Celery forks its processes, and those a process for each task: what the worker has loaded, none
 of them has to load. Airflow 3.3.2 loads a few modules there (`on_celery_import_modules` of its
@@ -10,8 +10,6 @@ Use: `AIRFLOW__CELERY__CELERY_CONFIG_OPTIONS=cosmic.airflow_overrides.celery_con
 
 from __future__ import annotations
 
-import gc
-
 from airflow.providers.celery.executors.default_celery import DEFAULT_CELERY_CONFIG as CONFIG
 from airflow.sdk.listener import get_listener_manager
 from celery.signals import import_modules
@@ -22,4 +20,3 @@ __all__ = ["CONFIG"]
 @import_modules.connect  # type: ignore[untyped-decorator, unused-ignore]
 def _load_plugins(**_: object) -> None:
     get_listener_manager()  # the first thing that a task asks of plugins
-    gc.freeze()  # what is never collected stays shared with the processes that are forked

@@ -1,9 +1,10 @@
-"""Imports what tasks need once, in the scheduler, before it forks its workers.
+"""Imports what tasks need once, in the process that workers are forked from.
 
 Airflow 3.3.2 forks a worker from the scheduler and a task from a worker (`_spawn_worker` of
 `airflow.executors.local_executor`, `airflow.sdk.execution_time.supervisor`), and its scheduler has not loaded
 what a task runs on: each task would spend 0.3 s of CPU on importing the same modules, more than half of all
-that it uses. A forked task finds them loaded, because the scheduler loads plugins first.
+that it uses. A forked task finds them loaded, because the scheduler loads plugins first; so do Celery's
+workers, by `celery_config`.
 """
 
 from __future__ import annotations

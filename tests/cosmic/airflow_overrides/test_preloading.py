@@ -30,11 +30,12 @@ print(json.dumps("airflow.sdk.execution_time.supervisor" in sys.modules))
 """
 
 WORKER = """
-import json
+import json, sys
 from airflow.providers.celery.executors.celery_executor import app
 from airflow.sdk.plugins_manager import _get_plugins
 app.loader.import_default_modules()  # as a worker of Celery does before it forks
-print(json.dumps(_get_plugins.cache_info().currsize))
+loaded = _get_plugins.cache_info().currsize
+print(json.dumps([loaded, "facilities.superfacility.sensors" in sys.modules, _get_plugins()[1]]))
 """
 
 
@@ -61,11 +62,11 @@ def test_airflow_still_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.needs("celery")
 def test_a_worker_of_celery_loads_the_plugins_before_it_forks() -> None:
-    assert python(WORKER) == 1
+    assert python(WORKER) == [1, True, {}]
 
 
 @pytest.mark.needs("celery")
 def test_celery_still_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, Airflow's worker loads plugins by itself: delete `celery_config`."""
     monkeypatch.delenv("AIRFLOW__CELERY__CELERY_CONFIG_OPTIONS")
-    assert python(WORKER) == 0
+    assert python(WORKER)[:2] == [0, False]
