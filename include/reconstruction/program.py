@@ -23,33 +23,40 @@ class UsageError(Exception):
 
 def run(name: str, usage: str, work: Callable[[], None]) -> int:
     """Do the work as a command: one line on stderr when it fails, and the exit code."""
-    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed
+    terminated: list[int] = []
+
+    def terminate(number: int, _frame: FrameType | None) -> None:  # so that temporary files are removed
+        terminated.append(128 + number)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         work()
-    except UsageError as error:
-        print(f"{name}: {error}\nusage: {usage}", file=sys.stderr, flush=True)
-        return USAGE
-    except MemoryError as error:
-        return _failed(name, f"not enough memory ({error}); ask for a node with more, or fewer frames.")
-    except RuntimeError as error:  # as torch, cuFFT and cuBLAS say it; torch's own class is not all of them
-        cause = ". ".join(str(error).partition("\n")[0].split(". ")[:2])
-        if not _NO_GPU_MEMORY.search(cause):
+    except Exception as error:
+        # A library that is being imported makes an ImportError, or even a SyntaxError, of a SystemExit.
+        if terminated:
+            return terminated[0]
+        if isinstance(error, UsageError):
+            print(f"{name}: {error}\nusage: {usage}", file=sys.stderr, flush=True)
+            return USAGE
+        if (message := _message(error)) is None:
             raise
-        return _failed(
-            name, f"not enough memory of the GPU ({cause}); ask for a node with more, or fewer frames."
-        )
-    except (ScanError, OSError, ValueError, FloatingPointError) as error:
-        return _failed(name, str(error))
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+        return FAILED
     return 0
 
 
-def _failed(name: str, message: str) -> int:
-    print(f"{name}: error: {message}", file=sys.stderr, flush=True)
-    return FAILED
-
-
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def _message(error: Exception) -> str | None:
+    """What a person is told; None of what is a defect, whose traceback is wanted."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); ask for a node with more, or fewer frames."
+    if isinstance(error, RuntimeError):  # of torch, cuFFT, cuBLAS; torch's own class is not all of them
+        cause = ". ".join(str(error).partition("\n")[0].split(". ")[:2])
+        if _NO_GPU_MEMORY.search(cause):
+            return f"not enough memory of the GPU ({cause}); ask for a node with more, or fewer frames."
+    elif isinstance(error, (ScanError, OSError, ValueError, FloatingPointError)):
+        return str(error)
+    return None
 
 
 def output_prefix(scan: Path, engine: str) -> Path:

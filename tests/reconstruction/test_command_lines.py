@@ -285,6 +285,23 @@ def test_a_defect_keeps_its_traceback() -> None:
         program.run("ptychocam", "", work)
 
 
+def test_termination_while_a_library_is_imported_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """As pybind11 has it: what its module raises while it is loaded becomes an ImportError."""
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as error:
+            raise ImportError("initialization failed") from error
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert program.run("cdtools", "", work) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_full_disk_is_one_line_too(programs: Any, synthetic: SyntheticScan, tmp_path: Path) -> None:
     """HDF5 crashes when it cannot write; so the files are made in memory first."""
     script = programs.prefix / "ptychocam_reconstruction.sh"
