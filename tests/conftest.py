@@ -73,6 +73,10 @@ LONGEST = (
     "tests/facilities/superfacility/test_sensors.py",
     "tests/facilities/superfacility/test_claims.py",
     "tests/facilities/superfacility/test_windows.py",
+    "tests/facilities/superfacility/test_submission.py",
+    "tests/standin/test_schedulers_contract.py",
+    "tests/reconstruction/test_memory.py",
+    "tests/dev/test_install.py",
     "tests/facilities/test_random_windows.py",
     "tests/reconstruction/test_conventions.py",
 )

@@ -14,12 +14,14 @@ from cosmic.dag_constants import FLIGHT_CHECK, PROCESS_NEWFILE
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
-from support.live import Live, Pipeline
+from support.live import SLOW, Live, Pipeline
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
-Begun = dict[str, tuple[str, str]]  # scan and run of each of RUNS
-# Of each run: what its job does, and its parameters besides the path.
+Begun = dict[str, tuple[str, str]]  # what is copied, and the run
+NOT_THERE = "2023/02/230216/NS_230216999_ccdframes_0_0.cxi"
+FOLDER, FOLDER_FILES = "2024/folder", ("a.cxi", "sub/b.txt")
+# Of each run of a scan: what its job does, and its parameters besides the path.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ptychocam": ("ok", {"n_iter": 7, "use_illu_mask": True, "n_gpu": 2}),
     "both engines": ("ok", {"do_cdtools": True}),
@@ -30,10 +32,17 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def begun(live_airflow: Live, engines: None) -> Begun:
-    """Scan and run of each of RUNS, all begun at once."""
+    """Those of RUNS, a scan that is not there, a folder and the flight check, all begun at once."""
     pipeline = Pipeline(live_airflow)
     scans = {name: pipeline.new_scan(behaviour) for name, (behaviour, _) in RUNS.items()}
-    return {name: (scan, pipeline.start(scan, **RUNS[name][1])) for name, scan in scans.items()}
+    for name in FOLDER_FILES:
+        live_airflow.scan(f"{FOLDER}/{name}", b"x" * 1000)
+    return {
+        **{name: (scan, pipeline.start(scan, **RUNS[name][1])) for name, scan in scans.items()},
+        "not there": (NOT_THERE, pipeline.start(NOT_THERE)),
+        "folder": (FOLDER, pipeline.rest.trigger(PROCESS_NEWFILE, {"file_path": FOLDER})),
+        "flight check": ("", pipeline.rest.trigger(FLIGHT_CHECK)),
+    }
 
 
 @pytest.mark.both
@@ -162,31 +171,31 @@ def test_a_failed_reconstruction_says_what_and_why_and_is_not_run_again(
     assert len(pipeline.jobs_of(scan)) == 1
 
 
-def test_a_scan_that_is_not_there_fails_with_its_path_and_moves_nothing(pipeline: Pipeline) -> None:
-    run_id = pipeline.start("2023/02/230216/NS_230216999_ccdframes_0_0.cxi")
+def test_a_scan_that_is_not_there_fails_with_its_path_and_moves_nothing(
+    pipeline: Pipeline, begun: Begun
+) -> None:
+    _, run_id = begun["not there"]
     assert pipeline.finish(run_id) == "failed"
     log = pipeline.rest.log(DAG_ID, run_id, "copy_to_nersc")
-    assert "2023/02/230216/NS_230216999_ccdframes_0_0.cxi" in log
+    assert NOT_THERE in log
     assert "What to do:" in log
     assert pipeline.transfers_of(run_id) == []
 
 
-def test_a_folder_is_copied_by_the_transfer_dag(pipeline: Pipeline) -> None:
-    scans = [pipeline.live.scan(f"2024/folder/{name}", b"x" * 1000) for name in ("a.cxi", "sub/b.txt")]
-    dag_id = PROCESS_NEWFILE
-    run_id = pipeline.rest.trigger(dag_id, {"file_path": "2024/folder"})
-    assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
-    for scan in scans:
-        assert (pipeline.facility.collection("nersc7012") / scan).read_bytes() == b"x" * 1000
+def test_a_folder_is_copied_by_the_transfer_dag(pipeline: Pipeline, begun: Begun) -> None:
+    _, run_id = begun["folder"]
+    assert pipeline.rest.wait_for_run(PROCESS_NEWFILE, run_id, SLOW)["state"] == "success"
+    for name in FOLDER_FILES:
+        copy = pipeline.facility.collection("nersc7012") / FOLDER / name
+        assert copy.read_bytes() == b"x" * 1000
 
 
-def test_the_flight_check_copies_compares_and_tidies_up(pipeline: Pipeline) -> None:
-    dag_id = FLIGHT_CHECK
-    run_id = pipeline.rest.trigger(dag_id)
-    assert pipeline.rest.wait_for_run(dag_id, run_id)["state"] == "success"
+def test_the_flight_check_copies_compares_and_tidies_up(pipeline: Pipeline, begun: Begun) -> None:
+    _, run_id = begun["flight check"]
+    assert pipeline.rest.wait_for_run(FLIGHT_CHECK, run_id, SLOW)["state"] == "success"
     folder = pipeline.facility.collection("nersc7012") / "datamovement_test"
     assert [path.name for path in folder.iterdir()] == ["test.txt"]
-    assert "expires in" in pipeline.rest.log(dag_id, run_id, "check_nersc")
+    assert "expires in" in pipeline.rest.log(FLIGHT_CHECK, run_id, "check_nersc")
 
 
 def test_the_result_page_shows_figures_and_preview_to_those_who_are_logged_in(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import pytest
 from cosmic.dag_constants import TRANSFER_AUTO_RECON as DAG_ID
 from cosmic.scans import parse_scan_path
 from dev.local_airflow.rest import RestError
-from support.live import SLOW, Pipeline
+from support.live import SLOW, Live, Pipeline
 from support.missed import Day
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
@@ -44,14 +47,64 @@ def result_of(pipeline: Pipeline, run_id: str) -> Path:
     return Path(result["result"])
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Runs that all begin at once; each test takes its own.
+
+    :param without_ids: of the scan of the first of April 2024, whose jobs wait to be let go.
+    :param with_ids: of that of the second.
+    :param dated: scan and run of each year.
+    :param on_the_command_line: `airflow dags trigger`, by the id that was given to it.
+    """
+
+    without_ids: list[str]
+    with_ids: list[str]
+    dated: dict[int, tuple[str, str]]
+    on_the_command_line: dict[str, subprocess.Popen[str]]
+
+
+YEARS = (1900, 1970, 2020)
+FIRST, SECOND = date(2024, 4, 1), date(2024, 4, 2)
+WRONG = {"file_path": "2023/../x.cxi"}
+OF_ANOTHER = "NS_230216123456789_0_0"
+
+
+@pytest.fixture(scope="module")
+def begun(live_airflow: Live, engines: None) -> Iterator[Begun]:
+    """All of them."""
+    pipeline = Pipeline(live_airflow)
+    with contextlib.ExitStack() as until_the_end:
+        another = {"file_path": pipeline.new_scan(), "do_ptychocam": True}
+        commands = {
+            run_id: until_the_end.enter_context(start_on_the_command_line(pipeline, conf, run_id))
+            for run_id, conf in ((OF_ANOTHER, another), (f"wrong_{uuid.uuid4().hex}", WRONG))
+        }
+        scan = Day(pipeline, FIRST).scan(1, "hold")
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            without_ids = sorted(pool.map(lambda n: pipeline.start(scan, n_iter=n), (1, 2, 3)))
+        scan = Day(pipeline, SECOND).scan(1, "hold")
+        with_ids = [
+            f"{name}{uuid.uuid4().hex[:8]}" for name in ("by_hand_", "manual__2026-01-01T00:00:00+00:00_")
+        ]
+        for run_id, n_iter in zip(with_ids, (1, 2), strict=True):
+            conf = {"file_path": "/" + scan, "do_ptychocam": True, "n_iter": n_iter}
+            pipeline.rest.trigger(DAG_ID, conf, run_id)
+        yield Begun(without_ids, with_ids, {year: start_at(pipeline, year) for year in YEARS}, commands)
+
+
+def start_at(pipeline: Pipeline, year: int) -> tuple[str, str]:
+    """A scan, and its run of a date."""
+    scan = pipeline.new_scan()
+    body: dict[str, Any] = {"logical_date": f"{year}-01-02T03:04:05Z", "conf": {"file_path": scan}}
+    return scan, pipeline.rest.call("POST", RUNS, body)["dag_run_id"]
+
+
 def test_runs_without_an_id_at_the_same_moment_have_the_scans_name_and_results_of_their_own(
-    pipeline: Pipeline,
+    pipeline: Pipeline, begun: Begun
 ) -> None:
     """As two people who press Trigger."""
-    day = Day(pipeline, date(2024, 4, 1))
-    scan = day.scan(1, "hold")
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        runs = sorted(pool.map(lambda n: pipeline.start(scan, n_iter=n), (1, 2, 3)))
+    day, runs = Day(pipeline, FIRST), begun.without_ids
+    scan = day.path(1)
     name = "NS_240401001_0_0"
     assert runs == [name, f"{name}__r2", f"{name}__r3"]
     for run in runs:
@@ -66,14 +119,12 @@ def test_runs_without_an_id_at_the_same_moment_have_the_scans_name_and_results_o
     assert len(pipeline.jobs_of(scan)) == 3
 
 
-def test_runs_with_ids_of_their_own_have_results_of_their_own_and_are_found(pipeline: Pipeline) -> None:
+def test_runs_with_ids_of_their_own_have_results_of_their_own_and_are_found(
+    pipeline: Pipeline, begun: Begun
+) -> None:
     """As from `airflow dags trigger`, or a program that makes its own ids."""
-    day = Day(pipeline, date(2024, 4, 2))
-    scan = day.scan(1, "hold")
-    ids = [f"by_hand_{uuid.uuid4().hex}", f"manual__2026-01-01T00:00:00+00:00_{uuid.uuid4().hex[:8]}"]
-    for run, n_iter in zip(ids, (1, 2), strict=True):
-        conf = {"file_path": "/" + scan, "do_ptychocam": True, "n_iter": n_iter}
-        pipeline.rest.trigger(DAG_ID, conf, run)
+    day, ids = Day(pipeline, SECOND), begun.with_ids
+    scan = day.path(1)
     for run in ids:
         pipeline.wait_for_task(run, "ptychocam.wait", "deferred")
     assert day.find(which="everything") == {"on_disk": 1, "running": 1}
@@ -89,33 +140,43 @@ def test_runs_with_ids_of_their_own_have_results_of_their_own_and_are_found(pipe
 
 
 def test_a_run_cannot_have_the_id_of_another_scan(pipeline: Pipeline) -> None:
-    scan, other = pipeline.new_scan(), pipeline.new_scan()
-    conf = {"file_path": scan, "do_ptychocam": True}
-    run_id = parse_scan_path(other).run_id()
+    other = pipeline.new_scan()
+    conf = {"file_path": pipeline.new_scan(), "do_ptychocam": True}
     with pytest.raises(RestError, match=r"400.*is the id of another scan's run"):
-        pipeline.rest.trigger(DAG_ID, conf, run_id)
-    run = start_on_the_command_line(pipeline, conf, run_id)
-    assert pipeline.finish(run) == "failed"
-    assert "is the id of another scan's run" in pipeline.rest.log(DAG_ID, run, "check_scan")
-    assert pipeline.jobs_of(scan) == pipeline.jobs_of(other) == []
+        pipeline.rest.trigger(DAG_ID, conf, parse_scan_path(other).run_id())
 
 
-def start_on_the_command_line(pipeline: Pipeline, conf: dict[str, Any], run_id: str) -> str:
-    """Start a run past the API server, as an administrator can."""
+def test_a_run_past_the_api_server_cannot_have_it_either(pipeline: Pipeline, begun: Begun) -> None:
+    ended_well(begun.on_the_command_line[OF_ANOTHER])
+    assert pipeline.finish(OF_ANOTHER) == "failed"
+    assert "is the id of another scan's run" in pipeline.rest.log(DAG_ID, OF_ANOTHER, "check_scan")
+    scan = pipeline.rest.run(DAG_ID, OF_ANOTHER)["conf"]["file_path"]
+    assert pipeline.jobs_of(scan) == pipeline.transfers_of(OF_ANOTHER) == []
+
+
+def start_on_the_command_line(pipeline: Pipeline, conf: dict[str, Any], run_id: str) -> subprocess.Popen[str]:
+    """Begin to start a run past the API server, as an administrator can."""
     arguments = ["dags", "trigger", DAG_ID, "--run-id", run_id, "--conf", json.dumps(conf)]
-    subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "airflow", *arguments],
         env=pipeline.airflow.environment,
-        check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    return run_id
+
+
+def ended_well(command: subprocess.Popen[str]) -> None:
+    """Wait for it."""
+    said, _ = command.communicate(timeout=SLOW)
+    assert command.returncode == 0, said
 
 
 def test_a_wrong_path_on_airflows_own_command_line_fails_once_with_what_a_path_looks_like(
-    pipeline: Pipeline,
+    pipeline: Pipeline, begun: Begun
 ) -> None:
-    run = start_on_the_command_line(pipeline, {"file_path": "2023/../x.cxi"}, f"wrong_{uuid.uuid4().hex}")
+    (run,) = begun.on_the_command_line.keys() - {OF_ANOTHER}
+    ended_well(begun.on_the_command_line[run])
     assert pipeline.finish(run) == "failed"
     assert pipeline.rest.task_instances(DAG_ID, run)["check_scan"]["try_number"] == 1
     log = pipeline.rest.log(DAG_ID, run, "check_scan")
@@ -123,11 +184,9 @@ def test_a_wrong_path_on_airflows_own_command_line_fails_once_with_what_a_path_l
     assert "schema" not in log
 
 
-@pytest.mark.parametrize("year", [1900, 1970, 2020])
-def test_a_run_of_any_date_does_its_work(pipeline: Pipeline, year: int) -> None:
-    scan = pipeline.new_scan()
-    body: dict[str, Any] = {"logical_date": f"{year}-01-02T03:04:05Z", "conf": {"file_path": scan}}
-    run = pipeline.rest.call("POST", RUNS, body)["dag_run_id"]
+@pytest.mark.parametrize("year", YEARS)
+def test_a_run_of_any_date_does_its_work(pipeline: Pipeline, begun: Begun, year: int) -> None:
+    scan, run = begun.dated[year]
     assert run == parse_scan_path(scan).run_id()
     assert pipeline.finish(run) == "success"
     assert pipeline.rest.xcom(DAG_ID, run, "report")["scan"] == scan

@@ -34,11 +34,10 @@ def test_a_job_of_a_worker_killed_in_its_submit_is_cancelled_when_its_run_is_ove
     pipeline.wait_for(lambda: any(fault["hits"] for fault in pipeline.facility.faults()), "it is submitting")
     kill_who_submits(pipeline)
     pipeline.rest.call("PATCH", f"/api/v2/dags/{DAG_ID}/dagRuns/{run_id}", {"state": "failed"})
-    pipeline.wait_for(lambda: pipeline.jobs_of(scan), "NERSC has acted on the submit all the same")
-    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "RUNNING", "its job runs")
-
     other = pipeline.new_scan("hold")  # one that must not be touched
     other_run = pipeline.start(other)
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan), "NERSC has acted on the submit all the same")
+    pipeline.wait_for(lambda: pipeline.jobs_of(scan)[0]["state"] == "RUNNING", "its job runs")
     pipeline.wait_for_task(other_run, "ptychocam.wait", "deferred")
 
     (line,) = pipeline.clean_up(run_id)
