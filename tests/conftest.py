@@ -58,6 +58,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", ""}
 
 LOWER_PRIORITY = 5  # as nice(1) has it
 LIVE = "tests/live/"
+PAGES = "tests/cosmic/"  # seconds pass until Airflow's API server and its DAGs are there
 OWN_AIRFLOW = (
     "tests/live/test_chaos.py",
     "tests/live/test_as_operated.py",
@@ -66,6 +67,7 @@ OWN_AIRFLOW = (
 LONGEST = (
     "tests/browser/test_trigger_form.py",
     LIVE,
+    PAGES,
     *OWN_AIRFLOW,
     "tests/reconstruction/test_cdtools.py",
     "tests/reconstruction/test_damaged_scans.py",
@@ -83,9 +85,10 @@ LONGEST = (
 
 
 def scope(nodeid: str) -> str:
-    """What is run in one process: most tests on a running Airflow together; of the others, each file."""
+    """What is run in one process: what shares an Airflow together; of the others, each file."""
     file = nodeid.partition("::")[0]
-    return LIVE if file.startswith(LIVE) and file not in OWN_AIRFLOW else file
+    shared = next((folder for folder in (LIVE, PAGES) if file.startswith(folder)), file)
+    return file if file in OWN_AIRFLOW else shared
 
 
 class FilesAndLive(LoadScopeScheduling):  # type: ignore[misc]  # of a package without types

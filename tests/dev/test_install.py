@@ -107,7 +107,8 @@ def test_uv_installs_from_where_pip_would(install: Install, registry: Path, tmp_
 
 
 def test_pip_installs_where_uv_does_not(install: Install, registry: Path, tmp_path: Path) -> None:
-    done = install()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    done = install()  # and an environment whose making was broken off is made anew
     assert done.returncode == 0, done.stderr
     assert f"{UV} could not be installed: {NO_UV}" in done.stdout
     assert installed(tmp_path) == ("1.0", "pip")
@@ -123,13 +124,6 @@ def test_pip_installs_where_uv_does_not(install: Install, registry: Path, tmp_pa
     assert f"{UV} failed: {NO_UV}" in done.stdout
     assert installed(tmp_path) == ("1.0", "pip")
     assert not (tmp_path / ".venv" / "bin" / "half").exists(), "pip begins anew"
-
-
-def test_an_environment_whose_making_was_broken_off_is_made_anew(install: Install, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
-    done = install()
-    assert done.returncode == 0, done.stderr
-    assert installed(tmp_path) == ("1.0", "pip")
 
 
 def test_uv_gets_pips_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
