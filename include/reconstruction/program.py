@@ -14,7 +14,8 @@ from reconstruction.scan import ScanError
 
 OUTPUT_VARIABLE = "COSMIC_OUTPUT"
 FAILED, USAGE = 1, 2
-_NO_GPU_MEMORY = re.compile(r"CUDA.*out of memory|ALLOC_FAILED")
+# Nor does a library start (cusolverDnCreate) that has no memory for itself.
+_NO_GPU_MEMORY = re.compile(r"CUDA.*out of memory|ALLOC_FAILED|when calling `cu[A-Za-z]+Create\(")
 
 
 class UsageError(Exception):
@@ -51,7 +52,8 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return f"not enough memory ({error}); ask for a node with more, or fewer frames."
     if isinstance(error, RuntimeError):  # of torch, cuFFT, cuBLAS; torch's own class is not all of them
-        cause = ". ".join(str(error).partition("\n")[0].split(". ")[:2])
+        sentences = str(error).partition("\n")[0].split(". ")[:2]
+        cause = ". ".join(each for each in sentences if not each.startswith("If "))  # advice to programmers
         if _NO_GPU_MEMORY.search(cause):
             return f"not enough memory of the GPU ({cause}); ask for a node with more, or fewer frames."
     elif isinstance(error, (ScanError, OSError, ValueError, FloatingPointError)):

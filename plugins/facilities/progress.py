@@ -17,6 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -185,8 +186,9 @@ def _remove(name: str) -> None:
 
 def _remove_old(folder: Path | ObjectStoragePath) -> None:
     for path in folder.iterdir():
-        if time.time() - path.stat().st_mtime > _REMOVE:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its writer, or another process, was first
+            if time.time() - path.stat().st_mtime > _REMOVE:
+                path.unlink()
 
 
 def _read_file(path: Path | ObjectStoragePath) -> dict[Wait, Progress]:

@@ -260,12 +260,17 @@ def test_where_results_cannot_go(programs: Any, synthetic: SyntheticScan, tmp_pa
             "CUDA out of memory. Tried to allocate 20.00 MiB",
         ),
         ("cuFFT error: CUFFT_ALLOC_FAILED", "cuFFT error: CUFFT_ALLOC_FAILED"),
+        (
+            "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`. "
+            "If you keep seeing this error, you may use `torch.backends.cuda.preferred_linalg_library()`",
+            "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+        ),
     ],
 )
 def test_a_gpu_without_memory_left_is_one_line(
     message: str, cause: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As an H200 whose memory another process held said it; no machine of the tests has a GPU."""
+    """As an H100 and an H200 whose memory another process held said it; no machine of the tests has a GPU."""
 
     def work() -> None:
         raise RuntimeError(message)
