@@ -45,9 +45,9 @@ client: $(CLIENT) ## The client for the beamline computer, one file: build/submi
 demo: $(VENV) $(CLIENT) $(if $(findstring cdtools,$(ENGINE)),$(CDTOOLS)) ## A scan from the beamline to a reconstruction, on this machine (SCAN=file.cxi ENGINE=ptychocam|cdtools|none PORT=8080 WAIT=0)
 	@$(RUN) -m dev.demo --engine '$(ENGINE)' --port '$(PORT)' $(if $(SCAN),--scan '$(SCAN)') $(if $(filter 0,$(WAIT)),--no-wait) $(foreach p,$(PARAMS),--param '$(p)')
 
-# Four processes, for two cores too: half of the time a test waits for a server, a poll or a job.
+# Five processes, for two cores too: half of the time a test waits for a server, a poll or a job.
 test: $(VENV) $(CLI) ## The tests (PYTEST_ARGS=...); what is skipped says what it needs (tests/support/needs.py)
-	.venv/bin/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 5 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: $(VENV) ## On a running Airflow: fifty scans at once, missed scans, backfills, the README's REST examples, the client, a short chaos, PostgreSQL and an upgrade
 	.venv/bin/python -m pytest -m 'long and not slow' $(PYTEST_ARGS)
