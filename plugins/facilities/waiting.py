@@ -28,7 +28,15 @@ from facilities.errors import (
     TimeLimitError,
     TransientError,
 )
-from facilities.polling import Answer, BlockingSource, PollFailed, PollInterval, SharedPoller, shared_poller
+from facilities.polling import (
+    Answer,
+    BlockingSource,
+    PollFailed,
+    PollInterval,
+    SharedPoller,
+    jittered_sleep,
+    shared_poller,
+)
 from facilities.progress import Progress, forget_progress, note_progress
 
 T = TypeVar("T")
@@ -334,14 +342,16 @@ class OutageEvent(TypedDict):
 class OutageTrigger(RemoteTrigger):
     """Waits until a service can be used again. Yields an `OutageEvent`.
 
-    :param reason: what failed, for the log.
+    :param reason: why it waits, for the log and for pages.
     :param deadline: end of the wait, in seconds since 1970.
     :param first_pause: seconds before the first look; then doubled for each, up to 5 minutes.
+    :param delay: seconds to wait in any case, before that. With it, `reason` is not that the service is out.
     """
 
     reason: str
     deadline: float
     first_pause: float
+    delay: float = 0.0
 
     @abstractmethod
     def connection_key(self) -> tuple[str, ...]:
@@ -355,18 +365,26 @@ class OutageTrigger(RemoteTrigger):
         """
 
     async def wait(self) -> OutageEvent:
-        end = datetime.fromtimestamp(self.deadline, UTC)
-        self.log.warning(
-            "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
-            *(self.service, f"{end:%Y-%m-%d %H:%M}", self.reason),
-        )
-        note_progress(self.task_instance, Progress(trouble=f"{self.service} does not answer"))
         try:
-            return await self._wait_for_answer()
+            if self.delay:
+                self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
+                note_progress(self.task_instance, Progress(trouble=self.reason))
+                await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
+            else:
+                self._say_it_is_out(self.reason)
+            return await self._wait_for_answer(out=not self.delay)
         finally:
             forget_progress(self.task_instance)
 
-    async def _wait_for_answer(self) -> OutageEvent:
+    def _say_it_is_out(self, why: str) -> None:
+        end = datetime.fromtimestamp(self.deadline, UTC)
+        self.log.warning(
+            "Holding until %s can be used, at most until %s UTC; nothing is lost. %s",
+            *(self.service, f"{end:%Y-%m-%d %H:%M}", why),
+        )
+        note_progress(self.task_instance, Progress(trouble=f"{self.service} does not answer"))
+
+    async def _wait_for_answer(self, *, out: bool) -> OutageEvent:
         vain = OutageEvent(outcome="timeout")
         key = (type(self).__qualname__, *self.connection_key())
         poller = shared_poller(key, lambda: BlockingSource(lambda _: self._answers()))
@@ -378,13 +396,19 @@ class OutageTrigger(RemoteTrigger):
                 except TimeoutError:
                     break
                 if isinstance(answer, Answer):
-                    self.log.info("%s answers: trying again.", self.service)
+                    if out:
+                        self.log.info("%s answers: trying again.", self.service)
                     return OutageEvent(outcome="answers")
                 if isinstance(answer.error, FacilityError):
                     vain["error"] = answer.error.to_fields()
-                if str(answer.error) != logged or time.monotonic() - logged_at >= _REPEAT_WARNING:
-                    logged, logged_at = str(answer.error), time.monotonic()
-                    self.log.warning("Still holding. %s", logged)
+                said = str(answer.error)
+                if not out or said != logged or time.monotonic() - logged_at >= _REPEAT_WARNING:
+                    logged, logged_at = said, time.monotonic()
+                    if out:
+                        self.log.warning("Still holding. %s", said)
+                    else:
+                        out = True
+                        self._say_it_is_out(said)
                 pause = min(pause * 2, max(_MAX_PAUSE, self.first_pause))
         return vain
 

@@ -77,10 +77,12 @@ def test_marking_a_waiting_job_cancels_it_at_the_facility(
         said = "ptychocam.wait was marked as success before its job had ended, which cancelled the job"
         assert said in pipeline.rest.log(DAG_ID, run_id, "ptychocam.collect")
         pipeline.facility.control("nersc", "set", sacct_lag=0.0)  # or the next look is ten seconds later
-        pipeline.rest.clear(DAG_ID, run_id, ["ptychocam.submit"])  # as it advises
-        pipeline.let_go(scan)
-        assert pipeline.finish(run_id) == "success"
-        pipeline.facility.control("nersc", "set", sacct_lag=1.0)
+        try:
+            pipeline.rest.clear(DAG_ID, run_id, ["ptychocam.submit"])  # as it advises
+            pipeline.let_go(scan)
+            assert pipeline.finish(run_id) == "success"
+        finally:
+            pipeline.facility.control("nersc", "set", sacct_lag=1.0)
         assert sorted(pipeline.job_states(scan)) == ["CANCELLED", "COMPLETED"]
 
 

@@ -16,7 +16,7 @@ from facilities.progress import Progress
 from facilities.superfacility.hook import SlurmJobSource, SuperfacilityHook
 from facilities.superfacility.own_jobs import JobIdentity, OwnJobs
 from facilities.superfacility.slurm import HELD, HELD_REASONS, RUNNING, SlurmJob, SlurmState
-from facilities.waiting import OutageEvent, OutageTrigger, WaitEnd, WaitEvent, WaitTrigger, format_duration
+from facilities.waiting import OutageTrigger, WaitEnd, WaitEvent, WaitTrigger, format_duration
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,6 @@ class SubmitTrigger(OutageTrigger):
     :param machine: such as perlmutter.
     :param identity: fields of the `JobIdentity` whose jobs are cancelled when the task is ended: a submit may
         have been acted on just before NERSC fell silent.
-    :param delay: seconds to wait in any case, before the first look.
 
     The others are those of `OutageTrigger`.
     """
@@ -222,13 +221,6 @@ class SubmitTrigger(OutageTrigger):
     superfacility_conn_id: str
     machine: str
     identity: dict[str, Any]
-    delay: float = 0.0
-
-    async def wait(self) -> OutageEvent:
-        if self.delay:
-            self.log.info("Waiting for %.0f s: %s.", self.delay, self.reason)
-            await jittered_sleep(min(self.delay, max(self.deadline - time.time(), 0.0)))
-        return await super().wait()
 
     def connection_key(self) -> tuple[str, ...]:
         return (self.superfacility_conn_id, self.machine)

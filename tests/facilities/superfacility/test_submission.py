@@ -344,6 +344,44 @@ def test_a_machine_in_maintenance_gets_no_submit_and_the_log_has_the_end(
     assert task.resume(task.submit(LONG), held, event) == task.books()[0]["job_id"]
 
 
+def _in_doubt(nersc: Facility, task: Task) -> TaskDeferred:
+    """A submit whose reply was lost, and that waits for the lists to settle; NERSC answers."""
+    nersc.fault(kind="drop_before", times=1, **SUBMIT)
+    held = task.start(task.submit(LONG, settle=60.0))
+    assert isinstance(held, TaskDeferred)
+    assert held.trigger.reason == "the reply to the submit was lost"
+    return held
+
+
+def test_a_submit_that_waits_for_the_lists_speaks_of_no_outage(
+    nersc: Facility, task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = _in_doubt(nersc, task)
+    capsys.readouterr()
+    logged = Logged(capsys)
+    assert task.fire(held) == {"outcome": "answers"}
+    assert "Holding until" not in logged  # as it is said in the next test
+
+
+def test_an_outage_that_comes_while_a_submit_waits_is_told(
+    nersc: Facility, task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = _in_doubt(nersc, task)
+    nersc.control("nersc", "maintenance", seconds=3600, description="Slurm upgrade")
+    capsys.readouterr()
+    logged = Logged(capsys)
+
+    async def wait_until_it_is_up() -> Any:
+        event = asyncio.create_task(first_event(task.trigger(held)))
+        await eventually(lambda: "Holding until NERSC can be used" in logged)
+        assert "Outage (Slurm upgrade)" in logged
+        await asyncio.to_thread(nersc.control, "nersc", "end_maintenance")
+        return await asyncio.wait_for(event, 120)
+
+    assert asyncio.run(wait_until_it_is_up()) == {"outcome": "answers"}
+    assert "NERSC answers: trying again." in logged
+
+
 def test_an_expired_client_fails_at_once_and_is_named(nersc: Facility, task: Task) -> None:
     nersc.control("nersc", "expire_client")
     with pytest.raises(CredentialsError, match="Iris") as caught:
