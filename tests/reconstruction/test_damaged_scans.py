@@ -148,7 +148,7 @@ RECONSTRUCTED = [
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScan:
-    """64 frames of 48 by 48 pixels: the sixty reconstructions take a quarter less time than with the usual scan."""
+    """64 frames of 48 by 48 pixels: sixty reconstructions take a quarter less time."""
     path = tmp_path_factory.mktemp("scan") / "NS_230216033_ccdframes_0_0.cxi"
     optics, layout = Optics(frame=48, photons=2e6), Layout(corner_position=True)
     return make_scan(path, n_frames=64, step=130e-9, seed=3, optics=optics, layout=layout)
