@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from facilities.polling import Answer
 from facilities.progress import Progress, Wait, forget_progress, note_progress, read_progress
 from facilities.superfacility.slurm import SlurmJob, parse_state
 from facilities.superfacility.triggers import SlurmJobTrigger
+from support.superfacility import eventually
 
 
 @pytest.fixture
@@ -42,12 +42,6 @@ class Ti:
     map_index: int | None = -1
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    while not condition():  # noqa: ASYNC110 - another thread's doing
-        await asyncio.sleep(0.01)
-
-
 def test_all_waits_of_a_process_are_in_one_file_until_they_end(folder: Path) -> None:
     def files() -> list[Path]:
         return list(folder.iterdir())
@@ -57,15 +51,15 @@ def test_all_waits_of_a_process_are_in_one_file_until_they_end(folder: Path) -> 
         for ti in tis:
             note_progress(ti, Progress("RUNNING", elapsed=60, limit=120))
         note_progress(Ti("mapped", map_index=3), Progress("ACTIVE", 1, 2, 3.5, trouble="paused"))
-        await until(lambda: len(read_progress()) == 51)
+        await eventually(lambda: len(read_progress()) == 51)
         assert len(files()) == 1
         assert read_progress()[Wait("dag", "run 7", "wait")] == Progress("RUNNING", elapsed=60, limit=120)
         assert read_progress()[Wait("dag", "mapped", "wait", 3)].trouble == "paused"
         note_progress(tis[7], Progress("RUNNING", elapsed=70, limit=120))
-        await until(lambda: read_progress()[Wait("dag", "run 7", "wait")].elapsed == 70)
+        await eventually(lambda: read_progress()[Wait("dag", "run 7", "wait")].elapsed == 70)
         for ti in [*tis, Ti("mapped", map_index=3)]:
             forget_progress(ti)
-        await until(lambda: not files())
+        await eventually(lambda: not files())
 
     asyncio.run(waits())
     assert read_progress() == {}
@@ -86,13 +80,13 @@ def test_fifteen_thousand_waits_are_written_and_read(folder: Path) -> None:
     async def write() -> None:
         for wait, one in waits.items():
             note_progress(Ti(wait.run_id, wait.dag_id, wait.task_id), one)
-        await until(lambda: len(read_progress()) == len(waits))
+        await eventually(lambda: len(read_progress()) == len(waits))
         (file,) = files()
         assert file.stat().st_size < progress._MAX_BYTES / 4
         assert read_progress() == waits
         for wait in waits:
             forget_progress(Ti(wait.run_id, wait.dag_id, wait.task_id))
-        await until(lambda: not files())
+        await eventually(lambda: not files())
 
     asyncio.run(write())
 
@@ -106,11 +100,11 @@ def test_a_write_that_took_long_does_not_make_readers_take_its_writer_for_dead(
 
     async def waits() -> None:
         note_progress(Ti("run"), Progress("PENDING"))
-        await until(lambda: len(read_progress()) == 1)
+        await eventually(lambda: len(read_progress()) == 1)
         note_progress(Ti("run"), Progress("RUNNING"))
-        await until(lambda: [one.state for one in read_progress().values()] == ["RUNNING"])
+        await eventually(lambda: [one.state for one in read_progress().values()] == ["RUNNING"])
         forget_progress(Ti("run"))
-        await until(lambda: not list(folder.glob("*.json")))
+        await eventually(lambda: not list(folder.glob("*.json")))
 
     asyncio.run(asyncio.wait_for(waits(), 60))
 
@@ -128,17 +122,17 @@ def test_a_wait_that_begins_while_the_last_ones_file_is_removed_is_written(
 
     async def waits() -> None:
         note_progress(Ti("first"), Progress("RUNNING"))
-        await until(lambda: len(read_progress()) == 1)
+        await eventually(lambda: len(read_progress()) == 1)
         monkeypatch.setattr(progress, "_remove", remove_slowly)
         forget_progress(Ti("first"))
-        await until(removing.is_set)
+        await eventually(removing.is_set)
         note_progress(
             Ti("next"), Progress(trouble="NERSC does not answer")
         )  # once, as who waits for a service
         go_on.set()
-        await asyncio.wait_for(until(lambda: {wait.run_id for wait in read_progress()} == {"next"}), 60)
+        await asyncio.wait_for(eventually(lambda: {wait.run_id for wait in read_progress()} == {"next"}), 60)
         forget_progress(Ti("next"))
-        await until(lambda: not list(folder.iterdir()))
+        await eventually(lambda: not list(folder.iterdir()))
 
     asyncio.run(waits())
 
@@ -150,7 +144,7 @@ def test_a_folder_that_cannot_be_written_or_read_costs_a_line_in_the_log(
 
     async def waits() -> None:
         note_progress(Ti("run"), Progress("RUNNING"))
-        await until(lambda: "cannot be written" in caplog.text)
+        await eventually(lambda: "cannot be written" in caplog.text)
         note_progress(Ti("run"), Progress("COMPLETING"))
         await asyncio.sleep(0.1)
         forget_progress(Ti("run"))
@@ -201,7 +195,7 @@ def test_what_dead_processes_have_left_is_removed_after_a_day(
 
     async def waits() -> None:
         note_progress(Ti("run"), Progress("RUNNING"))
-        await until(lambda: bool(read_progress()))
+        await eventually(lambda: bool(read_progress()))
         forget_progress(Ti("run"))
 
     asyncio.run(waits())
@@ -268,7 +262,7 @@ def test_a_wait_notes_its_progress_at_each_poll_and_forgets_it_at_its_end(
                 await asyncio.sleep(0.02)
                 noted.append(read_progress().get(Wait("dag", "run", "wait")))
                 return Answer(job("RUNNING", elapsed=60))
-            await until(lambda: bool(read_progress()))
+            await eventually(lambda: bool(read_progress()))
             noted.append(read_progress().get(Wait("dag", "run", "wait")))
             return Answer(SlurmJob("80", "sacct", "COMPLETED", parse_state("COMPLETED")))
 
@@ -280,7 +274,7 @@ def test_a_wait_notes_its_progress_at_each_poll_and_forgets_it_at_its_end(
 
     async def wait() -> None:
         assert (await trigger.wait())["outcome"] == "ended"
-        await until(lambda: not list(folder.iterdir()))
+        await eventually(lambda: not list(folder.iterdir()))
 
     asyncio.run(wait())
     assert noted[0] is None
